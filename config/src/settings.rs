@@ -1,0 +1,10 @@
+//! What an operator can set: read from a file and the environment into the resolved types of [`proxy`] and [`node`]. Every problem
+//! is found before any is reported; nobody downstream checks again.
+
+pub mod load;
+pub mod node;
+pub mod problem;
+pub mod proxy;
+mod read;
+mod resolve;
+mod syntax;

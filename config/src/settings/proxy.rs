@@ -1,0 +1,282 @@
+//! Settings of hearth-proxy, resolved: every string has become a type and every cross-field rule holds.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::secret::Secret;
+use crate::tier::Tier;
+pub use crate::units::Cidr;
+
+/// The whole file. Each room receives only its section.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[server]`
+    pub server: Server,
+    /// `[tls]`
+    pub tls: Tls,
+    /// `[tunnel]`
+    pub tunnel: Tunnel,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[store]`
+    pub store: Store,
+    /// `[routing]`
+    pub routing: Routing,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// Where the proxy listens and how long it waits.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Public HTTPS listeners. Default `0.0.0.0:8443`.
+    pub listen: Vec<SocketAddr>,
+    /// Metrics without a credential; loopback only. Default `127.0.0.1:9464`; `None` = off.
+    pub admin_listen: Option<SocketAddr>,
+    /// Keys, the embedded store, the admin socket. Default `/var/lib/hearth-proxy`.
+    pub state_dir: PathBuf,
+    /// How people reach this proxy, without a trailing slash: `https://llm.example.org`. Default: from the first listener.
+    pub public_url: String,
+    /// Origins allowed by CORS besides our own.
+    pub cors_origins: Vec<String>,
+    /// CIDRs whose `X-Forwarded-For`/`Forwarded` is believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// SIGTERM: running streams have this long to finish. Default 30 s.
+    pub grace: Duration,
+    /// A request head must be complete within this. Default 10 s.
+    pub head_timeout: Duration,
+    /// A request body must be complete within this. Default 30 s.
+    pub body_timeout: Duration,
+    /// An idle kept-alive connection is closed after this. Default 60 s.
+    pub keepalive_timeout: Duration,
+    /// A client that takes no bytes for this long is cut. Default 30 s.
+    pub write_timeout: Duration,
+    /// The whole of one request. Default 600 s.
+    pub request_timeout: Duration,
+    /// JSON body, bytes. Default 4 MiB; media requests (base64 parts) `media_body_max`.
+    pub body_max: u64,
+    /// Body of a request with media parts, bytes. Default 32 MiB.
+    pub media_body_max: u64,
+    /// Open connections in all. Default 10,000.
+    pub connections_max: usize,
+    /// Open connections of one address (IPv6: one /64). Default 256.
+    pub connections_per_ip_max: usize,
+    /// Worker threads of the HTTP service. Default: number of cores.
+    pub threads: usize,
+}
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Tls {
+    /// PEM files, watched and swapped while running.
+    Files {
+        /// Chain, leaf first.
+        cert_file: PathBuf,
+        /// Private key.
+        key_file: PathBuf,
+    },
+    /// Made once and kept in the state directory; nodes pin it.
+    SelfSigned {
+        /// Names and addresses in the certificate.
+        names: Vec<String>,
+    },
+}
+
+/// The hub.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// UDP listener. Default `0.0.0.0:51820`.
+    pub listen: SocketAddr,
+    /// `host:port` that nodes dial; `None`: the host they used for HTTPS with our UDP port.
+    pub endpoint: Option<String>,
+    /// Time between reports. Default 5 s.
+    pub heartbeat: Duration,
+    /// A node silent for this long leaves routing. Default 15 s.
+    pub silent_after: Duration,
+    /// Nodes at most. Default 1,000.
+    pub nodes_max: usize,
+}
+
+/// Who may enter.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// JWT issuers.
+    pub issuers: Vec<Issuer>,
+}
+
+/// One issuer of JWTs.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// `iss`, byte for byte.
+    pub issuer: String,
+    /// Accepted `aud`; a token must carry one of them.
+    pub audiences: Vec<String>,
+    /// Algorithms allowed: `RS256`, `ES256`, `EdDSA`, ...
+    pub algorithms: Vec<String>,
+    /// Where the keys are.
+    pub keys: IssuerKeys,
+    /// Claim that names the user. Default `sub`.
+    pub user_claim: String,
+    /// The Firebase rules on top (string `aud`, `auth_time`, sub of at most 128 characters).
+    pub firebase: bool,
+    /// Clock skew allowed. Default 30 s, at most 60 s.
+    pub leeway: Duration,
+    /// Only verified e-mail addresses.
+    pub email_verified: bool,
+    /// Only these e-mail addresses or `@domains`; empty = all.
+    pub allow: Vec<String>,
+    /// Oldest accepted `iat` etc. need no setting; tokens longer than 8 KiB are refused.
+    pub plan: Option<String>,
+}
+
+/// Where an issuer's keys come from.
+#[derive(Clone, Debug)]
+pub enum IssuerKeys {
+    /// `<issuer>/.well-known/openid-configuration`, then its `jwks_uri`.
+    Discovery,
+    /// A JWK set by URL; https, or http on loopback.
+    Url(String),
+    /// A JWK set in a file, read again when it changes.
+    File(PathBuf),
+}
+
+/// How much.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Requests of any kind per address and minute before any crypto. Default 600, burst 120.
+    pub guard_per_minute: u32,
+    /// Burst of the guard.
+    pub guard_burst: u32,
+    /// Per address, per minute.
+    pub per_ip: PerMinute,
+    /// Per user, per minute.
+    pub per_user: PerMinute,
+    /// Per user and day (UTC): text requests. Default 100.
+    pub text_per_day: u32,
+    /// Per user and day (UTC): media requests. Default 20.
+    pub media_per_day: u32,
+    /// Open requests of one user. Default 16.
+    pub concurrent_per_user: u32,
+    /// Tokens generated when the request sets no maximum. Default 2,048.
+    pub max_tokens_default: u32,
+    /// Addresses and users kept in memory at most. Default 100,000.
+    pub table_max: usize,
+    /// Named plans that override the figures for keys and issuers.
+    pub plans: BTreeMap<String, Plan>,
+}
+
+/// Short windows, requests a minute.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PerMinute {
+    /// Default 30.
+    pub text: u32,
+    /// Default 10.
+    pub media: u32,
+    /// Health and lists. Default 120.
+    pub health: u32,
+}
+
+/// Figures that replace the defaults of one key, user or issuer; `None` keeps the default.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plan {
+    /// Text requests a minute.
+    pub text_per_minute: Option<u32>,
+    /// Media requests a minute.
+    pub media_per_minute: Option<u32>,
+    /// Text requests a day.
+    pub text_per_day: Option<u32>,
+    /// Media requests a day.
+    pub media_per_day: Option<u32>,
+    /// Open requests.
+    pub concurrent: Option<u32>,
+}
+
+/// Where counters, keys and nodes live.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// redb in the state directory.
+    Embedded,
+    /// Redis, shared by many proxies.
+    Redis {
+        /// `redis://` or `rediss://`.
+        url: Secret<String>,
+        /// Prefix of every key. Default `hearth`.
+        prefix: String,
+        /// Longest wait for one answer. Default 250 ms.
+        timeout: Duration,
+        /// What admission does while Redis is away.
+        on_failure: OnFailure,
+    },
+}
+
+/// What admission does while the store is away.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OnFailure {
+    /// 503, the default.
+    Closed,
+    /// Let in, counted in a metric.
+    Open,
+}
+
+/// Where to.
+#[derive(Clone, Debug)]
+pub struct Routing {
+    /// `model` names that mean "let the classifier decide". Default `auto`.
+    pub auto_models: Vec<String>,
+    /// Classifier score from which a request is heavy. Default 0.66.
+    pub heavy_from: f64,
+    /// Classifier score up to which a request is fast. Default 0.33.
+    pub fast_to: f64,
+    /// Failures within `breaker_window` that open a breaker. Default 3.
+    pub breaker_failures: u32,
+    /// Default 30 s.
+    pub breaker_window: Duration,
+    /// Default 30 s.
+    pub breaker_open: Duration,
+    /// A half-open probe is lost after this. Default 60 s.
+    pub breaker_probe: Duration,
+    /// Connecting to a node. Default 3 s.
+    pub connect_timeout: Duration,
+    /// Head of the node's answer. Default 120 s.
+    pub first_byte_timeout: Duration,
+    /// Silence within a stream. Default 60 s.
+    pub idle_timeout: Duration,
+    /// A status line may wait this long for the first token before comments start. Default 3 s.
+    pub commit_after: Duration,
+    /// Time between SSE comments. Default 15 s.
+    pub keepalive: Duration,
+    /// Fallback to a smaller tier. Default true.
+    pub fallback: bool,
+    /// Idle connections kept per node. Default 32.
+    pub pool_max: usize,
+}
+
+/// How logs look.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `RUST_LOG` syntax. Default `info`.
+    pub filter: String,
+    /// JSON lines, or text on a terminal.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// JSON lines.
+    Json,
+    /// Text.
+    Text,
+}
+
+/// The tier that a model name stands for, if it names one.
+pub fn tier_of_model(model: &str) -> Option<Tier> {
+    model.parse().ok()
+}

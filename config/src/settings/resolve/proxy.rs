@@ -1,0 +1,293 @@
+//! The proxy's sections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::limits::limits;
+use super::tls::tls;
+use super::{is_host, issuer, log, origin_host, split_port, url_of_listener};
+use crate::settings::proxy::{Auth, OnFailure, Plan, Routing, Server, Settings, Store, Tunnel};
+use crate::settings::read::{Loopback, Section};
+use crate::tier::Tier;
+
+const SOCKET: &str = "an address with port such as 0.0.0.0:8443 or [::]:8443";
+const YEAR_SECS: u64 = 366 * 86_400;
+
+/// Everything. Missing and wrong values are noted in the document; what comes back then is not used.
+pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
+    let server = server(root.section("server"));
+    let tls = tls(root.section("tls"), &server);
+    let limits = limits(root.section("limits"));
+    let settings = Settings {
+        tunnel: tunnel(root.section("tunnel")),
+        auth: auth(root.section("auth"), &limits.plans),
+        store: store(root.section("store")),
+        routing: routing(root.section("routing"), &server),
+        log: log(root.section("log")),
+        server,
+        tls,
+        limits,
+    };
+    root.close();
+    settings
+}
+
+fn server(mut section: Section<'_>) -> Server {
+    let default_listen = || vec![SocketAddr::from(([0, 0, 0, 0], 8443))];
+    let listen = section
+        .list("listen", 16, SOCKET)
+        .unwrap_or_else(default_listen);
+    let first = listen.first().copied();
+    if section.was_given("listen") && listen.is_empty() {
+        section.problem("listen", "empty: at least one address is needed");
+    }
+    let unique: BTreeSet<&SocketAddr> = listen.iter().collect();
+    if unique.len() < listen.len() {
+        section.problem("listen", "an address comes twice");
+    }
+    let admin_listen = section.loopback("admin_listen").map_or_else(
+        || Some(SocketAddr::from(([127, 0, 0, 1], 9464))),
+        Loopback::address,
+    );
+    if admin_listen.is_some_and(|admin| listen.contains(&admin)) {
+        section.problem("admin_listen", "the same address as in listen");
+    }
+    let server = Server {
+        listen,
+        admin_listen,
+        state_dir: section
+            .path("state_dir")
+            .unwrap_or_else(|| PathBuf::from("/var/lib/hearth-proxy")),
+        public_url: public_url(&mut section, first),
+        cors_origins: cors_origins(&mut section),
+        trusted_proxies: section
+            .list("trusted_proxies", 256, "a range such as 10.0.0.0/8")
+            .unwrap_or_default(),
+        grace: secs(&mut section, "grace_secs", 0, 3600, 30),
+        head_timeout: secs(&mut section, "head_timeout_secs", 1, 300, 10),
+        body_timeout: secs(&mut section, "body_timeout_secs", 1, 3600, 30),
+        keepalive_timeout: secs(&mut section, "keepalive_timeout_secs", 1, 3600, 60),
+        write_timeout: secs(&mut section, "write_timeout_secs", 1, 3600, 30),
+        request_timeout: secs(&mut section, "request_timeout_secs", 1, 86_400, 600),
+        body_max: section
+            .bytes("body_max_bytes", 1024..=1 << 30)
+            .unwrap_or(4 << 20),
+        media_body_max: section
+            .bytes("media_body_max_bytes", 1024..=1 << 30)
+            .unwrap_or(32 << 20),
+        connections_max: section
+            .integer("connections_max", 1..=1_000_000)
+            .map_or(10_000, count),
+        connections_per_ip_max: section
+            .integer("connections_per_ip_max", 1..=1_000_000)
+            .map_or(256, count),
+        threads: section
+            .integer("threads", 1..=1024)
+            .map_or(section.outside().machine.cores, count),
+    };
+    server_rules(&section, &server);
+    section.close();
+    server
+}
+
+fn server_rules(section: &Section<'_>, server: &Server) {
+    if server.media_body_max < server.body_max {
+        let message = format!(
+            "{} is below body_max_bytes ({}): media requests carry text too",
+            server.media_body_max, server.body_max
+        );
+        section.problem("media_body_max_bytes", message);
+    }
+    if server.body_timeout > server.request_timeout {
+        section.problem(
+            "body_timeout_secs",
+            "above request_timeout_secs, which covers the whole request",
+        );
+    }
+    if server.connections_per_ip_max > server.connections_max
+        && section.was_given("connections_per_ip_max")
+    {
+        section.problem("connections_per_ip_max", "above connections_max");
+    }
+}
+
+fn public_url(section: &mut Section<'_>, first: Option<SocketAddr>) -> String {
+    let want = "https://HOST or https://HOST:PORT, without a path or a trailing slash";
+    section
+        .checked_text("public_url", want, |url| {
+            origin_host(url, &["https://"]).is_some()
+        })
+        .unwrap_or_else(|| first.map(url_of_listener).unwrap_or_default())
+}
+
+fn cors_origins(section: &mut Section<'_>) -> Vec<String> {
+    let origins: Vec<String> = section
+        .list("cors_origins", 256, "an origin")
+        .unwrap_or_default();
+    for origin in &origins {
+        if origin != "*" && origin_host(origin, &["https://", "http://"]).is_none() {
+            let message = format!(
+                "{origin:?} is not an origin such as https://app.example.org, without a trailing slash, or *"
+            );
+            section.problem("cors_origins", message);
+        }
+    }
+    origins
+}
+
+fn tunnel(mut section: Section<'_>) -> Tunnel {
+    let heartbeat = secs(&mut section, "heartbeat_secs", 1, 300, 5);
+    let silent_after = secs(&mut section, "silent_after_secs", 2, 3600, 15);
+    if silent_after < heartbeat.saturating_mul(2) {
+        let message = "less than twice heartbeat_secs: one late report would take the node out";
+        section.problem("silent_after_secs", message);
+    }
+    let want = "a host with port such as llm.example.org:51820";
+    let endpoint = section.checked_text("endpoint", want, |text| {
+        split_port(text).is_some_and(|(host, port)| {
+            is_host(host)
+                && port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+        })
+    });
+    let tunnel = Tunnel {
+        listen: section
+            .parsed("listen", "an address with port such as 0.0.0.0:51820")
+            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 51_820))),
+        endpoint,
+        heartbeat,
+        silent_after,
+        nodes_max: section
+            .integer("nodes_max", 1..=100_000)
+            .map_or(1000, count),
+    };
+    section.close();
+    tunnel
+}
+
+fn auth(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -> Auth {
+    let mut issuers = Vec::new();
+    let mut names = BTreeSet::new();
+    for inner in section.sections("issuers", 64) {
+        let issuer = issuer::issuer(inner, plans);
+        if !issuer.issuer.is_empty() && !names.insert(issuer.issuer.clone()) {
+            let message = format!("the issuer {:?} comes twice", issuer.issuer);
+            section.problem("issuers", message);
+        }
+        issuers.push(issuer);
+    }
+    section.close();
+    Auth { issuers }
+}
+
+fn store(mut section: Section<'_>) -> Store {
+    let kinds = [("embedded", false), ("redis", true)];
+    let kind = section.one_of("kind", &kinds);
+    let kind_is_good = kind.is_some() || !section.was_given("kind");
+    let redis = kind.unwrap_or(false);
+    let url = section.secret("url", "url_file");
+    let prefix = section.checked_text("prefix", "1 to 64 letters, digits, _ - or :", |prefix| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':');
+        (1..=64).contains(&prefix.len()) && prefix.chars().all(plain)
+    });
+    let timeout = section
+        .millis("timeout_ms", 10..=10_000)
+        .unwrap_or(Duration::from_millis(250));
+    let modes = [("closed", OnFailure::Closed), ("open", OnFailure::Open)];
+    let on_failure = section
+        .one_of("on_failure", &modes)
+        .unwrap_or(OnFailure::Closed);
+    let good_url = url.as_ref().is_none_or(|url| {
+        let url = url.expose();
+        url.starts_with("redis://") || url.starts_with("rediss://")
+    });
+    if !good_url {
+        section.secret_problem("url", "the value is not a redis:// or rediss:// URL");
+    }
+    let url_given = section.was_given("url") || section.was_given("url_file");
+    if kind_is_good && !redis && url_given {
+        section.secret_problem(
+            "url",
+            "only for kind = \"redis\": set it, or remove this key",
+        );
+    }
+    if redis && !url_given {
+        section.missing("url", "redis://HOST:PORT, env:NAME, or url_file = \"...\"");
+    }
+    section.close();
+    match url {
+        Some(url) if redis => Store::Redis {
+            url,
+            prefix: prefix.unwrap_or_else(|| "hearth".to_owned()),
+            timeout,
+            on_failure,
+        },
+        Some(_) | None => Store::Embedded,
+    }
+}
+
+fn routing(mut section: Section<'_>, server: &Server) -> Routing {
+    let request_secs = server.request_timeout.as_secs().max(1);
+    let routing = Routing {
+        auto_models: section
+            .list("auto_models", 64, "a model name")
+            .unwrap_or_else(|| vec!["auto".to_owned()]),
+        heavy_from: section.float("heavy_from", 0.0..=1.0).unwrap_or(0.66),
+        fast_to: section.float("fast_to", 0.0..=1.0).unwrap_or(0.33),
+        breaker_failures: section.integer("breaker_failures", 1..=1000).unwrap_or(3),
+        breaker_window: secs(&mut section, "breaker_window_secs", 1, 3600, 30),
+        breaker_open: secs(&mut section, "breaker_open_secs", 1, 3600, 30),
+        breaker_probe: secs(&mut section, "breaker_probe_secs", 1, 3600, 60),
+        connect_timeout: secs(&mut section, "connect_timeout_secs", 1, 60, 3),
+        first_byte_timeout: secs(&mut section, "first_byte_timeout_secs", 1, YEAR_SECS, 120),
+        idle_timeout: secs(&mut section, "idle_timeout_secs", 1, 3600, 60),
+        commit_after: section
+            .millis("commit_after_ms", 0..=30_000)
+            .unwrap_or(Duration::from_secs(3)),
+        keepalive: secs(&mut section, "keepalive_secs", 1, 55, 15),
+        fallback: section.boolean("fallback").unwrap_or(true),
+        pool_max: section.integer("pool_max", 0..=1024).map_or(32, count),
+    };
+    if routing.fast_to >= routing.heavy_from {
+        let message = format!(
+            "{} is not below heavy_from ({}): nothing would be left for the primary tier",
+            routing.fast_to, routing.heavy_from
+        );
+        section.problem("fast_to", message);
+    }
+    if routing.first_byte_timeout.as_secs() > request_secs
+        && section.was_given("first_byte_timeout_secs")
+    {
+        section.problem(
+            "first_byte_timeout_secs",
+            "above server.request_timeout_secs, which covers the whole request",
+        );
+    }
+    for name in &routing.auto_models {
+        if name.parse::<Tier>().is_ok() {
+            let message =
+                format!("{name:?} names a tier: a request for it is not left to the classifier");
+            section.problem("auto_models", message);
+        }
+    }
+    section.close();
+    routing
+}
+
+fn secs(
+    section: &mut Section<'_>,
+    key: &'static str,
+    from: u64,
+    to: u64,
+    default: u64,
+) -> Duration {
+    section
+        .secs(key, from..=to)
+        .unwrap_or(Duration::from_secs(default))
+}
+
+/// Every bound of the settings fits.
+pub(super) fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

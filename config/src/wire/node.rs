@@ -1,0 +1,208 @@
+//! What a node and a proxy say to each other: enrolment and registration over HTTPS, reports through the tunnel. Types only.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::NodeId;
+use crate::tier::Tier;
+
+/// Version of these messages; a proxy refuses another one with `version_unsupported`.
+pub const VERSION: u32 = 1;
+/// The hub's address inside the tunnel.
+pub const HUB_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 1);
+/// The port of the node's HTTP server inside the tunnel.
+pub const NODE_PORT: u16 = 8080;
+/// The port of the hub's report service inside the tunnel.
+pub const REPORT_PORT: u16 = 9000;
+
+/// Answer to `POST /v1/nodes/nonce`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NonceReply {
+    /// To be signed within its life.
+    pub nonce: String,
+    /// Life in seconds.
+    pub expires_secs: u64,
+}
+
+/// `POST /v1/nodes/enroll`: a join token against a place in the house.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollRequest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `hearth_nj_…`.
+    pub token: String,
+    /// Base64 of the 32 bytes of the Ed25519 identity key.
+    pub identity: String,
+    /// What people call the machine: 1 to 64 characters.
+    pub name: String,
+    /// From [`NonceReply`].
+    pub nonce: String,
+    /// Base64 of the Ed25519 signature over [`enroll_message`].
+    pub signature: String,
+}
+
+/// Answer to an accepted [`EnrollRequest`], status 201.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EnrollReply {
+    /// The node's name for ever.
+    pub node_id: NodeId,
+}
+
+/// `POST /v1/nodes/register`: a fresh WireGuard key for a known identity.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// From [`EnrollReply`].
+    pub node_id: NodeId,
+    /// Base64 of the WireGuard public key of this start.
+    pub wireguard_key: String,
+    /// From [`NonceReply`].
+    pub nonce: String,
+    /// Base64 of the Ed25519 signature over [`register_message`].
+    pub signature: String,
+    /// For the list of nodes.
+    pub agent_version: String,
+}
+
+/// Answer to an accepted [`RegisterRequest`]: all a node needs to dial in. Carries secrets: never log it.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RegisterReply {
+    /// The node's address inside the tunnel.
+    pub address: Ipv6Addr,
+    /// Whom to dial.
+    pub hub: Hub,
+    /// Base64 of the WireGuard pre-shared key.
+    pub preshared_key: String,
+    /// Bearer token for both directions inside the tunnel.
+    pub agent_token: String,
+    /// Port of the report service on the hub.
+    pub report_port: u16,
+    /// Time between reports.
+    pub heartbeat_secs: u64,
+    /// The proxy's clock, Unix milliseconds.
+    pub server_time_ms: u64,
+}
+
+/// The proxy's end of the tunnel.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hub {
+    /// Base64 of the WireGuard public key.
+    pub public_key: String,
+    /// `host:port`, or `:port` on the host that the node dialled.
+    pub endpoint: String,
+    /// Address inside the tunnel.
+    pub address: Ipv6Addr,
+}
+
+/// The bytes that an enrolling node signs.
+pub fn enroll_message(token_id: &str, identity: &str, nonce: &str) -> Vec<u8> {
+    ["hearth-enroll-v1", token_id, identity, nonce]
+        .join("\0")
+        .into_bytes()
+}
+
+/// The bytes that a registering node signs.
+pub fn register_message(node_id: &NodeId, wireguard_key: &str, nonce: &str) -> Vec<u8> {
+    ["hearth-register-v1", node_id.as_str(), wireguard_key, nonce]
+        .join("\0")
+        .into_bytes()
+}
+
+/// `POST /v1/report` inside the tunnel, every few seconds and on every change.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Who reports; must agree with the tunnel's address.
+    pub node_id: NodeId,
+    /// Counts up within one start of the node; an older one is dropped.
+    pub seq: u64,
+    /// The node takes no new work.
+    pub draining: bool,
+    /// The machine's memory.
+    pub memory: Memory,
+    /// One entry a configured tier.
+    pub tiers: Vec<TierReport>,
+}
+
+/// Memory of the machine, in bytes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Memory {
+    /// Installed.
+    pub total_bytes: u64,
+    /// Free or reclaimable now.
+    pub available_bytes: u64,
+}
+
+/// One tier of a node, now.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TierReport {
+    /// Which.
+    pub tier: Tier,
+    /// Whether it can answer.
+    pub state: TierState,
+    /// Why not, if it cannot.
+    pub reason: Option<String>,
+    /// What it serves, once loaded.
+    pub model: Option<ModelReport>,
+    /// Sequences it decodes at once.
+    pub slots: u32,
+    /// Of these, in use.
+    pub slots_busy: u32,
+    /// Jobs waiting for a slot.
+    pub queue_depth: u32,
+    /// Jobs that may wait.
+    pub queue_max: u32,
+    /// Decoding speed lately, all slots together; 0 when unknown.
+    pub tokens_per_second: f64,
+    /// Prompt processing speed lately; 0 when unknown.
+    pub prompt_tokens_per_second: f64,
+}
+
+/// Whether a tier can answer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TierState {
+    /// The worker is starting.
+    Loading,
+    /// Answers.
+    Ready,
+    /// Crashed or refused; the agent tries again.
+    Down,
+}
+
+/// The model behind a tier.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ModelReport {
+    /// The id clients use, e.g. `tiny-fast`.
+    pub id: String,
+    /// SHA-256 of the file, hex; empty while it is being computed.
+    pub file_sha256: String,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Tokens a request may use, prompt and answer together.
+    pub n_ctx: u32,
+    /// Tokens the model was trained for.
+    pub n_ctx_train: u32,
+    /// Weights.
+    pub parameters: u64,
+    /// As `Q8_0`.
+    pub quantization: String,
+    /// As `llama`.
+    pub architecture: String,
+    /// Input kinds besides text: `image`, `audio`.
+    pub modalities: Vec<String>,
+}
+
+/// Answer to a [`Report`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ReportReply {
+    /// The proxy's clock, Unix milliseconds.
+    pub server_time_ms: u64,
+    /// The proxy is going away: finish nothing new through it.
+    pub draining: bool,
+}

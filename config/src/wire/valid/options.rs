@@ -1,0 +1,226 @@
+//! The fields that chat and text completions share: length, stop strings, sampling, and what is ignored by name.
+
+use super::read::{Object, as_array, as_number, as_string, invalid};
+use super::{GRAMMAR_BYTES_MAX, Generation, Invalid, LOGIT_BIAS_MAX, N_MAX, STOP_MAX, Sampling};
+use crate::wire::chat::StreamOptions;
+use serde_json::Value;
+
+/// Fields without meaning here, named in the documentation: they change billing, caching or safety on OpenAI's side only.
+const IGNORED: [&str; 5] = [
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "safety_identifier",
+    "verbosity",
+];
+const TOKENS_MAX: u32 = i32::MAX as u32;
+const STOP_BYTES_MAX: usize = 512;
+const MODEL_BYTES_MAX: usize = 256;
+
+/// Takes out what is accepted and ignored.
+pub(super) fn ignore(body: &mut Object) {
+    for key in IGNORED {
+        drop(body.take(key));
+    }
+}
+
+/// `model`: required, printable.
+pub(super) fn model(body: &mut Object) -> Result<String, Invalid> {
+    let Some(model) = body.string("model", MODEL_BYTES_MAX)? else {
+        return Err(invalid(
+            "model",
+            "missing; name a model, a tier (fast, primary, heavy), or auto",
+        ));
+    };
+    if model.is_empty() || model.chars().any(char::is_control) {
+        return Err(invalid(
+            "model",
+            "empty or not printable; name a model, a tier (fast, primary, heavy), or auto",
+        ));
+    }
+    Ok(model)
+}
+
+/// `tier`: Hearth's own field; `auto` is the same as leaving it out.
+pub(super) fn tier(body: &mut Object) -> Result<Option<crate::tier::Tier>, Invalid> {
+    match body.string("tier", MODEL_BYTES_MAX)?.as_deref() {
+        None | Some("auto") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_unknown| {
+            let message = format!(
+                "{} is not one of fast, primary, heavy, auto",
+                super::read::quote(text)
+            );
+            invalid("tier", message)
+        }),
+    }
+}
+
+/// `stream_options`; `include_obfuscation` is ignored by name.
+pub(super) fn stream_options(body: &mut Object) -> Result<StreamOptions, Invalid> {
+    let Some(mut options) = body.object("stream_options")? else {
+        return Ok(StreamOptions::default());
+    };
+    Ok(StreamOptions {
+        include_usage: options.boolean("include_usage")?.unwrap_or(false),
+    })
+}
+
+/// Everything of [`Generation`].
+pub(super) fn generation(body: &mut Object) -> Result<Generation, Invalid> {
+    let max_tokens = body.unsigned("max_tokens", 1..=TOKENS_MAX)?;
+    let completion_max = body.unsigned("max_completion_tokens", 1..=TOKENS_MAX)?;
+    Ok(Generation {
+        max_tokens: completion_max.or(max_tokens),
+        n: body.unsigned("n", 1..=N_MAX)?.unwrap_or(1),
+        stop: stop(body)?,
+        sampling: sampling(body)?,
+        grammar: body
+            .string("grammar", GRAMMAR_BYTES_MAX)?
+            .filter(|grammar| !grammar.is_empty()),
+        cache_prompt: body.boolean("cache_prompt")?,
+        timings_per_token: body.boolean("timings_per_token")?.unwrap_or(false),
+        return_progress: body.boolean("return_progress")?.unwrap_or(false),
+    })
+}
+
+fn stop(body: &mut Object) -> Result<Vec<String>, Invalid> {
+    let items = match body.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) => as_array("stop".to_owned(), Value::Array(items), STOP_MAX)?,
+        Some(one @ Value::String(_)) => vec![one],
+        Some(other) => {
+            let message = format!(
+                "expected a string or an array of at most {STOP_MAX} strings, got {}",
+                super::read::kind_of(&other)
+            );
+            return Err(invalid("stop", message));
+        }
+    };
+    let mut list = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        let path = format!("stop[{index}]");
+        let text = as_string(path.clone(), item, STOP_BYTES_MAX)?;
+        if text.is_empty() {
+            return Err(invalid(
+                path,
+                "an empty stop string would end every answer at once",
+            ));
+        }
+        list.push(text);
+    }
+    Ok(list)
+}
+
+fn sampling(body: &mut Object) -> Result<Sampling, Invalid> {
+    Ok(Sampling {
+        temperature: body.number("temperature", 0.0..=2.0)?,
+        top_p: body.number("top_p", 0.0..=1.0)?,
+        top_k: body.unsigned("top_k", 0..=TOKENS_MAX)?,
+        min_p: body.number("min_p", 0.0..=1.0)?,
+        typical_p: body.number("typical_p", 0.0..=1.0)?,
+        repeat_penalty: repeat_penalty(body)?,
+        presence_penalty: body.number("presence_penalty", -2.0..=2.0)?,
+        frequency_penalty: body.number("frequency_penalty", -2.0..=2.0)?,
+        seed: body.integer("seed", i64::MIN..=i64::MAX)?,
+        logit_bias: logit_bias(body)?,
+    })
+}
+
+fn repeat_penalty(body: &mut Object) -> Result<Option<f64>, Invalid> {
+    match body.number("repeat_penalty", 0.0..=2.0)? {
+        // Logits are divided by it.
+        Some(0.0) => Err(invalid(
+            "repeat_penalty",
+            "0 is outside: above 0 to 2; 1 is off",
+        )),
+        other => Ok(other),
+    }
+}
+
+fn logit_bias(body: &mut Object) -> Result<Vec<(u32, f64)>, Invalid> {
+    let Some(entries) = body.object("logit_bias")? else {
+        return Ok(Vec::new());
+    };
+    let map = entries.into_map();
+    if map.len() > LOGIT_BIAS_MAX {
+        let message = format!(
+            "{} entries are too many; at most {LOGIT_BIAS_MAX}",
+            map.len()
+        );
+        return Err(invalid("logit_bias", message));
+    }
+    let mut list = Vec::with_capacity(map.len());
+    for (token, bias) in map {
+        let id = token.parse::<u32>().ok().filter(|id| *id <= TOKENS_MAX);
+        let Some(id) = id else {
+            let message = format!("{} is not a token id", super::read::quote(&token));
+            return Err(invalid("logit_bias", message));
+        };
+        let path = format!("logit_bias.{id}");
+        list.push((id, as_number(path, &bias, -100.0..=100.0)?));
+    }
+    list.sort_by_key(|(id, _)| *id);
+    list.dedup_by_key(|(id, _)| *id);
+    Ok(list)
+}
+
+/// Writes [`Generation`] for the node.
+pub(super) fn write(generation: &Generation, body: &mut serde_json::Map<String, Value>) {
+    let sampling = &generation.sampling;
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body.insert(key.to_owned(), value);
+        }
+    };
+    put("max_tokens", generation.max_tokens.map(Value::from));
+    put("n", (generation.n != 1).then(|| generation.n.into()));
+    put(
+        "stop",
+        (!generation.stop.is_empty()).then(|| generation.stop.clone().into()),
+    );
+    put("temperature", sampling.temperature.map(Value::from));
+    put("top_p", sampling.top_p.map(Value::from));
+    put("top_k", sampling.top_k.map(Value::from));
+    put("min_p", sampling.min_p.map(Value::from));
+    put("typical_p", sampling.typical_p.map(Value::from));
+    put("repeat_penalty", sampling.repeat_penalty.map(Value::from));
+    put(
+        "presence_penalty",
+        sampling.presence_penalty.map(Value::from),
+    );
+    put(
+        "frequency_penalty",
+        sampling.frequency_penalty.map(Value::from),
+    );
+    put("seed", sampling.seed.map(Value::from));
+    let bias: serde_json::Map<String, Value> = sampling
+        .logit_bias
+        .iter()
+        .map(|(id, bias)| (id.to_string(), Value::from(*bias)))
+        .collect();
+    put(
+        "logit_bias",
+        (!bias.is_empty()).then_some(Value::Object(bias)),
+    );
+    put("grammar", generation.grammar.clone().map(Value::from));
+    put("cache_prompt", generation.cache_prompt.map(Value::from));
+    put(
+        "timings_per_token",
+        generation.timings_per_token.then_some(true.into()),
+    );
+    put(
+        "return_progress",
+        generation.return_progress.then_some(true.into()),
+    );
+}
+
+/// `stream` and what the node must add to it: usage always travels inside, because quotas need it.
+pub(super) fn write_stream(stream: bool, body: &mut serde_json::Map<String, Value>) {
+    body.insert("stream".to_owned(), stream.into());
+    if stream {
+        body.insert(
+            "stream_options".to_owned(),
+            serde_json::json!({"include_usage": true}),
+        );
+    }
+}

@@ -1,0 +1,528 @@
+//! What the agent asks of an engine and what the engine answers, as plain values.
+//!
+//! This room must never do I/O and never name llama.cpp: everything here crosses a process boundary.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+/// How a model is loaded into one worker process.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct LoadSpec {
+    /// The GGUF file, or `script:…` for the scripted engine (see [`crate::scripted`]).
+    pub model_path: PathBuf,
+    /// Context length of one slot in tokens; 0 takes what the model was trained with. Never above that.
+    pub n_ctx: u32,
+    /// How many requests decode at the same time.
+    pub slots: u16,
+    /// Compute threads; `None` chooses by model size and physical cores.
+    pub threads: Option<u16>,
+    /// The most tokens in one decode call.
+    pub batch: u32,
+    /// Type of the cached keys and values.
+    pub kv_type: KvType,
+    /// Whether flash attention is used.
+    pub flash_attention: FlashAttention,
+    /// Layers put on a GPU; 0 keeps the model on the CPU.
+    pub gpu_layers: u32,
+    /// Map the file instead of reading it, so that a restart finds it in the page cache.
+    pub mmap: bool,
+    /// Lock the model in memory.
+    pub mlock: bool,
+    /// One KV cache for all slots instead of one part each (less memory, 16 % more work per token).
+    pub kv_unified: bool,
+    /// Keep all positions of layers with a sliding window. Takes several times the memory with such models, but any
+    /// prefix can then be reused, not only one that was left a few hundred tokens ago.
+    pub swa_full: bool,
+    /// Requests that may wait for a slot.
+    pub queue_max: usize,
+    /// Waiting requests of one principal.
+    pub queue_per_principal_max: usize,
+    /// Seed of requests that bring none; `None` draws one for each.
+    pub seed_default: Option<u64>,
+    /// The longest gap that a long prompt may cause in a running stream.
+    pub stall_max_ms: u32,
+}
+
+impl LoadSpec {
+    /// Describes a model file with the defaults that suit a home machine.
+    pub fn new(model_path: impl Into<PathBuf>) -> Self {
+        Self {
+            model_path: model_path.into(),
+            n_ctx: 0,
+            slots: 4,
+            threads: None,
+            batch: 512,
+            kv_type: KvType::F16,
+            flash_attention: FlashAttention::Auto,
+            gpu_layers: 0,
+            mmap: true,
+            mlock: false,
+            kv_unified: false,
+            swa_full: false,
+            queue_max: 64,
+            queue_per_principal_max: 32,
+            seed_default: None,
+            stall_max_ms: 100,
+        }
+    }
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// 8-bit blocks, half the memory of `F16`.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4-bit blocks, a quarter of the memory of `F16`; needs flash attention.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+/// Whether flash attention is used.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlashAttention {
+    /// On a CPU it is left out while that costs little memory, because it makes an answer depend on what else is being
+    /// computed; elsewhere llama.cpp decides.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// What a loaded model says about itself.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ModelCard {
+    /// `general.architecture`, for example `llama` or `gemma4`.
+    pub architecture: String,
+    /// `general.name`, or the file name without its suffix.
+    pub name: String,
+    /// The Jinja source of `tokenizer.chat_template`.
+    pub chat_template: Option<String>,
+    /// Text of the begin-of-sequence token, empty if there is none.
+    pub bos_token: String,
+    /// Text of the end-of-sequence token, empty if there is none.
+    pub eos_token: String,
+    /// Whether the tokenizer itself puts the begin token in front.
+    pub add_bos: bool,
+    /// Context length of one slot in tokens.
+    pub n_ctx: u32,
+    /// Context length the model was trained with.
+    pub n_ctx_train: u32,
+    /// Number of tokens in the vocabulary.
+    pub n_vocab: u32,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Size of all tensors.
+    pub size_bytes: u64,
+    /// For example `Q8_0`.
+    pub quantization: String,
+    /// Number of slots.
+    pub slots: u16,
+    /// Compute threads in use.
+    pub threads: u16,
+    /// Devices that hold the model.
+    pub devices: Vec<Device>,
+}
+
+/// A compute device as the engine names it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Device {
+    /// For example `CPU` or `CUDA0`.
+    pub name: String,
+    /// What the vendor calls it.
+    pub description: String,
+    /// Memory free when the model was loaded.
+    pub memory_free_bytes: u64,
+    /// All memory of the device.
+    pub memory_total_bytes: u64,
+}
+
+/// One request for text.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct GenerateSpec {
+    /// What the model reads.
+    pub prompt: Prompt,
+    /// The most tokens to make; `None` goes on to the end of the context.
+    pub max_tokens: Option<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// A form that the answer must take.
+    pub grammar: Option<Grammar>,
+    /// Ask for log-probabilities with this many alternatives (0-20).
+    pub logprobs: Option<u8>,
+    /// Time left for the whole request, waiting included.
+    pub deadline: Option<Duration>,
+    /// Whose request this is: fairness in the queue, and the wall around reused prefixes.
+    pub principal: u64,
+    /// Never end at an end-of-generation token.
+    pub ignore_eos: bool,
+    /// Reuse and keep the KV cache of this prompt.
+    pub cache_prompt: bool,
+    /// Also write control tokens such as `<|tool_call>` into the text.
+    pub render_special: bool,
+}
+
+impl GenerateSpec {
+    /// Asks for a continuation of `text` in which special tokens count as such, as a chat template writes them.
+    pub fn from_template(text: impl Into<String>) -> Self {
+        Self {
+            prompt: Prompt::Text {
+                text: text.into(),
+                parse_special: true,
+                add_special: true,
+            },
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            grammar: None,
+            logprobs: None,
+            deadline: None,
+            principal: 0,
+            ignore_eos: false,
+            cache_prompt: true,
+            render_special: false,
+        }
+    }
+}
+
+/// What the model reads.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompt {
+    /// Text for the model's tokenizer.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether `<|im_start|>` and the like become control tokens.
+        parse_special: bool,
+        /// Whether the begin token is added if the model wants one.
+        add_special: bool,
+    },
+    /// Tokens as they are.
+    Tokens(Vec<i32>),
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Sampling {
+    /// 0 takes the best token every time.
+    pub temperature: f32,
+    /// Only the k best tokens; 0 means no such limit.
+    pub top_k: u32,
+    /// Only the best tokens that together reach this probability; 1 means all.
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the best; 0 means all.
+    pub min_p: f32,
+    /// Locally typical sampling; 1 means off.
+    pub typical_p: f32,
+    /// Divides the logits of tokens among the last [`Sampling::repeat_last_n`]; 1 means off.
+    pub repeat_penalty: f32,
+    /// How many tokens, prompt included, the repeat penalty looks back on.
+    pub repeat_last_n: u32,
+    /// Subtracted from the logit of every token in the answer so far.
+    pub presence_penalty: f32,
+    /// Subtracted for each time that a token is in the answer so far.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(i32, f32)>,
+    /// The same seed gives the same text.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    /// OpenAI's defaults: temperature 1, nothing cut off, no penalties.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        }
+    }
+}
+
+/// A form that the answer must take.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grammar {
+    /// llama.cpp's grammar notation with a rule `root`.
+    Gbnf(String),
+    /// A JSON schema.
+    JsonSchema(serde_json::Value),
+}
+
+/// One step in the life of a [`crate::Generation`].
+///
+/// The order is `Started`, any number of `Piece`, then one `Done`; or a `Refused` in place of any of them, which ends it too.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A slot works on the prompt.
+    Started {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// How many of them were in the KV cache already.
+        cached_tokens: u32,
+        /// Time spent waiting for the slot.
+        queue_ms: u64,
+    },
+    /// Some more text: whole characters only, never a part of a stop string.
+    Piece {
+        /// The text, possibly empty when only log-probabilities or token counts are due.
+        text: String,
+        /// Tokens made since the piece before.
+        tokens: u32,
+        /// One entry per token, if they were asked for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// The answer is complete.
+    Done {
+        /// Why it ended.
+        finish: Finish,
+        /// What it used.
+        usage: Usage,
+        /// How long it took.
+        timings: Timings,
+    },
+    /// The request ended without an answer.
+    Refused(Refusal),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// A stop string was found.
+    StopString,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// The deadline passed while the answer was being made.
+    Deadline,
+}
+
+impl Finish {
+    /// Names it for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::StopString => "stop_string",
+            Self::Length => "length",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// Tokens used by one request, counted by the engine.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens made, the end token included.
+    pub completion_tokens: u32,
+    /// Tokens of the prompt that were in the KV cache already.
+    pub cached_tokens: u32,
+}
+
+/// Times of one request in milliseconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Timings {
+    /// Waiting for a slot.
+    pub queue_ms: f64,
+    /// From the slot to the first token.
+    pub prompt_ms: f64,
+    /// From the first token to the last.
+    pub predicted_ms: f64,
+}
+
+/// Log-probability of one token.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token and its probability before any sampling rule.
+    pub chosen: LogprobEntry,
+    /// The most likely tokens at this place, best first.
+    pub top: Vec<LogprobEntry>,
+}
+
+/// One candidate in a [`TokenLogprob`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct LogprobEntry {
+    /// Number of the token.
+    pub token: i32,
+    /// Its bytes, possibly a part of a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// Why a request got no answer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The prompt, or the prompt with the wanted answer, is longer than a slot's context.
+    #[error("the context holds {n_ctx} tokens, but the prompt has {prompt_tokens} and {} more were asked for", max_tokens.unwrap_or(1))]
+    ContextLengthExceeded {
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// What the request asked for.
+        max_tokens: Option<u32>,
+        /// Context length of one slot.
+        n_ctx: u32,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests wait already")]
+    QueueFull {
+        /// How many wait.
+        waiting: u32,
+    },
+    /// The deadline passed before the first token.
+    #[error("the deadline passed while the request waited")]
+    DeadlineExceeded,
+    /// The grammar or schema cannot be used.
+    #[error("the grammar cannot be used: {reason}")]
+    BadGrammar {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A value is out of its range.
+    #[error("{param} is invalid: {reason}")]
+    Invalid {
+        /// The field, in OpenAI's spelling.
+        param: String,
+        /// What would be right.
+        reason: String,
+    },
+    /// The engine failed at this request, but lives.
+    #[error("the engine failed: {reason}")]
+    EngineFault {
+        /// What happened.
+        reason: String,
+    },
+    /// The worker process ended.
+    #[error("the worker process ended: {reason}")]
+    WorkerGone {
+        /// Its exit status and last words.
+        reason: String,
+    },
+}
+
+impl Refusal {
+    /// Names it for logs and metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ContextLengthExceeded { .. } => "context_length_exceeded",
+            Self::QueueFull { .. } => "queue_full",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::BadGrammar { .. } => "bad_grammar",
+            Self::Invalid { .. } => "invalid",
+            Self::EngineFault { .. } => "engine_fault",
+            Self::WorkerGone { .. } => "worker_gone",
+        }
+    }
+}
+
+/// How busy a worker is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Stats {
+    /// Number of slots.
+    pub slots: u16,
+    /// Slots at work.
+    pub slots_busy: u16,
+    /// Requests that wait for a slot.
+    pub queue_depth: u32,
+    /// Tokens made per second while any was made, recent average over all slots.
+    pub tokens_per_second: f64,
+    /// Prompt tokens read per second while any was read, recent average.
+    pub prompt_tokens_per_second: f64,
+    /// Tokens in the KV cache, reusable ones of idle slots included.
+    pub kv_tokens: u64,
+    /// Tokens that fit into the KV cache.
+    pub kv_tokens_max: u64,
+    /// Prompt tokens read since the start, cached ones not counted.
+    pub prompt_tokens_total: u64,
+    /// Prompt tokens found in the KV cache since the start.
+    pub cached_tokens_total: u64,
+    /// Tokens made since the start.
+    pub completion_tokens_total: u64,
+}
+
+/// Why a model could not be loaded.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadError {
+    /// The worker program could not be started.
+    #[error("cannot start the worker {program}: {reason}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The load specification makes no sense.
+    #[error("{field} is invalid: {reason}")]
+    Invalid {
+        /// The field of [`LoadSpec`].
+        field: String,
+        /// What would be right.
+        reason: String,
+    },
+    /// The file is missing, broken or of an unknown kind.
+    #[error("cannot load {path}: {reason}")]
+    Model {
+        /// The file.
+        path: String,
+        /// The last words of the engine about it.
+        reason: String,
+    },
+    /// The context would not fit into memory.
+    #[error(
+        "the context needs about {needed_bytes} bytes, but {available_bytes} are free; use a smaller n_ctx, fewer slots or a smaller kv_type"
+    )]
+    Memory {
+        /// Estimate of what is needed.
+        needed_bytes: u64,
+        /// What is free.
+        available_bytes: u64,
+    },
+    /// The worker process ended while it loaded the model.
+    #[error("the worker ended while loading: {reason}")]
+    Crashed {
+        /// Its exit status and last words.
+        reason: String,
+    },
+    /// The worker did not become ready in time.
+    #[error("the worker was not ready after {seconds} s")]
+    Timeout {
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The program that was started does not speak our frames.
+    #[error("the worker speaks another protocol: {reason}")]
+    Protocol {
+        /// What was wrong.
+        reason: String,
+    },
+}

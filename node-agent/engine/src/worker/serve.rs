@@ -1,0 +1,439 @@
+//! The decode loop: mail in, one step for all slots, events out; again.
+//!
+//! Everything happens between two steps, so a cancelled job takes part in no further one, and no lock exists. A write to
+//! the agent may block; the agent's reader never does, so that is only ever for a moment.
+
+use std::io;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+use std::time::Instant;
+
+use scheduler::BatchPlan;
+use scheduler::Job;
+use scheduler::JobId;
+use scheduler::JobTimes;
+use scheduler::Meter;
+use scheduler::Pacer;
+use scheduler::Part;
+use scheduler::Phase;
+use scheduler::Queue;
+use scheduler::Slot;
+use scheduler::SlotId;
+use scheduler::Slots;
+use scheduler::Token;
+use scheduler::common_prefix;
+use scheduler::plan;
+use scheduler::reusable;
+
+use super::Mail;
+use super::answer::Answer;
+use super::answer::Next;
+use super::intake;
+use super::watchdog::Watchdog;
+use crate::engine::Engine;
+use crate::engine::EngineFault;
+use crate::protocol;
+use crate::protocol::FromWorker;
+use crate::protocol::ToWorker;
+use crate::spec::Event;
+use crate::spec::Finish;
+use crate::spec::GenerateSpec;
+use crate::spec::LoadSpec;
+use crate::spec::Refusal;
+use crate::spec::Stats;
+
+/// How often speeds are reported while nothing else changes.
+const STATS_EVERY: Duration = Duration::from_millis(500);
+/// A large batch on a slow CPU takes minutes at worst; longer than this, a driver hangs.
+const COMPUTE_MAX: Duration = Duration::from_mins(5);
+/// Everything else takes milliseconds, unless a grammar explodes.
+const THINK_MAX: Duration = Duration::from_secs(20);
+/// A worker without any deadline looks up this often; nothing depends on it.
+const WAIT_MAX: Duration = Duration::from_hours(1);
+
+/// A loaded model at work.
+pub(super) struct Server<'engine> {
+    engine: &'engine mut dyn Engine,
+    queue: Queue<Answer>,
+    slots: Slots<Answer>,
+    pacer: Pacer,
+    plan: BatchPlan,
+    outbox: Outbox,
+    seed_default: Option<u64>,
+    meters: Meters,
+    reported: Stats,
+    reported_at: Instant,
+    open: bool,
+    watchdog: Watchdog,
+}
+
+#[derive(Default)]
+struct Meters {
+    made: Meter,
+    read: Meter,
+    cached_tokens: u64,
+}
+
+impl<'engine> Server<'engine> {
+    /// Prepares to serve an agent at the other end of `stream`.
+    pub(super) fn new(
+        engine: &'engine mut dyn Engine,
+        spec: &LoadSpec,
+        stream: UnixStream,
+        watchdog: Watchdog,
+    ) -> Self {
+        let stall_max = Duration::from_millis(u64::from(spec.stall_max_ms));
+        Self {
+            queue: Queue::new(spec.queue_max.max(1), spec.queue_per_principal_max.max(1)),
+            slots: Slots::new(engine.card().slots),
+            pacer: Pacer::new(stall_max, engine.batch_max()),
+            plan: BatchPlan::default(),
+            outbox: Outbox {
+                stream,
+                bytes: Vec::new(),
+            },
+            seed_default: spec.seed_default,
+            meters: Meters::default(),
+            reported: Stats::default(),
+            reported_at: Instant::now(),
+            open: true,
+            watchdog,
+            engine,
+        }
+    }
+
+    /// Serves until the agent is gone or says so.
+    pub(super) fn run(&mut self, inbox: &Receiver<Mail>) -> io::Result<()> {
+        let card = Box::new(self.engine.card().clone());
+        self.outbox.send(&FromWorker::Loaded {
+            version: protocol::VERSION,
+            card,
+        })?;
+        while self.open {
+            self.watchdog.allow(THINK_MAX);
+            let now = Instant::now();
+            self.expire(now)?;
+            self.fill_slots(now)?;
+            let prefill_max = self.pacer.budget(self.slots.iter().any(makes_tokens));
+            let batch_max = self.engine.batch_max();
+            plan(&self.slots, batch_max, prefill_max, &mut self.plan);
+            let idle = self.plan.is_empty();
+            if !idle {
+                self.step(now)?;
+            }
+            self.report_stats(now)?;
+            // The agent may be stopped in a debugger; that is no reason to die.
+            self.watchdog.rest();
+            self.outbox.flush()?;
+            let first = if idle { self.wait(inbox) } else { None };
+            self.watchdog.allow(THINK_MAX);
+            for mail in first.into_iter().chain(inbox.try_iter()) {
+                self.take(mail)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for mail or the next deadline.
+    fn wait(&self, inbox: &Receiver<Mail>) -> Option<Mail> {
+        let deadlines = [self.queue.poll_timeout(), self.slots.poll_timeout()];
+        let next = deadlines.into_iter().flatten().min();
+        let left = next.map_or(WAIT_MAX, |next| {
+            next.saturating_duration_since(Instant::now())
+        });
+        match inbox.recv_timeout(left) {
+            Ok(mail) => Some(mail),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Mail::Closed),
+        }
+    }
+
+    fn take(&mut self, mail: Mail) -> io::Result<()> {
+        match mail {
+            Mail::Closed | Mail::Frame(ToWorker::Shutdown | ToWorker::Load { .. }) => {
+                self.open = false;
+                Ok(())
+            }
+            Mail::Frame(ToWorker::Generate { job, spec }) => self.accept(JobId(job), &spec),
+            Mail::Frame(ToWorker::Cancel { job }) => {
+                self.cancel(JobId(job));
+                Ok(())
+            }
+            Mail::Frame(ToWorker::Credit { job, pieces }) => {
+                self.add_credit(JobId(job), pieces);
+                Ok(())
+            }
+            Mail::Frame(ToWorker::Tokenize {
+                call,
+                text,
+                add_special,
+                parse_special,
+            }) => {
+                let tokens = self.engine.tokenize(&text, add_special, parse_special);
+                let tokens = tokens.into_iter().map(|token| token.0).collect();
+                self.outbox.send(&FromWorker::Tokens { call, tokens })
+            }
+            Mail::Frame(ToWorker::Detokenize { call, tokens }) => {
+                let mut bytes = Vec::new();
+                for token in tokens {
+                    self.engine.append_piece(Token(token), true, &mut bytes);
+                }
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                self.outbox.send(&FromWorker::Text { call, text })
+            }
+        }
+    }
+
+    fn accept(&mut self, id: JobId, spec: &GenerateSpec) -> io::Result<()> {
+        let now = Instant::now();
+        let job = match intake::prepare(id, spec, &*self.engine, self.seed_default, now) {
+            Ok(job) => job,
+            Err(refusal) => return self.outbox.event(id, Event::Refused(refusal)),
+        };
+        // Whoever waits already goes first, so the queue is only used when there is no slot.
+        self.fill_slots(now)?;
+        match self.queue.push(job) {
+            Ok(()) => self.fill_slots(now),
+            Err(full) => {
+                let waiting = u32::try_from(full.waiting).unwrap_or(u32::MAX);
+                self.outbox
+                    .event(id, Event::Refused(Refusal::QueueFull { waiting }))
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: JobId) {
+        if let Some(slot) = self.slots.find(id) {
+            self.release(slot);
+        } else {
+            drop(self.queue.remove(id));
+        }
+    }
+
+    fn add_credit(&mut self, id: JobId, pieces: u32) {
+        let slot = self.slots.find(id);
+        if let Some(work) = slot.and_then(|slot| self.slots.work_mut(slot)) {
+            work.job.payload.add_credit(pieces);
+            work.paused = work.job.payload.must_pause();
+        }
+    }
+
+    fn expire(&mut self, now: Instant) -> io::Result<()> {
+        for job in self.queue.expire(now) {
+            self.outbox
+                .event(job.id, Event::Refused(Refusal::DeadlineExceeded))?;
+        }
+        for slot in self.slots.expired(now) {
+            let Some(mut job) = self.release(slot) else {
+                continue;
+            };
+            if job.payload.has_begun() {
+                let (piece, _end) = job.payload.end(Finish::Deadline);
+                self.finish(&job, piece, Finish::Deadline, now)?;
+            } else {
+                self.outbox
+                    .event(job.id, Event::Refused(Refusal::DeadlineExceeded))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives idle slots to waiting jobs.
+    fn fill_slots(&mut self, now: Instant) -> io::Result<()> {
+        while self.slots.busy() < self.slots.iter().len() {
+            let Some(mut job) = self.queue.pop() else {
+                return Ok(());
+            };
+            let Some((slot, common)) = self.slots.choose(job.principal, &job.prompt) else {
+                return Ok(());
+            };
+            let common = if job.payload.cache_prompt { common } else { 0 };
+            let kept = self.cut_cache(slot, common, &job.prompt);
+            self.meters.cached_tokens += u64::try_from(kept).unwrap_or(0);
+            let started = job.payload.start(kept, JobTimes::started(job.arrived, now));
+            self.outbox.event(job.id, started)?;
+            if let Err(job) = self.slots.begin(slot, job, kept) {
+                let reason = "its slot was taken".to_owned();
+                self.outbox
+                    .event(job.id, Event::Refused(Refusal::EngineFault { reason }))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts a slot's cache to what a prompt can reuse, and says how many tokens that is.
+    fn cut_cache(&mut self, slot: SlotId, common: usize, prompt: &[Token]) -> usize {
+        let cached = self.slots.iter().find(|candidate| candidate.id() == slot);
+        let cached = cached.map(Slot::cached).unwrap_or_default();
+        debug_assert!(common <= common_prefix(cached, prompt));
+        let len = cached.len();
+        let wanted = reusable(common, prompt.len(), self.engine.kv_state(slot, len));
+        if wanted == len || self.engine.keep_prefix(slot, wanted) {
+            wanted
+        } else {
+            0
+        }
+    }
+
+    /// Computes the plan and moves every answer in it on.
+    fn step(&mut self, now: Instant) -> io::Result<()> {
+        self.watchdog.allow(COMPUTE_MAX);
+        let computed = self.engine.decode(&self.plan);
+        self.watchdog.allow(THINK_MAX);
+        if let Err(fault) = computed {
+            return self.fail(&fault);
+        }
+        self.slots.commit(&self.plan);
+        for index in 0..self.plan.parts().len() {
+            if let Some(part) = self.plan.parts().get(index).copied() {
+                self.advance(part, Instant::now())?;
+            }
+        }
+        let elapsed = now.elapsed();
+        self.pacer.observe(&self.plan, elapsed);
+        let made = self
+            .plan
+            .parts()
+            .iter()
+            .filter(|part| part.output.is_some())
+            .count();
+        self.meters.made.observe(made, elapsed);
+        self.meters.read.observe(self.plan.prefill_len(), elapsed);
+        Ok(())
+    }
+
+    fn advance(&mut self, part: Part, now: Instant) -> io::Result<()> {
+        let Some(output) = part.output else {
+            return Ok(());
+        };
+        let Some(work) = self.slots.work_mut(part.slot) else {
+            return Ok(());
+        };
+        let id = work.job.id;
+        let answer = &mut work.job.payload;
+        let (piece, next) = if let Some(logits) = self.engine.logits(output) {
+            answer.advance(logits, &*self.engine, now)
+        } else {
+            let reason = "no logits".to_owned();
+            (None, Next::Refuse(Refusal::EngineFault { reason }))
+        };
+        work.paused = answer.must_pause();
+        match next {
+            Next::Token(token) => {
+                self.slots.chose(part.slot, token);
+                piece.map_or(Ok(()), |piece| self.outbox.event(id, piece))
+            }
+            Next::End(finish) => match self.release(part.slot) {
+                Some(job) => self.finish(&job, piece, finish, now),
+                None => Ok(()),
+            },
+            Next::Refuse(refusal) => {
+                drop(self.release(part.slot));
+                self.outbox.event(id, Event::Refused(refusal))
+            }
+        }
+    }
+
+    fn finish(
+        &mut self,
+        job: &Job<Answer>,
+        piece: Option<Event>,
+        finish: Finish,
+        now: Instant,
+    ) -> io::Result<()> {
+        if let Some(piece) = piece {
+            self.outbox.event(job.id, piece)?;
+        }
+        self.outbox.event(job.id, job.payload.done(finish, now))
+    }
+
+    /// Takes the job out of a slot; its cache stays unless the job asked otherwise.
+    fn release(&mut self, slot: SlotId) -> Option<Job<Answer>> {
+        let job = self.slots.release(slot)?;
+        if !job.payload.cache_prompt {
+            self.empty(slot);
+        }
+        Some(job)
+    }
+
+    /// Refuses every job whose cache can no longer be trusted.
+    fn fail(&mut self, fault: &EngineFault) -> io::Result<()> {
+        tracing::warn!(reason = %fault.reason, "a step failed");
+        let planned: Vec<SlotId> = self.plan.parts().iter().map(|part| part.slot).collect();
+        let all: Vec<SlotId> = self.slots.iter().map(Slot::id).collect();
+        for slot in all {
+            if fault.caches_intact && !planned.contains(&slot) {
+                continue;
+            }
+            if let Some(job) = self.slots.release(slot) {
+                let reason = fault.reason.clone();
+                self.outbox
+                    .event(job.id, Event::Refused(Refusal::EngineFault { reason }))?;
+            }
+            self.empty(slot);
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, slot: SlotId) {
+        // Keeping nothing always succeeds.
+        let _emptied = self.engine.keep_prefix(slot, 0);
+        self.slots.forget(slot);
+    }
+
+    fn report_stats(&mut self, now: Instant) -> io::Result<()> {
+        let card = self.engine.card();
+        let stats = Stats {
+            slots: card.slots,
+            slots_busy: u16::try_from(self.slots.busy()).unwrap_or(u16::MAX),
+            queue_depth: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            tokens_per_second: self.meters.made.per_second(),
+            prompt_tokens_per_second: self.meters.read.per_second(),
+            kv_tokens: u64::try_from(self.slots.cached_tokens()).unwrap_or(u64::MAX),
+            kv_tokens_max: u64::from(card.n_ctx) * u64::from(card.slots),
+            prompt_tokens_total: self.meters.read.total(),
+            cached_tokens_total: self.meters.cached_tokens,
+            completion_tokens_total: self.meters.made.total(),
+        };
+        let moved = stats.slots_busy != self.reported.slots_busy
+            || stats.queue_depth != self.reported.queue_depth;
+        let due = now.saturating_duration_since(self.reported_at) >= STATS_EVERY
+            && stats != self.reported;
+        if moved || due {
+            self.reported = stats;
+            self.reported_at = now;
+            self.outbox.send(&FromWorker::Stats(stats))?;
+        }
+        Ok(())
+    }
+}
+
+fn makes_tokens(slot: &Slot<Answer>) -> bool {
+    slot.work()
+        .is_some_and(|work| matches!(work.phase, Phase::Decode { .. }) && !work.paused)
+}
+
+/// Frames on their way to the agent, written once per step.
+struct Outbox {
+    stream: UnixStream,
+    bytes: Vec<u8>,
+}
+
+impl Outbox {
+    fn send(&mut self, frame: &FromWorker) -> io::Result<()> {
+        protocol::encode(frame, &mut self.bytes)
+    }
+
+    fn event(&mut self, job: JobId, event: Event) -> io::Result<()> {
+        self.send(&FromWorker::Event { job: job.0, event })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.bytes)?;
+        self.bytes.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+//! The engine's events as OpenAI's JSON: whole answers and streams, for chats and text completions. Pure: events in, bytes out;
+//! who waits for them and where the bytes go is decided elsewhere.
+
+pub mod chat_stream;
+pub mod chat_whole;
+pub mod text;
+
+use config::wire::chat::{
+    CompletionTokensDetails, FinishReason, Logprobs, Timings, TokenLogprob, TopLogprob, Usage,
+};
+use engine::Finish;
+use ring::digest;
+
+/// What is the same on every chunk of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// `chatcmpl-…` or `cmpl-…`.
+    pub id: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// The model's id.
+    pub model: String,
+    /// Changes whenever the same seed may give another answer.
+    pub fingerprint: Option<String>,
+    /// The stream ends with a usage chunk, and earlier chunks say `usage: null`.
+    pub include_usage: bool,
+    /// Choices for each prompt.
+    pub n: usize,
+}
+
+/// What the choices used, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    prompt: u64,
+    cached: u64,
+    completion: u64,
+    reasoning: u64,
+    prompt_ms: f64,
+    predicted_ms: f64,
+}
+
+impl Tally {
+    /// Adds one finished choice. Its prompt counts only once for all its `n` answers.
+    pub fn add(&mut self, choice: usize, n: usize, usage: engine::Usage, timings: engine::Timings) {
+        if choice.is_multiple_of(n.max(1)) {
+            self.prompt += u64::from(usage.prompt_tokens);
+            self.cached += u64::from(usage.cached_tokens);
+            self.prompt_ms += timings.prompt_ms;
+        }
+        self.completion += u64::from(usage.completion_tokens);
+        // Choices are decoded side by side.
+        self.predicted_ms = self.predicted_ms.max(timings.predicted_ms);
+    }
+
+    /// Adds tokens that were thoughts.
+    pub fn add_reasoning(&mut self, tokens: u32) {
+        self.reasoning += u64::from(tokens);
+    }
+
+    /// For `usage`.
+    pub const fn usage(&self) -> Usage {
+        let mut usage = Usage::new(self.prompt, self.completion, self.cached);
+        usage.completion_tokens_details = Some(CompletionTokensDetails {
+            reasoning_tokens: self.reasoning,
+        });
+        usage
+    }
+
+    /// For `timings`.
+    pub fn timings(&self) -> Timings {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "token counts are far below 2^52"
+        )]
+        let tokens = self.completion as f64;
+        let rate = if self.predicted_ms > 0.0 {
+            tokens / self.predicted_ms * 1000.0
+        } else {
+            0.0
+        };
+        Timings {
+            cache_n: self.cached,
+            prompt_n: self.prompt.saturating_sub(self.cached),
+            prompt_ms: self.prompt_ms,
+            predicted_n: self.completion,
+            predicted_ms: self.predicted_ms,
+            predicted_per_second: rate,
+        }
+    }
+}
+
+/// OpenAI's word for the engine's. A deadline within an answer is answered as an error instead.
+pub(crate) const fn finish_reason(finish: Finish, calls: u32) -> FinishReason {
+    match finish {
+        Finish::Stop | Finish::StopString if calls > 0 => FinishReason::ToolCalls,
+        Finish::Stop | Finish::StopString => FinishReason::Stop,
+        Finish::Length | Finish::Deadline => FinishReason::Length,
+    }
+}
+
+/// The id of a call: the same for every delta of it, unlike any other.
+pub(crate) fn call_id(completion: &str, choice: usize, call: u32) -> String {
+    let name = format!("{completion}\0{choice}\0{call}");
+    let hash = digest::digest(&digest::SHA256, name.as_bytes());
+    let hex = hex::encode(hash.as_ref());
+    format!("call_{}", hex.get(..24).unwrap_or(&hex))
+}
+
+/// OpenAI's form of log-probabilities.
+pub(crate) fn token_logprobs(entries: &[engine::TokenLogprob]) -> Vec<TokenLogprob> {
+    entries
+        .iter()
+        .map(|entry| TokenLogprob {
+            token: String::from_utf8_lossy(&entry.chosen.bytes).into_owned(),
+            logprob: f64::from(entry.chosen.logprob),
+            bytes: Some(entry.chosen.bytes.clone()),
+            top_logprobs: entry
+                .top
+                .iter()
+                .map(|top| TopLogprob {
+                    token: String::from_utf8_lossy(&top.bytes).into_owned(),
+                    logprob: f64::from(top.logprob),
+                    bytes: Some(top.bytes.clone()),
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+pub(crate) fn logprobs(entries: Vec<TokenLogprob>) -> Option<Logprobs> {
+    if entries.is_empty() {
+        return None;
+    }
+    Some(Logprobs {
+        content: entries,
+        refusal: None,
+    })
+}
+
+pub(crate) fn index(choice: usize) -> u32 {
+    u32::try_from(choice).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

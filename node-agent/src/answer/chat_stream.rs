@@ -1,0 +1,277 @@
+//! A chat as server-sent events, in the order of the OpenAI schema: role, deltas, the reason of the end, usage, `[DONE]`.
+
+use std::time::{Duration, Instant};
+
+use config::wire::chat::{
+    CHUNK_OBJECT, ChatChunk, ChunkChoice, Delta, FunctionDelta, Role, Timings, TokenLogprob,
+    ToolCallDelta, ToolKind,
+};
+use config::wire::sse;
+use engine::Event;
+use indexmap::IndexMap;
+
+use super::{Envelope, Tally, call_id, finish_reason, index, logprobs, token_logprobs};
+use crate::tools::splitter::{Part, SplitRules, Splitter};
+
+/// Writes one streamed answer.
+#[derive(Debug)]
+pub struct ChatStream {
+    envelope: Envelope,
+    choices: Vec<Choice>,
+    tally: Tally,
+    clock: Option<Clock>,
+}
+
+#[derive(Debug)]
+struct Choice {
+    splitter: Splitter,
+    begun: bool,
+    logprobs: Vec<TokenLogprob>,
+    prompt_tokens: u32,
+    cached_tokens: u32,
+}
+
+/// For `timings_per_token`.
+#[derive(Debug, Default)]
+struct Clock {
+    first: Option<Instant>,
+    waited: Duration,
+    asked: Option<Instant>,
+    tokens: u64,
+}
+
+impl ChatStream {
+    /// A stream of `choices` answers.
+    pub fn new(envelope: Envelope, rules: SplitRules, choices: usize) -> Self {
+        let choice = |_index| Choice {
+            splitter: Splitter::new(rules),
+            begun: false,
+            logprobs: Vec::new(),
+            prompt_tokens: 0,
+            cached_tokens: 0,
+        };
+        Self {
+            envelope,
+            choices: (0..choices).map(choice).collect(),
+            tally: Tally::default(),
+            clock: None,
+        }
+    }
+
+    /// Puts `timings` on every chunk.
+    #[must_use]
+    pub fn with_timings_per_token(mut self, now: Instant) -> Self {
+        self.clock = Some(Clock {
+            asked: Some(now),
+            ..Clock::default()
+        });
+        self
+    }
+
+    /// What was used so far.
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Appends what an event of a choice becomes. Refusals become nothing here: they end the stream as an error.
+    pub fn event(&mut self, choice: usize, event: &Event, out: &mut Vec<u8>, now: Instant) {
+        let Some(state) = self.choices.get_mut(choice) else {
+            return;
+        };
+        match event {
+            Event::Started {
+                prompt_tokens,
+                cached_tokens,
+                ..
+            } => {
+                state.prompt_tokens = *prompt_tokens;
+                state.cached_tokens = *cached_tokens;
+            }
+            Event::Piece {
+                text,
+                tokens,
+                logprobs,
+            } => {
+                state.logprobs.extend(token_logprobs(logprobs));
+                if let Some(clock) = &mut self.clock {
+                    clock.count(*tokens, now);
+                }
+                let mut parts = Vec::new();
+                state.splitter.push(text, &mut parts);
+                if state.splitter.is_thinking() {
+                    self.tally.add_reasoning(*tokens);
+                }
+                self.begin(choice, out);
+                self.parts(choice, parts, out);
+            }
+            Event::Done {
+                finish,
+                usage,
+                timings,
+            } => {
+                let mut parts = Vec::new();
+                state.splitter.finish(&mut parts);
+                let calls = state.splitter.calls();
+                let rest = std::mem::take(&mut state.logprobs);
+                self.begin(choice, out);
+                self.parts(choice, parts, out);
+                self.tally.add(choice, self.envelope.n, *usage, *timings);
+                let end = ChunkChoice {
+                    index: index(choice),
+                    delta: Delta::default(),
+                    logprobs: logprobs(rest),
+                    finish_reason: Some(finish_reason(*finish, calls)),
+                };
+                self.write(vec![end], out);
+            }
+            Event::Refused(_) => {}
+        }
+    }
+
+    /// Appends the usage chunk, if asked for, and `[DONE]`.
+    pub fn end(&mut self, out: &mut Vec<u8>) {
+        if self.envelope.include_usage {
+            let mut chunk = self.chunk(Vec::new());
+            chunk.usage = Some(Some(self.tally.usage()));
+            chunk.timings = Some(self.tally.timings());
+            put(&chunk, out);
+        }
+        out.extend_from_slice(sse::DONE);
+    }
+
+    fn begin(&mut self, choice: usize, out: &mut Vec<u8>) {
+        let Some(state) = self.choices.get_mut(choice) else {
+            return;
+        };
+        if std::mem::replace(&mut state.begun, true) {
+            return;
+        }
+        let delta = Delta {
+            role: Some(Role::Assistant),
+            content: Some(String::new()),
+            ..Delta::default()
+        };
+        self.write(vec![delta_of(choice, delta)], out);
+    }
+
+    fn parts(&mut self, choice: usize, parts: Vec<Part>, out: &mut Vec<u8>) {
+        for part in parts {
+            let mut change = delta_of(choice, self.delta(choice, part));
+            // Probabilities of text that is held back wait for the text.
+            if let Some(state) = self.choices.get_mut(choice) {
+                change.logprobs = logprobs(std::mem::take(&mut state.logprobs));
+            }
+            self.write(vec![change], out);
+        }
+    }
+
+    fn delta(&self, choice: usize, part: Part) -> Delta {
+        match part {
+            Part::Thought(text) => Delta {
+                reasoning_content: Some(text),
+                ..Delta::default()
+            },
+            Part::Text(text) => Delta {
+                content: Some(text),
+                ..Delta::default()
+            },
+            Part::Call { index, name } => call_delta(ToolCallDelta {
+                index,
+                id: Some(call_id(&self.envelope.id, choice, index)),
+                kind: Some(ToolKind::Function),
+                function: FunctionDelta {
+                    name: Some(name),
+                    arguments: Some(String::new()),
+                },
+            }),
+            Part::Arguments { index, text } => call_delta(ToolCallDelta {
+                index,
+                id: None,
+                kind: None,
+                function: FunctionDelta {
+                    name: None,
+                    arguments: Some(text),
+                },
+            }),
+        }
+    }
+
+    fn write(&self, choices: Vec<ChunkChoice>, out: &mut Vec<u8>) {
+        let mut chunk = self.chunk(choices);
+        chunk.timings = self.clock.as_ref().map(|clock| self.timings(clock));
+        put(&chunk, out);
+    }
+
+    fn timings(&self, clock: &Clock) -> Timings {
+        let mut so_far = Tally::default();
+        if let Some(first) = self.choices.first() {
+            let usage = engine::Usage {
+                prompt_tokens: first.prompt_tokens,
+                cached_tokens: first.cached_tokens,
+                completion_tokens: u32::try_from(clock.tokens).unwrap_or(u32::MAX),
+            };
+            let times = engine::Timings {
+                queue_ms: 0.0,
+                prompt_ms: clock.prompt_ms(),
+                predicted_ms: clock.waited.as_secs_f64() * 1000.0,
+            };
+            so_far.add(0, 1, usage, times);
+        }
+        so_far.timings()
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>) -> ChatChunk {
+        ChatChunk {
+            id: self.envelope.id.clone(),
+            object: CHUNK_OBJECT.to_owned(),
+            created: self.envelope.created,
+            model: self.envelope.model.clone(),
+            choices,
+            usage: self.envelope.include_usage.then_some(None),
+            system_fingerprint: self.envelope.fingerprint.clone(),
+            timings: None,
+            routing: None,
+            extra: IndexMap::new(),
+        }
+    }
+}
+
+impl Clock {
+    fn count(&mut self, tokens: u32, now: Instant) {
+        let first = *self.first.get_or_insert(now);
+        self.tokens += u64::from(tokens);
+        self.waited = now.saturating_duration_since(first);
+    }
+
+    fn prompt_ms(&self) -> f64 {
+        match (self.asked, self.first) {
+            (Some(asked), Some(first)) => {
+                first.saturating_duration_since(asked).as_secs_f64() * 1000.0
+            }
+            (None, _) | (_, None) => 0.0,
+        }
+    }
+}
+
+fn delta_of(choice: usize, delta: Delta) -> ChunkChoice {
+    ChunkChoice {
+        index: index(choice),
+        delta,
+        logprobs: None,
+        finish_reason: None,
+    }
+}
+
+fn call_delta(call: ToolCallDelta) -> Delta {
+    Delta {
+        tool_calls: vec![call],
+        ..Delta::default()
+    }
+}
+
+fn put(chunk: &ChatChunk, out: &mut Vec<u8>) {
+    if let Err(error) = sse::write_json(out, chunk) {
+        // Strings, numbers and lists always have a JSON form; a NaN among the numbers is written as null.
+        tracing::error!(%error, "a chunk could not be written");
+    }
+}

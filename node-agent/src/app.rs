@@ -1,0 +1,209 @@
+//! Puts the agent together and takes it down in order: the tiers start while the proxy is dialled; at the end no new work, then the
+//! running answers, then the workers, then the tunnel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::settings::node::Settings;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::AdminPage;
+use crate::http::{AgentToken, Front};
+use crate::hub::{Hub, HubError};
+use crate::identity::{Identity, Member, StateError, StateLock};
+use crate::join::{self, JoinError, JoinLink, Pin};
+use crate::metrics::Metrics;
+use crate::models::Hashes;
+use crate::register::Backoff;
+use crate::status::Teller;
+use crate::tiers::{Launcher, Tiers};
+use crate::uplink::{Standing, Uplink};
+use crate::work::Work;
+
+/// Answers that could not finish get this long to say so.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Why the agent did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The state directory is broken.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The machine belongs to no proxy.
+    #[error("this machine has not joined a proxy yet; run `hearth-node join LINK` with the link that `hearth-proxy node invite` prints")]
+    NotJoined,
+    /// The join failed.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The proxy's address in the state directory is useless.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The metrics port is taken.
+    #[error("the metrics cannot be served on {address}: {source}")]
+    Admin {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the agent until `stop` is cancelled; then running answers finish within the grace.
+pub async fn run(
+    settings: Settings,
+    link: Option<JoinLink>,
+    launcher: Launcher,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let _lock = StateLock::take(&settings.node.state_dir)?;
+    let identity = Identity::open(&settings.node.state_dir)?;
+    let Some(member) = stop
+        .run_until_cancelled(membership(&settings, link, &identity))
+        .await
+    else {
+        return Ok(());
+    };
+    let agent = Agent::start(settings, identity, member?, &launcher).await?;
+    stop.cancelled().await;
+    agent.stop().await;
+    Ok(())
+}
+
+/// The membership of this machine; redeems the link if there is none with its proxy yet.
+async fn membership(
+    settings: &Settings,
+    link: Option<JoinLink>,
+    identity: &Identity,
+) -> Result<Member, AppError> {
+    let node = &settings.node;
+    let present = Member::load(&node.state_dir)?;
+    let link = match (present, link) {
+        (Some(member), None) => return Ok(member),
+        (Some(member), Some(link)) if member.proxy == link.proxy => {
+            let pin = link.pin.map(|pin| pin.to_string());
+            if member.pin == pin {
+                return Ok(member);
+            }
+            link
+        }
+        (_, Some(link)) => link,
+        (None, None) => return Err(AppError::NotJoined),
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        match join::join(&link, identity, &node.name, &node.state_dir).await {
+            Ok(member) => {
+                tracing::info!(node_id = %member.node_id, proxy = %member.proxy, "joined");
+                return Ok(member);
+            }
+            Err(JoinError::Hub(error)) if error.is_passing() => {
+                let pause = backoff.pause();
+                tracing::warn!(%error, again_in_ms = pause.as_millis(), "not joined yet");
+                sleep(pause).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The running parts.
+struct Agent {
+    grace: Duration,
+    work: Work,
+    tiers: Arc<Tiers>,
+    connections: TaskTracker,
+    uplink_stop: CancellationToken,
+    uplink: tokio::task::JoinHandle<()>,
+    /// Parts without an end of their own.
+    background: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Agent {
+    async fn start(
+        settings: Settings,
+        identity: Identity,
+        member: Member,
+        launcher: &Launcher,
+    ) -> Result<Self, AppError> {
+        let node = settings.node;
+        let pin = member.pin.as_deref().and_then(Pin::parse);
+        let hub = Hub::new(&member.proxy, pin)?;
+        let tiers = Arc::new(Tiers::start(settings.tiers, launcher));
+        tiers.hash_models(Hashes::open(&node.state_dir));
+        let metrics = Arc::new(Metrics::new(tiers.clone()));
+        let work = Work::default();
+        let token = AgentToken::default();
+        let (standing, _receiver) = watch::channel(Standing::default());
+        let mut background = Vec::new();
+        if let Some(address) = node.admin_listen {
+            let page = AdminPage::bind(address, metrics.clone())
+                .await
+                .map_err(|source| AppError::Admin { address, source })?;
+            background.push(tokio::spawn(page.serve()));
+        }
+        let teller = Teller {
+            member: member.clone(),
+            standing: standing.subscribe(),
+            tiers: tiers.clone(),
+            work: work.clone(),
+        };
+        background.push(tokio::spawn(teller.serve(node.state_dir)));
+        let connections = TaskTracker::new();
+        let uplink_stop = CancellationToken::new();
+        let uplink = Uplink {
+            hub,
+            identity,
+            member,
+            bind: node.bind,
+            front: Arc::new(Front::new(tiers.clone(), token.clone(), work.clone(), metrics.clone())),
+            token,
+            tiers: tiers.clone(),
+            work: work.clone(),
+            metrics,
+            standing,
+            connections: connections.clone(),
+        };
+        let uplink = tokio::spawn(uplink.run(uplink_stop.clone()));
+        Ok(Self {
+            grace: node.grace,
+            work,
+            tiers,
+            connections,
+            uplink_stop,
+            uplink,
+            background,
+        })
+    }
+
+    async fn stop(self) {
+        self.work.drain();
+        tracing::info!(
+            requests_running = self.work.running(),
+            grace_secs = self.grace.as_secs(),
+            "going down: no new work, running answers finish"
+        );
+        if timeout(self.grace, self.work.idle()).await.is_err() {
+            tracing::warn!(
+                requests_running = self.work.running(),
+                "the grace is over; answers are cut"
+            );
+        }
+        // Answers still running end with an error event now, which the connections below still carry.
+        self.tiers.shutdown().await;
+        self.connections.close();
+        if timeout(GOODBYE, self.connections.wait()).await.is_err() {
+            tracing::debug!("connections of the proxy were cut");
+        }
+        self.uplink_stop.cancel();
+        if timeout(GOODBYE, self.uplink).await.is_err() {
+            tracing::debug!("the tunnel did not close in time");
+        }
+        for part in self.background {
+            part.abort();
+        }
+        tracing::info!("stopped");
+    }
+}

@@ -1,0 +1,281 @@
+//! The command line: what was asked, with which settings, and the exit code. 0: done; 1: failed; 64: the settings are wrong.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use config::settings::load;
+use config::settings::node::Settings;
+use config::wire::node::TierState;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::identity::{Identity, Member};
+use crate::join::{self, JoinLink};
+use crate::status::{self, Status};
+use crate::tiers::Launcher;
+use crate::{app, log};
+
+const FAILED: u8 = 1;
+const WRONG_SETTINGS: u8 = 64;
+
+/// Serves this machine's models to a Hearth proxy.
+#[derive(Debug, Parser)]
+#[command(name = "hearth-node", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join a proxy with the link that `hearth-proxy node invite` prints.
+    Join {
+        /// The link, in quotes.
+        link: String,
+        #[command(flatten)]
+        settings: SettingsFile,
+    },
+    /// Run the agent.
+    Run {
+        #[command(flatten)]
+        settings: SettingsFile,
+        /// Join with this link first, if this machine has not joined that proxy yet.
+        #[arg(long, value_name = "LINK", env = "HEARTH_NODE_JOIN", hide_env_values = true)]
+        join: Option<String>,
+    },
+    /// Look at the settings.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Say how the running agent is.
+    Status {
+        #[command(flatten)]
+        settings: SettingsFile,
+        /// How to say it.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Run a model for the agent; not for people.
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say everything that is wrong with the settings.
+    Check {
+        /// The file.
+        #[arg(env = "HEARTH_NODE_CONFIG")]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+struct SettingsFile {
+    /// The settings.
+    #[arg(long, value_name = "FILE", env = "HEARTH_NODE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Why a command failed; its text was not shown yet.
+#[derive(Debug)]
+enum Failure {
+    Settings(String),
+    Other(String),
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
+/// Runs the program with the arguments of the process.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let asked_for_help = !error.use_stderr();
+            // Nowhere left to say that nothing can be said.
+            let _shown = error.print();
+            return if asked_for_help {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(FAILED)
+            };
+        }
+    };
+    let done = match arguments.command {
+        Command::Worker => return engine::worker::run(),
+        Command::Join { link, settings } => join_command(&link, settings),
+        Command::Run { settings, join } => run_command(settings, join.as_deref()),
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => check_command(file),
+        Command::Status { settings, output } => status_command(settings, output),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Settings(text)) => {
+            complain(&text);
+            ExitCode::from(WRONG_SETTINGS)
+        }
+        Err(Failure::Other(text)) => {
+            complain(&text);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn complain(text: &str) {
+    // Nowhere left to say that nothing can be said.
+    let _said = writeln!(io::stderr(), "{}", text.trim_end());
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{}", text.trim_end())?;
+    Ok(())
+}
+
+fn settings_of(file: Option<PathBuf>) -> Result<Settings, Failure> {
+    load::node(file.as_deref()).map_err(|problems| Failure::Settings(problems.to_string()))
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    Ok(runtime)
+}
+
+fn join_command(link: &str, file: SettingsFile) -> Result<(), Failure> {
+    let settings = settings_of(file.config)?;
+    let link = JoinLink::parse(link)?;
+    let node = &settings.node;
+    let identity = Identity::open(&node.state_dir)?;
+    let before = Member::load(&node.state_dir)?;
+    let joined = runtime()?.block_on(join::join(&link, &identity, &node.name, &node.state_dir));
+    match (joined, before) {
+        (Ok(member), _) => say(&format!(
+            "joined {} as {} ({}); start the agent with `hearth-node run`",
+            member.proxy, member.name, member.node_id
+        )),
+        (Err(error), Some(before)) if before.proxy == link.proxy => Err(Failure::Other(format!(
+            "{error}\n(this machine joined {} before, as {}; nothing was changed)",
+            before.proxy, before.node_id
+        ))),
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+fn run_command(file: SettingsFile, link: Option<&str>) -> Result<(), Failure> {
+    let settings = settings_of(file.config)?;
+    let link = link.map(JoinLink::parse).transpose()?;
+    log::init(&settings.log);
+    let launcher = Launcher {
+        program: std::env::current_exe()?,
+        args: vec!["worker".to_owned()],
+    };
+    let runtime = runtime()?;
+    let stop = CancellationToken::new();
+    let ran = runtime.block_on(async {
+        let impatient = watch_signals(stop.clone())?;
+        tokio::select! {
+            ran = app::run(settings, link, launcher, stop) => ran.map_err(Failure::from),
+            () = impatient => Err(Failure::Other("stopped at once by a second signal".to_owned())),
+        }
+    });
+    // A hash of a large file may still be running.
+    runtime.shutdown_background();
+    ran
+}
+
+/// The first signal cancels `stop`; the future resolves at the second.
+fn watch_signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for _time in 0..2 {
+            tokio::select! {
+                _signal = terminate.recv() => {}
+                _signal = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+            stop.cancel();
+        }
+    })
+}
+
+fn check_command(file: Option<PathBuf>) -> Result<(), Failure> {
+    let settings = settings_of(file)?;
+    let mut problems = Vec::new();
+    for tier in &settings.tiers {
+        if let Err(problem) = crate::models::check(&tier.model) {
+            problems.push(format!("tiers.{}: {problem}", tier.tier));
+        }
+    }
+    if problems.is_empty() {
+        return say("the settings are right");
+    }
+    Err(Failure::Settings(problems.join("\n")))
+}
+
+fn status_command(file: SettingsFile, output: Output) -> Result<(), Failure> {
+    let settings = settings_of(file.config)?;
+    let state_dir = settings.node.state_dir;
+    let status = runtime()?.block_on(status::ask(&state_dir)).map_err(|error| {
+        Failure::Other(format!(
+            "no agent answers in {}: {error}",
+            state_dir.display()
+        ))
+    })?;
+    match output {
+        Output::Json => say(&serde_json::to_string_pretty(&status)?),
+        Output::Text => say(&text_of(&status)),
+    }
+}
+
+fn text_of(status: &Status) -> String {
+    let mut lines = vec![format!(
+        "{} ({}) -> {}: {}{}",
+        status.name,
+        status.node_id,
+        status.proxy,
+        status.standing,
+        if status.draining { ", going down" } else { "" }
+    )];
+    lines.extend(status.reason.iter().map(|reason| format!("  {reason}")));
+    for tier in &status.tiers {
+        let state = match tier.state {
+            TierState::Loading => "loading",
+            TierState::Ready => "ready",
+            TierState::Down => "down",
+        };
+        let model = tier.model.as_ref();
+        let model = model.map_or_else(String::new, |model| {
+            format!(" {} ({}, {} tokens)", model.id, model.quantization, model.n_ctx)
+        });
+        let reason = tier.reason.as_ref();
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        lines.push(format!(
+            "  {:<8} {state}{model}, {} of {} slots busy, {} waiting{reason}",
+            tier.tier.as_str(),
+            tier.slots_busy,
+            tier.slots,
+            tier.queue_depth
+        ));
+    }
+    lines.join("\n")
+}

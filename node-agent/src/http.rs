@@ -1,0 +1,456 @@
+//! The node's HTTP server inside the tunnel: who may ask, what may be asked, and the answer as it is made. It listens nowhere else, and
+//! whatever is not on its short list does not exist. Never logs a body.
+
+mod call;
+mod flow;
+mod record;
+mod stream;
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use config::secret::Secret;
+use config::wire::valid::{ChatRequest, CompletionRequest};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use serde_json::json;
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::answer::Envelope;
+use crate::answer::chat_stream::ChatStream;
+use crate::answer::chat_whole::ChatWhole;
+use crate::answer::text::TextAnswer;
+use crate::chat::{self, Plan, Setting};
+use crate::metrics::Metrics;
+use crate::reply::Refused;
+use crate::tiers::{Ready, TierRoom, Tiers};
+use crate::work::Work;
+
+use call::Call;
+use flow::Flow;
+use record::Record;
+use stream::{Live, Writer};
+
+/// The largest body: a long conversation. The proxy has its own bound before this one.
+const BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
+/// Bodies of all requests together, while they are read.
+const BODIES_KIB_MAX: usize = 128 * 1024;
+const BODY_SECS_MAX: u64 = 30;
+/// The proxy keeps idle connections for later requests.
+const IDLE_SECS_MAX: u64 = 120;
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+const HEADERS_MAX: usize = 64;
+/// How long after the end of a connection's duty it may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// The body of every answer.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The secret of the present registration.
+#[derive(Clone, Debug, Default)]
+pub struct AgentToken {
+    token: Arc<RwLock<Option<Secret<String>>>>,
+}
+
+impl AgentToken {
+    /// Takes the token of a new registration.
+    pub fn set(&self, token: Secret<String>) {
+        *self.token.write().unwrap_or_else(PoisonError::into_inner) = Some(token);
+    }
+
+    /// The header that the hub accepts.
+    pub fn header(&self) -> Option<HeaderValue> {
+        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.as_ref()?.expose())).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
+    /// Whether a request carries it. Takes the same time for every wrong token of a length.
+    pub fn admits(&self, headers: &HeaderMap) -> bool {
+        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.as_bytes().split_at_checked(7))
+            .filter(|(scheme, _shown)| scheme.eq_ignore_ascii_case(b"Bearer "))
+            .map(|(_scheme, shown)| shown);
+        match (&*token, shown) {
+            (Some(token), Some(shown)) => token.expose().as_bytes().ct_eq(shown).into(),
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
+/// All that a connection needs.
+#[derive(Debug)]
+pub struct Front {
+    tiers: Arc<Tiers>,
+    token: AgentToken,
+    work: Work,
+    metrics: Arc<Metrics>,
+    bodies: Arc<Semaphore>,
+}
+
+impl Front {
+    /// A server over these tiers.
+    pub fn new(tiers: Arc<Tiers>, token: AgentToken, work: Work, metrics: Arc<Metrics>) -> Self {
+        Self {
+            tiers,
+            token,
+            work,
+            metrics,
+            bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
+        }
+    }
+
+    /// Serves one connection until it closes, or until the node goes down and the answer in progress is complete. When the other side
+    /// leaves, the answer in progress is dropped, which cancels it in the engine.
+    pub async fn serve<S>(self: Arc<Self>, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let work = self.work.clone();
+        let front = self.clone();
+        let service = service_fn(move |request| {
+            let front = front.clone();
+            async move { Ok::<_, Infallible>(front.answer(request).await) }
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(IDLE_SECS_MAX))
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = work.idle() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(GOODBYE, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection of the proxy ended");
+        }
+    }
+
+    /// Answers one request; every refusal becomes a body.
+    pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        match self.route(request).await {
+            Ok(response) => response,
+            Err(refused) => refused.response().map(whole),
+        }
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        if !self.token.admits(request.headers()) {
+            return Err(Refused::Unauthorised);
+        }
+        let path = request.uri().path().to_owned();
+        match (path.as_str(), request.method()) {
+            ("/v1/chat/completions", &Method::POST) => self.infer(request, Surface::Chat).await,
+            ("/v1/completions", &Method::POST) => self.infer(request, Surface::Text).await,
+            ("/tokenize", &Method::POST) => self.tokenize(request).await,
+            ("/health", &Method::GET) => Ok(json_response(&json!({"status": "ok"}))),
+            ("/props", &Method::GET) => Ok(json_response(&self.props())),
+            ("/v1/chat/completions" | "/v1/completions" | "/tokenize", _) => {
+                Err(Refused::Method("POST"))
+            }
+            ("/health" | "/props", _) => Err(Refused::Method("GET")),
+            _ => Err(Refused::NotFound),
+        }
+    }
+
+    async fn infer(&self, request: Request<Incoming>, surface: Surface) -> Result<Response<Body>, Refused> {
+        let call = Call::read(request.headers())?;
+        let mut record = Record::begin(&call, surface.as_str(), self.metrics.clone());
+        let outcome = self.generate(request, surface, call, &mut record).await;
+        match outcome {
+            Ok(Made::Whole(response)) => Ok(response),
+            Ok(Made::Streaming(mut live)) => {
+                live.attach(record);
+                Ok(live.into_response())
+            }
+            Err(refused) => {
+                record.refused(&refused);
+                Err(refused)
+            }
+        }
+    }
+
+    async fn generate(
+        &self,
+        request: Request<Incoming>,
+        surface: Surface,
+        call: Call,
+        record: &mut Record,
+    ) -> Result<Made, Refused> {
+        let in_flight = self.work.enter().ok_or(Refused::Draining)?;
+        let room = self.room(&call)?;
+        let (bytes, held) = self.body(request.into_body()).await?;
+        let asked = Asked::parse(surface, &bytes)?;
+        drop(bytes);
+        // Ready is asked for after the body has come: the worker may have changed meanwhile.
+        let ready = room.ready()?;
+        let plan = asked.plan(&ready, room, &call)?;
+        drop(held);
+        let choices = plan.specs.len();
+        let envelope = asked.envelope(&call, room);
+        let mut flow = Flow::start(&ready.worker, plan.specs, call.ends_at).await?;
+        drop(ready);
+        if asked.streams() {
+            let writer = asked.writer(envelope, plan.rules, choices);
+            let live = Live::open(flow, writer, in_flight, record).await?;
+            return Ok(Made::Streaming(Box::new(live)));
+        }
+        let mut gathered = asked.gatherer(envelope, plan.rules, choices);
+        while let Some((choice, event)) = flow.next().await {
+            record.see(&event);
+            if let engine::Event::Refused(refusal) = event {
+                return Err(Refused::Engine(refusal));
+            }
+            gathered.take(choice, &event);
+        }
+        record.complete();
+        Ok(Made::Whole(gathered.response()))
+    }
+
+    fn room(&self, call: &Call) -> Result<&Arc<TierRoom>, Refused> {
+        self.tiers.room(call.tier).ok_or(Refused::TierUnavailable {
+            tier: call.tier,
+            reason: "this node does not have it",
+        })
+    }
+
+    /// Reads a body within size, time, and the memory for all bodies together.
+    async fn body(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
+        let too_large = Refused::BodyTooLarge {
+            max: BODY_BYTES_MAX,
+        };
+        let announced = body.size_hint().upper().map(usize::try_from);
+        let size = match announced {
+            Some(Ok(size)) if size <= BODY_BYTES_MAX => size,
+            Some(_) => return Err(too_large),
+            None => BODY_BYTES_MAX,
+        };
+        let kib = u32::try_from(size.div_ceil(1024)).unwrap_or(u32::MAX);
+        let held = self.bodies.clone().try_acquire_many_owned(kib);
+        let held = held.map_err(|_crowded| Refused::Crowded)?;
+        let reading = Limited::new(body, BODY_BYTES_MAX).collect();
+        match timeout(Duration::from_secs(BODY_SECS_MAX), reading).await {
+            Ok(Ok(read)) => Ok((read.to_bytes(), held)),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large),
+            Ok(Err(_)) | Err(_) => Err(Refused::BodyLost),
+        }
+    }
+
+    async fn tokenize(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        let call = Call::read(request.headers())?;
+        let room = self.room(&call)?;
+        let (bytes, _held) = self.body(request.into_body()).await?;
+        let asked: Tokenize = serde_json::from_slice(&bytes).map_err(|_error| Refused::Unsupported {
+            param: "content".to_owned(),
+            message: "expected {\"content\": string, \"add_special\"?: bool, \"parse_special\"?: bool}"
+                .to_owned(),
+        })?;
+        let ready = room.ready()?;
+        let tokens = ready
+            .worker
+            .tokenize(asked.content, asked.add_special, asked.parse_special);
+        match tokio::time::timeout_at(call.ends_at, tokens).await {
+            Ok(tokens) => Ok(json_response(&json!({"tokens": tokens.map_err(Refused::Engine)?}))),
+            Err(_elapsed) => Err(Refused::Deadline),
+        }
+    }
+
+    fn props(&self) -> serde_json::Value {
+        let tiers: Vec<serde_json::Value> = self
+            .tiers
+            .rooms()
+            .iter()
+            .map(|room| {
+                let template = room.ready().ok().map(|ready| ready.card.chat_template.clone());
+                json!({
+                    "report": room.report(),
+                    "chat_template": template,
+                    "sampling": room.settings().sampling,
+                    "system_fingerprint": room.fingerprint(),
+                })
+            })
+            .collect();
+        json!({
+            "build_info": concat!("hearth-node ", env!("CARGO_PKG_VERSION")),
+            "modalities": {"vision": false, "audio": false},
+            "is_draining": self.work.is_draining(),
+            "requests_running": self.work.running(),
+            "tiers": tiers,
+        })
+    }
+}
+
+/// Which of the two surfaces.
+#[derive(Clone, Copy, Debug)]
+enum Surface {
+    Chat,
+    Text,
+}
+
+impl Surface {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Text => "text_completion",
+        }
+    }
+}
+
+/// An answer, or the beginning of one.
+enum Made {
+    Whole(Response<Body>),
+    Streaming(Box<Live>),
+}
+
+/// A checked request of either surface.
+enum Asked {
+    Chat(Box<config::wire::valid::ValidChat>),
+    Text(Box<config::wire::valid::ValidCompletion>),
+}
+
+impl Asked {
+    fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
+        match surface {
+            Surface::Chat => ChatRequest::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
+            Surface::Text => CompletionRequest::parse(bytes).map(|text| Self::Text(Box::new(text))),
+        }
+        .map_err(Refused::Body)
+    }
+
+    fn plan(&self, ready: &Ready, room: &TierRoom, call: &Call) -> Result<Plan, Refused> {
+        let setting = Setting {
+            template: &ready.template,
+            defaults: &room.settings().sampling,
+            deadline: call.time_left().ok_or(Refused::Deadline)?,
+            principal: call.principal,
+            now: SystemTime::now(),
+        };
+        match self {
+            Self::Chat(chat) => chat::plan(chat, &setting),
+            Self::Text(text) => Ok(chat::plan_completion(text, &setting)),
+        }
+    }
+
+    fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
+        let (prefix, include_usage, n) = match self {
+            Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
+            Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
+        };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Envelope {
+            id: call.completion_id(prefix),
+            created: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            model: room.settings().model_id.clone(),
+            fingerprint: room.fingerprint(),
+            include_usage,
+            n: usize::try_from(n).unwrap_or(1),
+        }
+    }
+
+    fn streams(&self) -> bool {
+        match self {
+            Self::Chat(chat) => chat.stream,
+            Self::Text(text) => text.stream,
+        }
+    }
+
+    fn writer(
+        &self,
+        envelope: Envelope,
+        rules: crate::tools::splitter::SplitRules,
+        choices: usize,
+    ) -> Writer {
+        match self {
+            Self::Chat(chat) => {
+                let mut stream = ChatStream::new(envelope, rules, choices);
+                if chat.generation.timings_per_token {
+                    stream = stream.with_timings_per_token(std::time::Instant::now());
+                }
+                Writer::Chat(Box::new(stream))
+            }
+            Self::Text(_) => Writer::Text(Box::new(TextAnswer::new(envelope, choices))),
+        }
+    }
+
+    fn gatherer(
+        &self,
+        envelope: Envelope,
+        rules: crate::tools::splitter::SplitRules,
+        choices: usize,
+    ) -> Gatherer {
+        match self {
+            Self::Chat(_) => Gatherer::Chat(ChatWhole::new(envelope, rules, choices)),
+            Self::Text(_) => Gatherer::Text(TextAnswer::new(envelope, choices)),
+        }
+    }
+}
+
+/// Gathers a whole answer of either surface.
+enum Gatherer {
+    Chat(ChatWhole),
+    Text(TextAnswer),
+}
+
+impl Gatherer {
+    fn take(&mut self, choice: usize, event: &engine::Event) {
+        match self {
+            Self::Chat(chat) => chat.event(choice, event),
+            Self::Text(text) => text.gather(choice, event),
+        }
+    }
+
+    fn response(self) -> Response<Body> {
+        match self {
+            Self::Chat(chat) => json_response(&chat.finish()),
+            Self::Text(text) => json_response(&text.finish()),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tokenize {
+    content: String,
+    #[serde(default)]
+    add_special: bool,
+    #[serde(default = "yes")]
+    parse_special: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).boxed_unsync()
+}
+
+fn json_response<T: serde::Serialize>(value: &T) -> Response<Body> {
+    // Answers are strings, numbers and lists: they always have a JSON form.
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(whole(bytes.into()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,142 @@
+//! The headers that the proxy sends with a request. Each is checked; none is believed beyond its purpose.
+
+use std::time::Duration;
+
+use config::tier::Tier;
+use http::HeaderMap;
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use ring::digest;
+use tokio::time::Instant;
+
+use crate::reply::Refused;
+
+const TIER: &str = "x-hearth-tier";
+const DEADLINE: &str = "x-hearth-deadline-ms";
+const COMPLETION_ID: &str = "x-hearth-completion-id";
+const PRINCIPAL: &str = "x-hearth-principal";
+const REQUEST_ID: &str = "x-request-id";
+const ID_CHARS_MAX: usize = 128;
+/// OpenAI's SDKs wait this long.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
+const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// What the proxy says about a request.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) tier: Tier,
+    pub(super) began: Instant,
+    pub(super) ends_at: Instant,
+    pub(super) request_id: String,
+    /// Fairness in the queue, and the wall around reused prefixes.
+    pub(super) principal: u64,
+    completion_id: Option<String>,
+}
+
+impl Call {
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, Refused> {
+        let began = Instant::now();
+        let tier = text(headers, TIER)?
+            .ok_or(Refused::Header(TIER))?
+            .parse()
+            .map_err(|_unknown| Refused::Header(TIER))?;
+        let left = match text(headers, DEADLINE)? {
+            None => DEADLINE_DEFAULT,
+            Some(text) => {
+                let ms = text.parse().map_err(|_error| Refused::Header(DEADLINE))?;
+                Duration::from_millis(ms).min(DEADLINE_MAX)
+            }
+        };
+        Ok(Self {
+            tier,
+            began,
+            ends_at: began + left,
+            request_id: id(headers, REQUEST_ID)?.unwrap_or_default(),
+            principal: text(headers, PRINCIPAL)?.map_or(0, hashed),
+            completion_id: id(headers, COMPLETION_ID)?,
+        })
+    }
+
+    /// `None` when the deadline has passed.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        let left = self.ends_at.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// The proxy's id for the answer, or a new one.
+    pub(super) fn completion_id(&self, prefix: &str) -> String {
+        self.completion_id.clone().unwrap_or_else(|| {
+            let letters = rand::rng().sample_iter(Alphanumeric).take(24);
+            prefix.chars().chain(letters.map(char::from)).collect()
+        })
+    }
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<Option<&'h str>, Refused> {
+    match headers.get(name).map(http::HeaderValue::to_str) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_not_text)) => Err(Refused::Header(name)),
+    }
+}
+
+/// Ids come back in answers and logs: plain letters only.
+fn id(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refused> {
+    let Some(text) = text(headers, name)? else {
+        return Ok(None);
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if text.is_empty() || text.len() > ID_CHARS_MAX || !text.bytes().all(plain) {
+        return Err(Refused::Header(name));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+fn hashed(text: &str) -> u64 {
+    let hash = digest::digest(&digest::SHA256, text.as_bytes());
+    let first = hash.as_ref().first_chunk::<8>();
+    first.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| {
+            let name = http::HeaderName::from_static(name);
+            (name, http::HeaderValue::from_static(value))
+        });
+        pairs.collect()
+    }
+
+    #[test]
+    fn wrong_headers_are_refused_by_name() {
+        for (pairs, want) in [
+            (&[][..], TIER),
+            (&[(TIER, "huge")], TIER),
+            (&[(TIER, "fast"), (DEADLINE, "-1")], DEADLINE),
+            (&[(TIER, "fast"), (DEADLINE, "soon")], DEADLINE),
+            (&[(TIER, "fast"), (COMPLETION_ID, "a b")], COMPLETION_ID),
+            (&[(TIER, "fast"), (REQUEST_ID, "")], REQUEST_ID),
+        ] {
+            let refused = Call::read(&headers(pairs)).err();
+            assert_eq!(refused, Some(Refused::Header(want)), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_carries_what_the_proxy_said() {
+        let call = Call::read(&headers(&[
+            (TIER, "heavy"),
+            (DEADLINE, "99999999999"),
+            (COMPLETION_ID, "chatcmpl-1"),
+            (PRINCIPAL, "u:0011"),
+        ]))
+        .expect("reads");
+        assert_eq!(call.tier, Tier::Heavy);
+        assert_eq!(call.ends_at - call.began, DEADLINE_MAX, "bounded");
+        assert_eq!(call.completion_id("chatcmpl-"), "chatcmpl-1");
+        assert_ne!(call.principal, 0);
+    }
+}

@@ -1,0 +1,110 @@
+//! One request's line in the log and its place in the metrics, written when it ends, however it ends. Holds no text of it.
+
+use std::sync::Arc;
+
+use config::tier::Tier;
+use engine::Event;
+use tokio::time::Instant;
+
+use super::call::Call;
+use crate::metrics::Metrics;
+use crate::reply::Refused;
+
+#[derive(Debug)]
+pub(super) struct Record {
+    metrics: Arc<Metrics>,
+    tier: Tier,
+    surface: &'static str,
+    request_id: String,
+    began: Instant,
+    first_token_ms: Option<u128>,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    completion_tokens: u64,
+    /// `abandoned` until something else is known: the other side left.
+    outcome: String,
+}
+
+impl Record {
+    pub(super) fn begin(call: &Call, surface: &'static str, metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            tier: call.tier,
+            surface,
+            request_id: call.request_id.clone(),
+            began: call.began,
+            first_token_ms: None,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            outcome: "abandoned".to_owned(),
+        }
+    }
+
+    pub(super) fn see(&mut self, event: &Event) {
+        match event {
+            Event::Started {
+                prompt_tokens,
+                cached_tokens,
+                ..
+            } => {
+                self.prompt_tokens += u64::from(*prompt_tokens);
+                self.cached_tokens += u64::from(*cached_tokens);
+            }
+            Event::Piece { tokens, .. } => {
+                self.completion_tokens += u64::from(*tokens);
+                if self.first_token_ms.is_none() {
+                    let took = self.began.elapsed();
+                    self.first_token_ms = Some(took.as_millis());
+                    self.metrics.first_token(self.tier.as_str(), took);
+                }
+            }
+            Event::Refused(refusal) => {
+                self.outcome = refusal.as_str().to_owned();
+                log_fault(self.tier, &self.request_id, refusal);
+            }
+            Event::Done { .. } => {}
+        }
+    }
+
+    pub(super) fn refused(&mut self, refused: &Refused) {
+        self.outcome = refused.label();
+    }
+
+    pub(super) fn complete(&mut self) {
+        "ok".clone_into(&mut self.outcome);
+    }
+}
+
+/// What the caller is not told.
+fn log_fault(tier: Tier, request_id: &str, refusal: &engine::Refusal) {
+    match refusal {
+        engine::Refusal::EngineFault { reason } | engine::Refusal::WorkerGone { reason } => {
+            tracing::warn!(%tier, request_id, %reason, kind = refusal.as_str(), "the engine failed a request");
+        }
+        engine::Refusal::ContextLengthExceeded { .. }
+        | engine::Refusal::QueueFull { .. }
+        | engine::Refusal::DeadlineExceeded
+        | engine::Refusal::BadGrammar { .. }
+        | engine::Refusal::Invalid { .. } => {}
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        self.metrics.request(self.tier.as_str(), &self.outcome, took);
+        tracing::info!(
+            tier = %self.tier,
+            surface = self.surface,
+            request_id = self.request_id,
+            outcome = self.outcome,
+            ms = took.as_millis(),
+            ttft_ms = self.first_token_ms,
+            prompt_tokens = self.prompt_tokens,
+            cached_tokens = self.cached_tokens,
+            completion_tokens = self.completion_tokens,
+            "request"
+        );
+    }
+}

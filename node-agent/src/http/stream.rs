@@ -1,0 +1,162 @@
+//! A streamed answer under way. The head waits for the first token, so that a refusal can still be a status; after three seconds it goes
+//! out anyway. Dropping the body cancels the answer.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use config::wire::sse;
+use engine::Event;
+use futures_util::stream;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::time::{timeout, timeout_at};
+
+use super::Body;
+use super::flow::Flow;
+use super::record::Record;
+use crate::answer::chat_stream::ChatStream;
+use crate::answer::text::TextAnswer;
+use crate::reply::Refused;
+use crate::work::InFlight;
+
+/// A dead tier can still become a real status until then.
+const HEAD_AFTER: Duration = Duration::from_secs(3);
+/// Silence longer than this is broken by a comment.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Events that are ready are sent together up to about this size.
+const TOGETHER_BYTES: usize = 16 * 1024;
+
+/// Writes either surface.
+#[derive(Debug)]
+pub(super) enum Writer {
+    Chat(Box<ChatStream>),
+    Text(Box<TextAnswer>),
+}
+
+impl Writer {
+    fn event(&mut self, choice: usize, event: &Event, out: &mut Vec<u8>) {
+        match self {
+            Self::Chat(chat) => chat.event(choice, event, out, Instant::now()),
+            Self::Text(text) => text.event(choice, event, out),
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        match self {
+            Self::Chat(chat) => chat.end(out),
+            Self::Text(text) => text.end(out),
+        }
+    }
+}
+
+/// The rest of an answer.
+#[derive(Debug)]
+pub(super) struct Live {
+    flow: Flow,
+    writer: Writer,
+    first: Vec<u8>,
+    ended: bool,
+    record: Option<Record>,
+    _in_flight: InFlight,
+}
+
+impl Live {
+    /// Waits for the first token, or long enough.
+    pub(super) async fn open(
+        flow: Flow,
+        writer: Writer,
+        in_flight: InFlight,
+        record: &mut Record,
+    ) -> Result<Self, Refused> {
+        let mut live = Self {
+            flow,
+            writer,
+            first: Vec::new(),
+            ended: false,
+            record: None,
+            _in_flight: in_flight,
+        };
+        let head_at = tokio::time::Instant::now() + HEAD_AFTER;
+        while live.first.is_empty() {
+            let Ok(Some((choice, event))) = timeout_at(head_at, live.flow.next()).await else {
+                break;
+            };
+            record.see(&event);
+            if let Event::Refused(refusal) = event {
+                return Err(Refused::Engine(refusal));
+            }
+            live.writer.event(choice, &event, &mut live.first);
+        }
+        Ok(live)
+    }
+
+    /// Writes the record at the end of the stream instead of now.
+    pub(super) fn attach(&mut self, record: Record) {
+        self.record = Some(record);
+    }
+
+    /// The head, and the body as it comes.
+    pub(super) fn into_response(self: Box<Self>) -> Response<Body> {
+        let chunks = stream::unfold(self, |mut live| async move {
+            let bytes = live.next().await?;
+            Some((Ok::<_, Infallible>(Frame::data(bytes)), live))
+        });
+        let mut response = Response::new(StreamBody::new(chunks).boxed_unsync());
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream; charset=utf-8"),
+        );
+        headers.insert(
+            CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-transform"),
+        );
+        response
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut out = std::mem::take(&mut self.first);
+        while !self.ended && out.is_empty() {
+            match timeout(KEEP_ALIVE, self.flow.next()).await {
+                Ok(event) => self.take(event, &mut out),
+                Err(_silence) => out.extend_from_slice(sse::KEEP_ALIVE),
+            }
+        }
+        while !self.ended && out.len() < TOGETHER_BYTES {
+            let Some(event) = self.flow.ready() else {
+                break;
+            };
+            self.take(Some(event), &mut out);
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    fn take(&mut self, event: Option<(usize, Event)>, out: &mut Vec<u8>) {
+        let Some((choice, event)) = event else {
+            self.writer.end(out);
+            self.ended = true;
+            self.record_mut(Record::complete);
+            return;
+        };
+        self.record_mut(|record| record.see(&event));
+        if let Event::Refused(refusal) = event {
+            // After the head there is no other way to say it, and no `[DONE]`: clients must not take the answer for complete.
+            let body = Refused::Engine(refusal).body();
+            if let Err(error) = sse::write_json(out, &body) {
+                tracing::error!(%error, "an error event could not be written");
+            }
+            self.ended = true;
+        } else {
+            self.writer.event(choice, &event, out);
+        }
+    }
+
+    fn record_mut(&mut self, change: impl FnOnce(&mut Record)) {
+        if let Some(record) = &mut self.record {
+            change(record);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The proxy's HTTPS side as a node sees it: enrolment and registration. Trusts the system's certificate authorities, or exactly one key if
+//! the join link named one. Every call has a deadline and every answer a bound.
+
+mod pinned;
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::ids::NodeId;
+use config::token::Token;
+use config::wire::error::ErrorBody;
+use config::wire::node::{
+    EnrollReply, EnrollRequest, NonceReply, RegisterReply, RegisterRequest, VERSION,
+    enroll_message, register_message,
+};
+use reqwest::{Client, StatusCode, redirect};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::identity::Identity;
+use crate::join::Pin;
+
+use pinned::{PIN_MISMATCH, PinnedVerifier};
+
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CALL_MAX: Duration = Duration::from_secs(10);
+const REPLY_BYTES_MAX: usize = 64 * 1024;
+
+/// Why the proxy did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// No connection, or no answer in time.
+    #[error("the proxy {url} cannot be reached: {reason}")]
+    Unreachable {
+        /// Its origin.
+        url: String,
+        /// What the network said.
+        reason: String,
+    },
+    /// The proxy shows another key than the join link named.
+    #[error("the proxy {url} shows another key than the join link names: either its certificate was made anew (ask for a new join link), or somebody stands in between")]
+    WrongKey {
+        /// Its origin.
+        url: String,
+    },
+    /// The certificate is not trusted.
+    #[error("the certificate of {url} is not trusted ({reason}); a proxy with a self-signed certificate prints join links with a pin")]
+    Untrusted {
+        /// Its origin.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The proxy says no.
+    #[error("{}", explain(code, message))]
+    Refused {
+        /// The code of the error body.
+        code: String,
+        /// The proxy's sentence.
+        message: String,
+    },
+    /// The answer makes no sense.
+    #[error("{url} does not answer like a Hearth proxy: {reason}")]
+    Odd {
+        /// Its origin.
+        url: String,
+        /// What was wrong.
+        reason: String,
+    },
+}
+
+impl HubError {
+    /// Whether trying again within seconds can help.
+    pub const fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Odd { .. } => true,
+            Self::WrongKey { .. } | Self::Untrusted { .. } | Self::Refused { .. } => false,
+        }
+    }
+
+    /// A short word for metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::WrongKey { .. } => "wrong_key",
+            Self::Untrusted { .. } => "untrusted",
+            Self::Refused { .. } => "refused",
+            Self::Odd { .. } => "odd",
+        }
+    }
+}
+
+/// What a code means to the person at the node.
+fn explain(code: &str, message: &str) -> String {
+    let known = match code {
+        "join_token_used" => {
+            "this join link was used already; ask the proxy's operator for a new one (`hearth-proxy node invite`)"
+        }
+        "join_token_expired" => {
+            "this join link has expired; ask the proxy's operator for a new one (`hearth-proxy node invite`)"
+        }
+        "join_token_unknown" => {
+            "the proxy does not know this join link; was it made by another proxy, or revoked?"
+        }
+        "join_token_malformed" => "the join link is damaged; copy it again, whole and in quotes",
+        "node_unknown" => {
+            "the proxy does not know this node any more; join again with a new link"
+        }
+        "node_revoked" => {
+            "this node was revoked at the proxy; it stays out until it joins with a new link"
+        }
+        "signature_invalid" => {
+            "the proxy does not accept this node's signature; was the identity file replaced? join again with a new link"
+        }
+        "version_unsupported" => {
+            "proxy and node are of different versions; update the older one"
+        }
+        _ => "",
+    };
+    match (known, message) {
+        ("", "") => format!("the proxy refused: {code}"),
+        ("", message) => format!("the proxy refused: {message} ({code})"),
+        (known, _) => known.to_owned(),
+    }
+}
+
+/// A client for one proxy.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    client: Client,
+    url: String,
+}
+
+impl Hub {
+    /// A client for the proxy at `url`, an origin.
+    pub fn new(url: &str, pin: Option<Pin>) -> Result<Self, HubError> {
+        let builder = Client::builder()
+            .https_only(true)
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_MAX)
+            .timeout(CALL_MAX)
+            .pool_max_idle_per_host(1)
+            .user_agent(concat!("hearth-node/", env!("CARGO_PKG_VERSION")));
+        let builder = match pin {
+            None => builder,
+            Some(pin) => {
+                let odd = |reason: String| HubError::Odd {
+                    url: url.to_owned(),
+                    reason,
+                };
+                let tls = pinned::client_config(Arc::new(PinnedVerifier::new(pin)))
+                    .map_err(|error| odd(error.to_string()))?;
+                builder.tls_backend_preconfigured(tls)
+            }
+        };
+        let client = builder.build().map_err(|error| HubError::Untrusted {
+            url: url.to_owned(),
+            reason: innermost(&error),
+        })?;
+        Ok(Self {
+            client,
+            url: url.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// The host part, for endpoints without one.
+    pub fn host(&self) -> Option<String> {
+        let uri: http::Uri = self.url.parse().ok()?;
+        uri.host().map(str::to_owned)
+    }
+
+    /// Exchanges a join token for a place.
+    pub async fn enrol(
+        &self,
+        identity: &Identity,
+        token: &Token,
+        name: &str,
+    ) -> Result<NodeId, HubError> {
+        let nonce = self.nonce().await?;
+        let public = identity.public();
+        let signature = identity.sign(&enroll_message(token.id(), &public, &nonce));
+        let request = EnrollRequest {
+            version: VERSION,
+            token: token.reveal().expose().clone(),
+            identity: public,
+            name: name.to_owned(),
+            nonce,
+            signature,
+        };
+        let reply: EnrollReply = self.post("/v1/nodes/enroll", &request).await?;
+        Ok(reply.node_id)
+    }
+
+    /// Tells the proxy this start's WireGuard key.
+    pub async fn register(
+        &self,
+        identity: &Identity,
+        node_id: &NodeId,
+        wireguard_key: &str,
+    ) -> Result<RegisterReply, HubError> {
+        let nonce = self.nonce().await?;
+        let signature = identity.sign(&register_message(node_id, wireguard_key, &nonce));
+        let request = RegisterRequest {
+            version: VERSION,
+            node_id: node_id.clone(),
+            wireguard_key: wireguard_key.to_owned(),
+            nonce,
+            signature,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.post("/v1/nodes/register", &request).await
+    }
+
+    async fn nonce(&self) -> Result<String, HubError> {
+        let reply: NonceReply = self.post("/v1/nodes/nonce", &serde_json::json!({})).await?;
+        Ok(reply.nonce)
+    }
+
+    async fn post<A: Serialize, B: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &A,
+    ) -> Result<B, HubError> {
+        let url = format!("{}{path}", self.url);
+        let sent = self.client.post(url).json(body).send().await;
+        let mut response = sent.map_err(|error| self.failure(&error))?;
+        let status = response.status();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.failure(&error))? {
+            if bytes.len() + chunk.len() > REPLY_BYTES_MAX {
+                return Err(self.odd("its answer is too long".to_owned()));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if status.is_success() {
+            return serde_json::from_slice(&bytes)
+                .map_err(|error| self.odd(format!("its answer to {path}: {error}")));
+        }
+        Err(self.refusal(status, &bytes))
+    }
+
+    fn refusal(&self, status: StatusCode, bytes: &[u8]) -> HubError {
+        // 5xx and 429 pass by themselves.
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return HubError::Unreachable {
+                url: self.url.clone(),
+                reason: format!("it answers {status}"),
+            };
+        }
+        let Ok(body) = serde_json::from_slice::<ErrorBody>(bytes) else {
+            return self.odd(format!("it answers {status} without a reason"));
+        };
+        let code = body.error.code.unwrap_or_default();
+        // A nonce lives for a minute: a slow network is no verdict.
+        if code == "nonce_expired" {
+            return HubError::Unreachable {
+                url: self.url.clone(),
+                reason: "the answer took longer than the nonce lives".to_owned(),
+            };
+        }
+        HubError::Refused {
+            code,
+            message: body.error.message,
+        }
+    }
+
+    fn failure(&self, error: &reqwest::Error) -> HubError {
+        let url = self.url.clone();
+        let reason = innermost(error);
+        if reason.contains(PIN_MISMATCH) {
+            return HubError::WrongKey { url };
+        }
+        if reason.contains("certificate") {
+            return HubError::Untrusted { url, reason };
+        }
+        let reason = if error.is_timeout() {
+            "no answer in time".to_owned()
+        } else {
+            reason
+        };
+        HubError::Unreachable { url, reason }
+    }
+
+    fn odd(&self, reason: String) -> HubError {
+        HubError::Odd {
+            url: self.url.clone(),
+            reason,
+        }
+    }
+}
+
+/// The cause at the bottom; the outer ones only repeat the address.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = inner.to_string();
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,25 @@
+//! hearth-node: the home machine's agent. It enrols with a proxy, dials in over WireGuard, runs one worker process per tier and answers the
+//! proxy's requests. It listens on no port that others can reach, and it never loads a model into its own process.
+
+pub mod admin;
+pub mod answer;
+pub mod app;
+pub mod chat;
+pub mod cli;
+pub mod files;
+pub mod http;
+pub mod hub;
+pub mod identity;
+pub mod join;
+pub mod log;
+pub mod metrics;
+pub mod models;
+pub mod register;
+pub mod reply;
+pub mod report;
+pub mod status;
+pub mod template;
+pub mod tiers;
+pub mod tools;
+pub mod uplink;
+pub mod work;

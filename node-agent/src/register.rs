@@ -1,0 +1,205 @@
+//! From the proxy's answer to a tunnel: keys parsed, the endpoint resolved. And the pauses between tries. Starts nothing itself.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use config::secret::Secret;
+use config::wire::node::RegisterReply;
+use rand::Rng;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+use tunnel::{Peer, PresharedKey, PublicKey};
+
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
+/// Below the 30 s after which the tightest NATs forget a UDP mapping.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const HEARTBEAT_MIN: u64 = 1;
+const HEARTBEAT_MAX: u64 = 60;
+
+/// A place in the proxy's tunnel.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Our address inside.
+    pub address: Ipv6Addr,
+    /// The hub.
+    pub hub: Peer,
+    /// For both directions inside.
+    pub agent_token: Secret<String>,
+    /// The hub's report service.
+    pub report_port: u16,
+    /// Time between reports.
+    pub heartbeat: Duration,
+}
+
+/// Why the proxy's answer leads nowhere.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum PlaceError {
+    /// A field makes no sense.
+    #[error("the proxy sent a useless {0}")]
+    Field(&'static str),
+    /// The name of the hub has no address that our socket can reach.
+    #[error("the tunnel endpoint {endpoint} cannot be resolved: {reason}")]
+    Resolve {
+        /// Its name.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Place {
+    /// Reads an answer. `host` is the one that was dialled; `bind` is our UDP address; `turn` chooses among several addresses of a name, a
+    /// different one on each try.
+    pub async fn from_reply(
+        reply: RegisterReply,
+        host: &str,
+        bind: SocketAddr,
+        turn: usize,
+    ) -> Result<Self, PlaceError> {
+        let public_key: PublicKey = reply
+            .hub
+            .public_key
+            .parse()
+            .map_err(|_error| PlaceError::Field("hub key"))?;
+        let preshared = STANDARD.decode(&reply.preshared_key).ok();
+        let preshared: [u8; 32] = preshared
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or(PlaceError::Field("pre-shared key"))?;
+        if reply.agent_token.len() < 16 || !reply.agent_token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(PlaceError::Field("agent token"));
+        }
+        let endpoint = full_endpoint(&reply.hub.endpoint, host);
+        let address = resolve(&endpoint, bind, turn).await?;
+        Ok(Self {
+            address: reply.address,
+            hub: Peer {
+                public_key,
+                preshared_key: Some(PresharedKey::from_bytes(preshared)),
+                address: reply.hub.address,
+                endpoint: Some(address),
+                keepalive: Some(KEEPALIVE),
+                initiates: true,
+            },
+            agent_token: Secret::new(reply.agent_token),
+            report_port: reply.report_port,
+            heartbeat: Duration::from_secs(reply.heartbeat_secs.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)),
+        })
+    }
+}
+
+/// `:port` means the host that we dialled.
+fn full_endpoint(endpoint: &str, host: &str) -> String {
+    if endpoint.starts_with(':') {
+        format!("{host}{endpoint}")
+    } else {
+        endpoint.to_owned()
+    }
+}
+
+async fn resolve(endpoint: &str, bind: SocketAddr, turn: usize) -> Result<SocketAddr, PlaceError> {
+    let failed = |reason: String| PlaceError::Resolve {
+        endpoint: endpoint.to_owned(),
+        reason,
+    };
+    let found = timeout(RESOLVE_MAX, lookup_host(endpoint))
+        .await
+        .map_err(|_elapsed| failed("no answer in time".to_owned()))?
+        .map_err(|error| failed(error.to_string()))?;
+    // A socket bound to an IPv4 address reaches no IPv6 address.
+    let reachable: Vec<SocketAddr> = found
+        .filter(|address| address.is_ipv4() || bind.is_ipv6())
+        .collect();
+    let chosen = turn.checked_rem(reachable.len());
+    chosen
+        .and_then(|place| reachable.get(place))
+        .copied()
+        .ok_or_else(|| failed("it has no address of our kind; set node.bind to \"[::]:0\"".to_owned()))
+}
+
+/// Pauses that double from 1 s to 30 s, each shortened by up to half at random, so that nodes do not come back in step.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: Self::MIN }
+    }
+}
+
+impl Backoff {
+    const MIN: Duration = Duration::from_secs(1);
+    const MAX: Duration = Duration::from_secs(30);
+
+    /// The pause before the next try.
+    pub fn pause(&mut self) -> Duration {
+        let pause = self.next.mul_f64(rand::rng().random_range(0.5..=1.0));
+        self.next = (self.next * 2).min(Self::MAX);
+        pause
+    }
+
+    /// Starts again with short pauses.
+    pub const fn reset(&mut self) {
+        self.next = Self::MIN;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::wire::node::{HUB_ADDRESS, Hub};
+
+    use super::*;
+
+    fn reply(endpoint: &str) -> RegisterReply {
+        RegisterReply {
+            address: "fd48:6561:7274::2".parse().expect("an address"),
+            hub: Hub {
+                public_key: STANDARD.encode([7; 32]),
+                endpoint: endpoint.to_owned(),
+                address: HUB_ADDRESS,
+            },
+            preshared_key: STANDARD.encode([9; 32]),
+            agent_token: "0123456789abcdef".to_owned(),
+            report_port: 9000,
+            heartbeat_secs: 5,
+            server_time_ms: 0,
+        }
+    }
+
+    async fn place(reply: RegisterReply) -> Result<Place, PlaceError> {
+        let bind = "0.0.0.0:0".parse().expect("an address");
+        Place::from_reply(reply, "127.0.0.1", bind, 3).await
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_without_host_is_on_the_host_that_was_dialled() {
+        let place = place(reply(":51820")).await.expect("a place");
+        assert_eq!(place.hub.endpoint, "127.0.0.1:51820".parse().ok());
+        assert_eq!(place.heartbeat, Duration::from_secs(5));
+    }
+
+    #[tokio::test]
+    async fn useless_answers_are_named() {
+        let mut bad_key = reply(":1");
+        bad_key.hub.public_key = "short".to_owned();
+        assert_eq!(place(bad_key).await.err(), Some(PlaceError::Field("hub key")));
+        let mut bad_token = reply(":1");
+        bad_token.agent_token = "line\r\nbreak and more".to_owned();
+        assert_eq!(place(bad_token).await.err(), Some(PlaceError::Field("agent token")));
+        let ipv6 = place(reply("[::1]:1")).await;
+        assert!(matches!(ipv6, Err(PlaceError::Resolve { .. })), "an IPv4 socket cannot reach it");
+    }
+
+    #[test]
+    fn pauses_grow_to_half_a_minute_and_vary() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<Duration> = (0..9).map(|_try| backoff.pause()).collect();
+        assert!(pauses.iter().all(|pause| *pause >= Backoff::MIN / 2 && *pause <= Backoff::MAX));
+        assert!(pauses.last().is_some_and(|last| *last >= Backoff::MAX / 2));
+        backoff.reset();
+        assert!(backoff.pause() <= Backoff::MIN);
+    }
+}

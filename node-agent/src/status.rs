@@ -1,0 +1,118 @@
+//! What `hearth-node status` shows: one JSON object from a socket in the state directory, so that it is never stale. Holds no secret.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::identity::Member;
+use crate::tiers::Tiers;
+use crate::uplink::Standing;
+use crate::work::Work;
+
+const SOCKET_FILE: &str = "agent.sock";
+const EXCHANGE_MAX: Duration = Duration::from_secs(2);
+const STATUS_BYTES_MAX: u64 = 256 * 1024;
+
+/// The agent at one moment.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Status {
+    /// Of this program.
+    pub version: String,
+    /// What the proxy calls this machine.
+    pub node_id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its origin.
+    pub proxy: String,
+    /// `connected`, `registering`, `lost` or `refused`.
+    pub standing: String,
+    /// Why it is not connected.
+    pub reason: Option<String>,
+    /// The node takes no new work.
+    pub draining: bool,
+    /// Requests under way.
+    pub requests_running: usize,
+    /// As in reports.
+    pub tiers: Vec<config::wire::node::TierReport>,
+}
+
+/// Makes [`Status`].
+#[derive(Debug)]
+pub struct Teller {
+    /// Who we are.
+    pub member: Member,
+    /// How we stand with the proxy.
+    pub standing: watch::Receiver<Standing>,
+    /// What we serve.
+    pub tiers: std::sync::Arc<Tiers>,
+    /// What we do.
+    pub work: Work,
+}
+
+impl Teller {
+    fn tell(&self) -> Status {
+        let standing = self.standing.borrow().clone();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node_id: self.member.node_id.to_string(),
+            name: self.member.name.clone(),
+            proxy: self.member.proxy.clone(),
+            standing: standing.as_str().to_owned(),
+            reason: standing.reason().map(str::to_owned),
+            draining: self.work.is_draining(),
+            requests_running: self.work.running(),
+            tiers: self.tiers.rooms().iter().map(|room| room.report()).collect(),
+        }
+    }
+
+    /// Answers everybody who connects, until dropped. A folder with too long a name has no socket; the agent runs without.
+    pub async fn serve(self, state_dir: PathBuf) {
+        let path = state_dir.join(SOCKET_FILE);
+        let listener = match listen(&path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "`hearth-node status` will not work");
+                return;
+            }
+        };
+        loop {
+            let Ok((mut stream, _from)) = listener.accept().await else {
+                tokio::time::sleep(EXCHANGE_MAX).await;
+                continue;
+            };
+            let bytes = serde_json::to_vec(&self.tell()).unwrap_or_default();
+            // A slow reader delays other readers only.
+            let _slow = timeout(EXCHANGE_MAX, stream.write_all(&bytes)).await;
+        }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // The state directory is locked by us, so a socket that is there is left over.
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    UnixListener::bind(path)
+}
+
+/// Asks the agent that runs with `state_dir`.
+pub async fn ask(state_dir: &Path) -> io::Result<Status> {
+    let exchange = async {
+        let stream = UnixStream::connect(state_dir.join(SOCKET_FILE)).await?;
+        let mut bytes = Vec::new();
+        stream.take(STATUS_BYTES_MAX).read_to_end(&mut bytes).await?;
+        serde_json::from_slice(&bytes).map_err(io::Error::other)
+    };
+    match timeout(EXCHANGE_MAX, exchange).await {
+        Ok(status) => status,
+        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}

@@ -1,0 +1,221 @@
+//! The way to the proxy: registers, holds the tunnel, reports, and comes back by itself after every kind of loss. One WireGuard key per
+//! session; a session that cannot be repaired is replaced by one with a new key.
+
+mod session;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use config::wire::node::RegisterReply;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tunnel::PrivateKey;
+
+use crate::http::{AgentToken, Front};
+use crate::hub::{Hub, HubError};
+use crate::identity::{Identity, Member};
+use crate::metrics::Metrics;
+use crate::register::{Backoff, Place};
+use crate::report::Reports;
+use crate::tiers::Tiers;
+use crate::work::Work;
+
+use session::{End, Session};
+
+/// A proxy that says no is asked again only this often.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+
+/// How the node stands with its proxy.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Standing {
+    /// Not registered yet, or being registered anew.
+    #[default]
+    Registering,
+    /// Reports get through.
+    Connected,
+    /// The last reports were lost.
+    Lost {
+        /// Why.
+        reason: String,
+    },
+    /// The proxy does not want this node.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Standing {
+    /// The word for the status command.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Registering => "registering",
+            Self::Connected => "connected",
+            Self::Lost { .. } => "lost",
+            Self::Refused { .. } => "refused",
+        }
+    }
+
+    /// Why it is not connected.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Registering | Self::Connected => None,
+            Self::Lost { reason } | Self::Refused { reason } => Some(reason),
+        }
+    }
+}
+
+/// All that the way to the proxy needs.
+#[derive(Debug)]
+pub struct Uplink {
+    /// The proxy.
+    pub hub: Hub,
+    /// Our key.
+    pub identity: Identity,
+    /// Our membership.
+    pub member: Member,
+    /// Local UDP address.
+    pub bind: std::net::SocketAddr,
+    /// Answers the proxy's requests.
+    pub front: Arc<Front>,
+    /// Shared with `front`.
+    pub token: AgentToken,
+    /// What is reported.
+    pub tiers: Arc<Tiers>,
+    /// Whether we take work.
+    pub work: Work,
+    /// Counts registrations and reports.
+    pub metrics: Arc<Metrics>,
+    /// For the status command.
+    pub standing: watch::Sender<Standing>,
+    /// Connections of the proxy.
+    pub connections: TaskTracker,
+}
+
+impl Uplink {
+    /// Runs until `stop`; then the tunnel closes.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut reports = Reports::new(self.member.node_id.clone());
+        let mut try_count = 0;
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let key = PrivateKey::generate();
+            let registered = self.registered(&key, &mut try_count);
+            let Some(place) = stop.run_until_cancelled(registered).await else {
+                return;
+            };
+            match Session::start(&self, key, place, &mut try_count).await {
+                Ok(session) => {
+                    backoff.reset();
+                    match session.run(&mut reports, &stop).await {
+                        End::Stopped => return,
+                        End::Worn(reason) => {
+                            tracing::info!(%reason, "the tunnel is built anew with a new key");
+                        }
+                    }
+                }
+                Err(error) => {
+                    let pause = backoff.pause();
+                    tracing::warn!(%error, again_in_ms = pause.as_millis(), "the tunnel did not start");
+                    self.stand(Standing::Lost {
+                        reason: error.to_string(),
+                    });
+                    if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Registers `key`, however often that must be tried.
+    async fn registered(&self, key: &PrivateKey, try_count: &mut usize) -> Place {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.register(key, try_count).await {
+                Ok(place) => return place,
+                Err(lasting) => {
+                    let pause = if lasting { REFUSED_PAUSE } else { backoff.pause() };
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Registers once. Logs and tells a failure; `Err(true)` if the proxy does not want us.
+    async fn register(&self, key: &PrivateKey, try_count: &mut usize) -> Result<Place, bool> {
+        *try_count += 1;
+        let public = key.public_key().to_string();
+        let began = Instant::now();
+        let reply = self
+            .hub
+            .register(&self.identity, &self.member.node_id, &public)
+            .await;
+        match reply {
+            Ok(reply) => self.place(reply, *try_count, began).await,
+            Err(error) => {
+                self.metrics.registration(error.label());
+                Err(self.not_registered(&error))
+            }
+        }
+    }
+
+    async fn place(&self, reply: RegisterReply, turn: usize, began: Instant) -> Result<Place, bool> {
+        let host = self.hub.host().unwrap_or_default();
+        match Place::from_reply(reply, &host, self.bind, turn).await {
+            Ok(place) => {
+                self.metrics.registration("ok");
+                self.token.set(place.agent_token.clone());
+                tracing::info!(
+                    node_id = %self.member.node_id,
+                    address = %place.address,
+                    ms = began.elapsed().as_millis(),
+                    "registered with the proxy"
+                );
+                Ok(place)
+            }
+            Err(error) => {
+                self.metrics.registration("odd");
+                self.stand(Standing::Lost {
+                    reason: error.to_string(),
+                });
+                tracing::warn!(%error, "the registration cannot be used");
+                Err(false)
+            }
+        }
+    }
+
+    /// Says once what is wrong; true if it will not pass by itself.
+    fn not_registered(&self, error: &HubError) -> bool {
+        let reason = error.to_string();
+        let standing = if error.is_passing() {
+            Standing::Lost { reason }
+        } else {
+            Standing::Refused { reason }
+        };
+        let news = self.stand(standing);
+        if error.is_passing() {
+            if news {
+                tracing::warn!(%error, "not registered; trying again");
+            } else {
+                tracing::debug!(%error, "not registered; trying again");
+            }
+            return false;
+        }
+        if news {
+            tracing::error!(%error, again_in_secs = REFUSED_PAUSE.as_secs(), "the proxy does not take this node");
+        }
+        true
+    }
+
+    /// Tells how we stand; true if that is new.
+    fn stand(&self, standing: Standing) -> bool {
+        self.standing.send_if_modified(|present| {
+            let changed = *present != standing;
+            *present = standing;
+            changed
+        })
+    }
+}

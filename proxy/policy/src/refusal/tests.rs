@@ -1,0 +1,130 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use config::tier::Tier;
+
+use super::{AccountFault, Refusal};
+use crate::identity::Scope;
+use crate::limit::CounterState;
+
+/// One of each, so that labels and sentences are pinned in one place.
+fn all() -> Vec<Refusal> {
+    let mut all = of_callers();
+    all.extend(of_the_house());
+    all
+}
+
+fn of_callers() -> Vec<Refusal> {
+    vec![
+        Refusal::MissingCredential,
+        Refusal::InvalidCredential {
+            why: "the key fails its checksum (typo?)".into(),
+        },
+        Refusal::ExpiredCredential,
+        Refusal::RevokedCredential,
+        Refusal::AmbiguousCredential,
+        Refusal::PlainHttp,
+        Refusal::MissingScope {
+            scope: Scope::Metrics,
+        },
+        Refusal::ModelNotAllowed {
+            model: "heavy".to_owned(),
+        },
+        Refusal::AccountNotAllowed {
+            why: AccountFault::NotOnList,
+        },
+        Refusal::UnknownModel {
+            model: "gpt".to_owned(),
+            nearest: vec!["fast".to_owned(), "auto".to_owned()],
+        },
+        Refusal::BadRequest {
+            code: "invalid_value".into(),
+            param: Some("temperature".to_owned()),
+            message: "temperature is 3, must be 0 to 2".to_owned(),
+        },
+        Refusal::MalformedRequest { why: "two hosts" },
+        Refusal::ContextTooLong {
+            message: "5000 tokens do not fit into 4096".to_owned(),
+        },
+        Refusal::BodyTooLarge { limit: 4_194_304 },
+        Refusal::BodyTimeout,
+        Refusal::UnsupportedMediaType,
+        Refusal::MethodNotAllowed { allow: "POST" },
+        Refusal::NotFound {
+            hint: Some("/v1/models".to_owned()),
+        },
+        Refusal::HeaderTooLarge,
+    ]
+}
+
+fn of_the_house() -> Vec<Refusal> {
+    let state = CounterState {
+        name: "text-min",
+        limit: 30,
+        remaining: 0,
+        reset_after: Duration::from_mins(1),
+        window: Duration::from_mins(1),
+    };
+    let retry_after = Duration::from_millis(1_501);
+    vec![
+        Refusal::RateLimited { retry_after, state },
+        Refusal::QuotaExceeded {
+            retry_after: Duration::from_hours(2),
+            state: CounterState {
+                name: "text-day",
+                limit: 100,
+                window: Duration::from_hours(24),
+                ..state
+            },
+        },
+        Refusal::Guarded { retry_after },
+        Refusal::TooManyOpen { limit: 16 },
+        Refusal::QueueFull { retry_after },
+        Refusal::NoTierAvailable {
+            wanted: Some(Tier::Heavy),
+            retry_after,
+        },
+        Refusal::UpstreamError,
+        Refusal::UpstreamBroken,
+        Refusal::Timeout,
+        Refusal::StoreAway,
+        Refusal::Draining,
+        Refusal::Internal,
+    ]
+}
+
+#[test]
+fn labels_blame_hints_and_sentences_are_pinned() {
+    let lines: Vec<String> = all()
+        .iter()
+        .map(|refusal| {
+            let wait = refusal.retry_after().map_or(0, |wait| wait.as_secs());
+            let retry = if refusal.should_retry() {
+                "retry"
+            } else {
+                "stop"
+            };
+            let back = if refusal.gives_back() { "back" } else { "keep" };
+            format!(
+                "{} | {} | {wait} | {retry} | {back} | {refusal}",
+                refusal.label(),
+                refusal.blame().as_str()
+            )
+        })
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn every_label_is_its_own() {
+    let labels: BTreeSet<&str> = all().iter().map(Refusal::label).collect();
+    assert_eq!(labels.len(), all().len());
+}
+
+#[test]
+fn a_wait_is_never_told_as_zero() {
+    let now = Refusal::QueueFull {
+        retry_after: Duration::ZERO,
+    };
+    assert_eq!(now.retry_after(), Some(Duration::from_secs(1)));
+}

@@ -1,0 +1,372 @@
+//! The nodes as they reported themselves: tiers, models, load. Believes a report about load and readiness only; whether a
+//! backend really answers is the breaker's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use config::ids::{BackendId, NodeId};
+use config::settings::proxy::tier_of_model;
+use config::tier::Tier;
+use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
+use serde::Serialize;
+
+/// Model ids remembered after their nodes left, so that a model that is merely away is "unavailable", not "unknown".
+const REMEMBERED_MAX: usize = 1_000;
+/// Longest id of a model.
+const MODEL_ID_MAX: usize = 256;
+
+/// Why a report was not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ReportRefusal {
+    /// Another version of the words.
+    #[error("version_unsupported")]
+    Version,
+    /// Not newer than the last one.
+    #[error("report_stale")]
+    Stale,
+    /// More nodes than allowed.
+    #[error("too_many_nodes")]
+    TooManyNodes,
+    /// A field makes no sense.
+    #[error("report_malformed: {0}")]
+    Malformed(&'static str),
+}
+
+/// Something that a person may want to know, in the order it happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// A node reported for the first time, or again after silence.
+    NodeUp(NodeId),
+    /// A node started or stopped to drain.
+    Draining(NodeId, bool),
+    /// A backend's state changed; `None` before = it was not there, `None` after = it is gone.
+    Backend {
+        /// Which.
+        backend: BackendId,
+        /// Before.
+        from: Option<TierState>,
+        /// Now.
+        to: Option<TierState>,
+    },
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// What people call it.
+    pub name: String,
+    /// It takes no new work.
+    pub draining: bool,
+    /// The machine's memory.
+    pub memory: Memory,
+    /// Its tiers, each once.
+    pub tiers: Vec<TierReport>,
+    /// When the last report came.
+    pub reported_at: Instant,
+    seq: u64,
+}
+
+/// One backend: one tier of one node.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// The tier.
+    pub tier: &'a TierReport,
+}
+
+impl Backend<'_> {
+    /// Its id.
+    pub fn id(&self) -> BackendId {
+        BackendId {
+            node: self.node.id.clone(),
+            tier: self.tier.tier,
+        }
+    }
+
+    /// The model's id, once loaded.
+    pub fn model_id(&self) -> Option<&str> {
+        self.tier.model.as_ref().map(|model| model.id.as_str())
+    }
+}
+
+/// What an entry of the model list stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListedKind {
+    /// The classifier decides.
+    Auto,
+    /// A tier by name.
+    Tier,
+    /// A model by id.
+    Model,
+}
+
+/// Whether an entry of the model list can answer now.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListedState {
+    /// No backend answers.
+    Unavailable,
+    /// A backend is starting.
+    Loading,
+    /// At least one backend answers.
+    Ready,
+}
+
+/// One entry of `GET /v1/models`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// The name for the `model` field.
+    pub id: String,
+    /// What it stands for.
+    pub kind: ListedKind,
+    /// The tier behind it; `None` for `auto`.
+    pub tier: Option<Tier>,
+    /// Whether it can answer.
+    pub state: ListedState,
+    /// The model behind it: of a ready backend if there is one.
+    pub model: Option<ModelReport>,
+    /// The smallest context of its backends: what fits wherever the request lands.
+    pub n_ctx: Option<u32>,
+    /// Names of the nodes that have it.
+    pub nodes: Vec<String>,
+}
+
+impl Listed {
+    fn of(id: &str, kind: ListedKind, backends: &[Backend<'_>]) -> Self {
+        let state = |backend: &Backend<'_>| match backend.tier.state {
+            TierState::Ready if !backend.node.draining => ListedState::Ready,
+            TierState::Ready | TierState::Loading => ListedState::Loading,
+            TierState::Down => ListedState::Unavailable,
+        };
+        let best = backends.iter().max_by_key(|backend| state(backend));
+        let models = backends.iter().filter_map(|one| one.tier.model.as_ref());
+        let nodes: BTreeSet<&str> = backends.iter().map(|one| one.node.name.as_str()).collect();
+        Self {
+            id: id.to_owned(),
+            kind,
+            tier: best
+                .filter(|_| kind != ListedKind::Auto)
+                .map(|one| one.tier.tier),
+            state: best.map_or(ListedState::Unavailable, state),
+            model: best.and_then(|one| one.tier.model.clone()),
+            n_ctx: models.map(|model| model.n_ctx).min(),
+            nodes: nodes.into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Registry {
+    nodes: BTreeMap<NodeId, Node>,
+    silent_after: Duration,
+    nodes_max: usize,
+    remembered: BTreeMap<String, Tier>,
+}
+
+impl Registry {
+    /// An empty registry; a node that says nothing for `silent_after` leaves it.
+    pub const fn new(silent_after: Duration, nodes_max: usize) -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            silent_after,
+            nodes_max,
+            remembered: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a report of the node that people call `name`. The caller has checked who speaks.
+    pub fn report(
+        &mut self,
+        name: &str,
+        report: Report,
+        now: Instant,
+    ) -> Result<Vec<Change>, ReportRefusal> {
+        check(&report)?;
+        let old = self.nodes.get(&report.node_id);
+        match old {
+            Some(node) if report.seq <= node.seq => return Err(ReportRefusal::Stale),
+            None if self.nodes.len() >= self.nodes_max => return Err(ReportRefusal::TooManyNodes),
+            Some(_) | None => {}
+        }
+        let changes = changes(old, &report);
+        self.remember(&report.tiers);
+        let node = Node {
+            id: report.node_id.clone(),
+            name: name.to_owned(),
+            draining: report.draining,
+            memory: report.memory,
+            tiers: report.tiers,
+            reported_at: now,
+            seq: report.seq,
+        };
+        self.nodes.insert(report.node_id, node);
+        Ok(changes)
+    }
+
+    /// The node was started anew: its count begins again, and until it reports nothing of it is believed.
+    pub fn forget(&mut self, node: &NodeId) -> bool {
+        self.nodes.remove(node).is_some()
+    }
+
+    /// Drops nodes that were silent for too long.
+    pub fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+        let silent: Vec<NodeId> = self
+            .nodes
+            .values()
+            .filter(|node| self.is_silent(node, now))
+            .map(|node| node.id.clone())
+            .collect();
+        for id in &silent {
+            self.nodes.remove(id);
+        }
+        silent
+    }
+
+    /// When [`Self::expire`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let oldest = self.nodes.values().map(|node| node.reported_at).min()?;
+        Some(oldest + self.silent_after)
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    pub fn node(&self, id: &NodeId) -> Option<&Node> {
+        self.nodes.get(id)
+    }
+
+    /// Whether the node's last report is too old, even if [`Self::expire`] was not called since.
+    pub fn is_silent(&self, node: &Node, now: Instant) -> bool {
+        now.saturating_duration_since(node.reported_at) >= self.silent_after
+    }
+
+    /// All backends, by node and tier.
+    pub fn backends(&self) -> impl Iterator<Item = Backend<'_>> {
+        self.nodes
+            .values()
+            .flat_map(|node| node.tiers.iter().map(move |tier| Backend { node, tier }))
+    }
+
+    /// One backend.
+    pub fn backend(&self, id: &BackendId) -> Option<Backend<'_>> {
+        let node = self.nodes.get(&id.node)?;
+        let tier = node.tiers.iter().find(|tier| tier.tier == id.tier)?;
+        Some(Backend { node, tier })
+    }
+
+    /// Whether any node has the tier, able to answer or not.
+    pub fn has_tier(&self, tier: Tier) -> bool {
+        self.backends().any(|backend| backend.tier.tier == tier)
+    }
+
+    /// The tier of a model that some node has, or had.
+    pub fn tier_of_model(&self, model: &str) -> Option<Tier> {
+        self.backends()
+            .find(|backend| backend.model_id() == Some(model))
+            .map(|backend| backend.tier.tier)
+            .or_else(|| self.remembered.get(model).copied())
+    }
+
+    /// What `GET /v1/models` lists: `auto`, the tiers that exist, then the models, each once.
+    pub fn list(&self, auto_models: &[String]) -> Vec<Listed> {
+        let mut tiers: BTreeMap<Tier, Vec<Backend<'_>>> = BTreeMap::new();
+        let mut models: BTreeMap<&str, Vec<Backend<'_>>> = BTreeMap::new();
+        let every: Vec<Backend<'_>> = self.backends().collect();
+        for backend in &every {
+            tiers.entry(backend.tier.tier).or_default().push(*backend);
+            if let Some(model) = &backend.tier.model {
+                models.entry(model.id.as_str()).or_default().push(*backend);
+            }
+        }
+        // A model that is called like a tier or like `auto` cannot be asked for by that name.
+        models.retain(|id, _| {
+            tier_of_model(id).is_none() && !auto_models.iter().any(|auto| auto == id)
+        });
+        let auto = auto_models
+            .iter()
+            .map(|id| Listed::of(id, ListedKind::Auto, &every));
+        let tiers = tiers
+            .iter()
+            .map(|(tier, backends)| Listed::of(tier.as_str(), ListedKind::Tier, backends));
+        let models = models
+            .iter()
+            .map(|(id, backends)| Listed::of(id, ListedKind::Model, backends));
+        auto.chain(tiers).chain(models).collect()
+    }
+
+    fn remember(&mut self, tiers: &[TierReport]) {
+        for tier in tiers {
+            let Some(model) = &tier.model else {
+                continue;
+            };
+            if self.remembered.len() < REMEMBERED_MAX || self.remembered.contains_key(&model.id) {
+                self.remembered.insert(model.id.clone(), tier.tier);
+            }
+        }
+    }
+}
+
+fn check(report: &Report) -> Result<(), ReportRefusal> {
+    if report.version != VERSION {
+        return Err(ReportRefusal::Version);
+    }
+    let mut seen = BTreeSet::new();
+    for tier in &report.tiers {
+        if !seen.insert(tier.tier) {
+            return Err(ReportRefusal::Malformed("a tier appears twice"));
+        }
+        if tier.state == TierState::Ready && (tier.model.is_none() || tier.slots == 0) {
+            return Err(ReportRefusal::Malformed(
+                "a ready tier needs a model and slots",
+            ));
+        }
+        let id = tier.model.as_ref().map_or("-", |model| model.id.as_str());
+        if id.is_empty() || id.len() > MODEL_ID_MAX || id.chars().any(char::is_control) {
+            return Err(ReportRefusal::Malformed(
+                "a model's id must be 1 to 256 printable characters",
+            ));
+        }
+        if !(tier.tokens_per_second >= 0.0 && tier.prompt_tokens_per_second >= 0.0) {
+            return Err(ReportRefusal::Malformed("a speed must not be negative"));
+        }
+    }
+    Ok(())
+}
+
+fn changes(old: Option<&Node>, report: &Report) -> Vec<Change> {
+    let mut all = Vec::new();
+    if old.is_none() {
+        all.push(Change::NodeUp(report.node_id.clone()));
+    }
+    if old.map_or(report.draining, |node| node.draining != report.draining) {
+        all.push(Change::Draining(report.node_id.clone(), report.draining));
+    }
+    for tier in Tier::ALL {
+        let state = |tiers: &[TierReport]| {
+            let found = tiers.iter().find(|one| one.tier == tier);
+            found.map(|one| one.state)
+        };
+        let from = old.and_then(|node| state(&node.tiers));
+        let to = state(&report.tiers);
+        if from != to {
+            let node = report.node_id.clone();
+            all.push(Change::Backend {
+                backend: BackendId { node, tier },
+                from,
+                to,
+            });
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

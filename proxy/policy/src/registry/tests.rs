@@ -1,0 +1,219 @@
+use std::time::Duration;
+
+use config::tier::Tier::{self, Fast, Heavy, Primary};
+use config::wire::node::TierState;
+
+use super::{Change, ListedKind, ListedState, Registry, ReportRefusal};
+use crate::testing::{backend, node_id, report, start, tier};
+
+const SILENT: Duration = Duration::from_secs(15);
+
+fn registry() -> Registry {
+    Registry::new(SILENT, 3)
+}
+
+fn auto() -> Vec<String> {
+    vec!["auto".to_owned()]
+}
+
+#[test]
+fn a_report_is_taken_once_and_only_if_newer() {
+    let now = start();
+    let mut all = registry();
+    let first = all.report("den", report("a", 5, vec![tier(Fast)]), now);
+    assert_eq!(
+        first,
+        Ok(vec![
+            Change::NodeUp(node_id("a")),
+            Change::Backend {
+                backend: backend("a", Fast),
+                from: None,
+                to: Some(TierState::Ready),
+            },
+        ])
+    );
+    for seq in [5, 4] {
+        let stale = all.report("den", report("a", seq, Vec::new()), now);
+        assert_eq!(stale, Err(ReportRefusal::Stale), "seq {seq}");
+    }
+    assert!(all.has_tier(Fast), "a stale report changes nothing");
+    assert_eq!(
+        all.report("den", report("a", 6, vec![tier(Fast)]), now),
+        Ok(Vec::new())
+    );
+}
+
+#[test]
+fn after_a_restart_the_count_begins_again() {
+    let now = start();
+    let mut all = registry();
+    assert!(
+        all.report("den", report("a", 900, vec![tier(Fast)]), now)
+            .is_ok()
+    );
+    assert!(all.forget(&node_id("a")));
+    assert!(!all.forget(&node_id("a")));
+    assert!(
+        all.report("den", report("a", 1, vec![tier(Fast)]), now)
+            .is_ok()
+    );
+}
+
+#[test]
+fn what_changed_is_told() {
+    let now = start();
+    let mut all = registry();
+    assert!(
+        all.report("den", report("a", 1, vec![tier(Fast), tier(Heavy)]), now)
+            .is_ok()
+    );
+    let mut down = tier(Fast);
+    down.state = TierState::Down;
+    let mut second = report("a", 2, vec![down]);
+    second.draining = true;
+    let ready = Some(TierState::Ready);
+    assert_eq!(
+        all.report("den", second, now),
+        Ok(vec![
+            Change::Draining(node_id("a"), true),
+            Change::Backend {
+                backend: backend("a", Fast),
+                from: ready,
+                to: Some(TierState::Down),
+            },
+            Change::Backend {
+                backend: backend("a", Heavy),
+                from: ready,
+                to: None,
+            },
+        ])
+    );
+}
+
+#[test]
+fn a_silent_node_is_out_after_fifteen_seconds() {
+    let now = start();
+    let mut all = registry();
+    assert_eq!(all.poll_timeout(), None);
+    assert!(
+        all.report("den", report("a", 1, vec![tier(Fast)]), now)
+            .is_ok()
+    );
+    assert!(
+        all.report(
+            "loft",
+            report("b", 1, vec![tier(Fast)]),
+            now + Duration::from_secs(5)
+        )
+        .is_ok()
+    );
+    assert_eq!(all.poll_timeout(), Some(now + SILENT));
+    assert!(all.expire(now + Duration::from_millis(14_999)).is_empty());
+    assert_eq!(all.expire(now + SILENT), [node_id("a")]);
+    assert_eq!(all.nodes().count(), 1);
+    assert_eq!(all.tier_of_model("tiny-fast"), Some(Fast));
+    assert_eq!(all.expire(now + SILENT * 2), [node_id("b")]);
+    assert_eq!(
+        all.tier_of_model("tiny-fast"),
+        Some(Fast),
+        "away is not unknown"
+    );
+    assert_eq!(all.tier_of_model("other"), None);
+}
+
+#[test]
+fn nonsense_is_refused_and_changes_nothing() {
+    let now = start();
+    let bad = |change: fn(&mut config::wire::node::Report)| {
+        let mut all = registry();
+        let mut bad = report("a", 1, vec![tier(Fast), tier(Heavy)]);
+        change(&mut bad);
+        let refusal = all.report("den", bad, now).expect_err("nonsense");
+        assert_eq!(all.nodes().count(), 0);
+        refusal
+    };
+    assert_eq!(bad(|report| report.version = 2), ReportRefusal::Version);
+    let malformed = |refusal| matches!(refusal, ReportRefusal::Malformed(_));
+    assert!(malformed(bad(|report| report.tiers[1].tier = Fast)));
+    assert!(malformed(bad(|report| report.tiers[0].model = None)));
+    assert!(malformed(bad(|report| report.tiers[0].slots = 0)));
+    assert!(malformed(bad(
+        |report| report.tiers[0].tokens_per_second = -1.0
+    )));
+    assert!(malformed(bad(
+        |report| report.tiers[0].tokens_per_second = f64::NAN
+    )));
+    for id in ["", "a\nb", &"x".repeat(257)] {
+        let mut all = registry();
+        let mut bad = report("a", 1, vec![tier(Fast)]);
+        if let Some(model) = &mut bad.tiers[0].model {
+            id.clone_into(&mut model.id);
+        }
+        assert!(all.report("den", bad, now).is_err(), "{id:?}");
+    }
+}
+
+#[test]
+fn there_is_room_for_so_many_nodes_and_no_more() {
+    let now = start();
+    let mut all = registry();
+    for name in ["a", "b", "c"] {
+        assert!(all.report(name, report(name, 1, Vec::new()), now).is_ok());
+    }
+    let fourth = all.report("d", report("d", 1, Vec::new()), now);
+    assert_eq!(fourth, Err(ReportRefusal::TooManyNodes));
+    assert!(
+        all.report("a", report("a", 2, Vec::new()), now).is_ok(),
+        "known ones go on"
+    );
+}
+
+#[test]
+fn the_list_names_auto_the_tiers_and_the_models_once_each() {
+    let now = start();
+    let mut all = registry();
+    let mut big = tier(Heavy);
+    big.state = TierState::Loading;
+    let mut small = tier(Fast);
+    if let Some(model) = &mut small.model {
+        model.n_ctx = 1_024;
+    }
+    assert!(
+        all.report("den", report("a", 1, vec![tier(Fast), big]), now)
+            .is_ok()
+    );
+    assert!(
+        all.report("loft", report("b", 1, vec![small, tier(Primary)]), now)
+            .is_ok()
+    );
+    let listed = all.list(&auto());
+    let ids: Vec<&str> = listed.iter().map(|one| one.id.as_str()).collect();
+    assert_eq!(
+        ids,
+        [
+            "auto",
+            "fast",
+            "primary",
+            "heavy",
+            "tiny-fast",
+            "tiny-heavy",
+            "tiny-primary"
+        ]
+    );
+    let fast = &listed[1];
+    assert_eq!(
+        (fast.kind, fast.state),
+        (ListedKind::Tier, ListedState::Ready)
+    );
+    assert_eq!(fast.n_ctx, Some(1_024), "what fits everywhere");
+    assert_eq!(fast.nodes, ["den", "loft"]);
+    assert_eq!(listed[3].state, ListedState::Loading);
+    assert_eq!(listed[0].tier, None::<Tier>);
+}
+
+#[test]
+fn an_empty_house_lists_auto_alone() {
+    let listed = registry().list(&auto());
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].state, ListedState::Unavailable);
+}

@@ -1,0 +1,316 @@
+//! Where a request may go, in which order, and why not elsewhere. A route is a plan: taking a step is the router's business.
+
+mod load;
+mod order;
+
+use std::time::{Duration, Instant};
+
+use config::ids::BackendId;
+use config::tier::Tier;
+use config::wire::chat::{Content, Part};
+use config::wire::node::{TierReport, TierState};
+use config::wire::valid::ValidChat;
+
+use crate::breaker::Phase;
+use crate::classify::Verdict;
+use crate::identity::Principal;
+use crate::refusal::Refusal;
+use crate::registry::{Backend, Registry};
+use load::{Candidate, full};
+use order::Order;
+
+/// Backends of one tier that are tried before the next tier is: a request is not a tour through a large house.
+const STEPS_PER_GROUP_MAX: usize = 4;
+/// Retry hint when no breaker says when: a node that comes back reports within seconds.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Retry hints for full queues stay within these.
+const BUSY_MIN: Duration = Duration::from_secs(1);
+const BUSY_MAX: Duration = Duration::from_secs(5);
+
+/// What a request is after.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// A tier by name.
+    Tier(Tier),
+    /// A model by id.
+    Model(String),
+    /// What the classifier thinks.
+    Auto(Verdict),
+}
+
+/// Inputs besides text that a request has, so that the model must take them.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Needs {
+    /// Pictures.
+    pub image: bool,
+    /// Sound.
+    pub audio: bool,
+}
+
+impl Needs {
+    /// What a chat request has.
+    pub fn of(chat: &ValidChat) -> Self {
+        let mut needs = Self::default();
+        for message in &chat.messages {
+            let Some(Content::Parts(parts)) = &message.content else {
+                continue;
+            };
+            for part in parts {
+                match part {
+                    Part::Text { .. } => {}
+                    Part::ImageUrl { .. } => needs.image = true,
+                    Part::InputAudio { .. } => needs.audio = true,
+                }
+            }
+        }
+        needs
+    }
+
+    /// Whether the tier's model takes all of it. A tier that has not loaded its model may.
+    fn met_by(self, tier: &TierReport) -> bool {
+        let Some(model) = &tier.model else {
+            return true;
+        };
+        let takes = |kind: &str| model.modalities.iter().any(|known| known == kind);
+        (!self.image || takes("image")) && (!self.audio || takes("audio"))
+    }
+}
+
+/// What a route is planned for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// What is wanted.
+    pub target: &'a Target,
+    /// Who asks: some tiers and models may be closed to them.
+    pub principal: &'a Principal,
+    /// What the model must take besides text.
+    pub needs: Needs,
+    /// Whether another tier may answer.
+    pub fallback: bool,
+}
+
+/// One entry of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Where.
+    pub backend: BackendId,
+    /// The node's name, for `_routing`.
+    pub node_name: String,
+    /// The model there.
+    pub model: String,
+    /// Tokens a request may use there.
+    pub n_ctx: u32,
+    /// How long the request would wait for a slot.
+    pub wait: Duration,
+}
+
+/// Why a backend is not in the route.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum SkipReason {
+    /// The principal may not use it.
+    NotAllowed,
+    /// Its node stopped reporting.
+    Silent,
+    /// Its node takes no new work.
+    Draining,
+    /// The model is being loaded.
+    Loading,
+    /// The worker is down.
+    Down,
+    /// Its breaker is open.
+    BreakerOpen {
+        /// Until a probe may go.
+        reopens_in: Duration,
+    },
+    /// Its breaker waits for a probe.
+    Probing {
+        /// Until the probe counts as lost.
+        lost_in: Duration,
+    },
+    /// Its queue is full.
+    QueueFull {
+        /// Until there is probably room.
+        wait: Duration,
+    },
+    /// The model does not take the request's pictures or sound.
+    NoModality,
+}
+
+impl SkipReason {
+    /// The label in metrics, logs and `_routing`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not_allowed",
+            Self::Silent => "silent",
+            Self::Draining => "draining",
+            Self::Loading => "loading",
+            Self::Down => "down",
+            Self::BreakerOpen { .. } => "breaker_open",
+            Self::Probing { .. } => "probing",
+            Self::QueueFull { .. } => "queue_full",
+            Self::NoModality => "no_modality",
+        }
+    }
+}
+
+/// The plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// The tier that was wanted, before anything was found missing.
+    pub wanted: Option<Tier>,
+    /// The model that was asked for by id.
+    pub wanted_model: Option<String>,
+    /// Why: `requested`, `model`, or the classifier's reasons; with a note when the wanted tier does not exist.
+    pub reason: String,
+    /// Where to try, in order; no backend twice.
+    pub steps: Vec<Step>,
+    /// Backends that were considered and left out. One that would only have been tried after several others is in neither list.
+    pub skipped: Vec<(BackendId, SkipReason)>,
+}
+
+impl Route {
+    /// What to answer when there is no step, or none could be begun.
+    pub fn refusal(&self) -> Refusal {
+        let reasons = || self.skipped.iter().map(|(_, reason)| *reason);
+        let blind = |reason| matches!(reason, SkipReason::NoModality | SkipReason::NotAllowed);
+        let all_blind = !self.skipped.is_empty() && reasons().all(blind);
+        if all_blind && reasons().any(|reason| reason == SkipReason::NoModality) {
+            return Refusal::BadRequest {
+                code: "unsupported_parameter".into(),
+                param: Some("messages".to_owned()),
+                message: "no model here takes this kind of input: send text only".to_owned(),
+            };
+        }
+        let full = reasons().filter_map(|reason| match reason {
+            SkipReason::QueueFull { wait } => Some(wait),
+            SkipReason::NotAllowed
+            | SkipReason::Silent
+            | SkipReason::Draining
+            | SkipReason::Loading
+            | SkipReason::Down
+            | SkipReason::BreakerOpen { .. }
+            | SkipReason::Probing { .. }
+            | SkipReason::NoModality => None,
+        });
+        if let Some(wait) = full.min() {
+            return Refusal::QueueFull {
+                retry_after: wait.clamp(BUSY_MIN, BUSY_MAX),
+            };
+        }
+        Refusal::NoTierAvailable {
+            wanted: self.wanted,
+            retry_after: self.retry_after(),
+        }
+    }
+
+    /// When a breaker of a skipped backend lets a probe through, at the earliest.
+    pub fn retry_after(&self) -> Duration {
+        let waits = self.skipped.iter().filter_map(|(_, reason)| match reason {
+            SkipReason::BreakerOpen { reopens_in } => Some(*reopens_in),
+            SkipReason::Probing { lost_in } => Some((*lost_in).min(RETRY_AFTER)),
+            SkipReason::NotAllowed
+            | SkipReason::Silent
+            | SkipReason::Draining
+            | SkipReason::Loading
+            | SkipReason::Down
+            | SkipReason::QueueFull { .. }
+            | SkipReason::NoModality => None,
+        });
+        waits.min().unwrap_or(RETRY_AFTER)
+    }
+
+    /// The detour of an answer from this step, as `heavy->primary`; `None` when it is what was wanted.
+    pub fn detour(&self, step: &Step) -> Option<String> {
+        if let Some(model) = &self.wanted_model {
+            return (*model != step.model).then(|| format!("{model}->{}", step.model));
+        }
+        let wanted = self.wanted?;
+        let answered = step.backend.tier;
+        (wanted != answered).then(|| format!("{wanted}->{answered}"))
+    }
+}
+
+/// What the router knows of a backend besides its reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Local {
+    /// Attempts of ours that are under way there.
+    pub in_flight: u32,
+    /// Its breaker.
+    pub phase: Phase,
+}
+
+/// Plans a route. `local` says what we know of each backend ourselves.
+pub fn plan(
+    ask: &Ask<'_>,
+    registry: &Registry,
+    local: impl Fn(&BackendId) -> Local,
+    now: Instant,
+) -> Route {
+    let order = Order::of(ask, registry);
+    let mut route = Route {
+        wanted: order.wanted,
+        wanted_model: match ask.target {
+            Target::Model(model) => Some(model.clone()),
+            Target::Tier(_) | Target::Auto(_) => None,
+        },
+        reason: order.reason.clone(),
+        steps: Vec::new(),
+        skipped: Vec::new(),
+    };
+    for backends in order.grouped(registry) {
+        let mut candidates = Vec::new();
+        for backend in backends {
+            let id = backend.id();
+            let ours = local(&id);
+            let silent = registry.is_silent(backend.node, now);
+            match skip(&backend, ask, silent, ours, now) {
+                Some(reason) => route.skipped.push((id, reason)),
+                None => candidates.push(Candidate::new(&backend, ours)),
+            }
+        }
+        candidates.sort_by(Candidate::compare);
+        let steps = candidates.into_iter().map(|candidate| candidate.step);
+        route.steps.extend(steps.take(STEPS_PER_GROUP_MAX));
+    }
+    route
+}
+
+fn skip(
+    backend: &Backend<'_>,
+    ask: &Ask<'_>,
+    silent: bool,
+    local: Local,
+    now: Instant,
+) -> Option<SkipReason> {
+    let tier = backend.tier;
+    let model_allowed = backend
+        .model_id()
+        .is_none_or(|model| ask.principal.may_use_model(model));
+    if !model_allowed || !ask.principal.may_use_tier(tier.tier) {
+        return Some(SkipReason::NotAllowed);
+    }
+    if silent {
+        return Some(SkipReason::Silent);
+    }
+    let readiness = match (tier.state, &tier.model) {
+        (TierState::Down, _) => Some(SkipReason::Down),
+        (TierState::Loading, _) | (TierState::Ready, None) => Some(SkipReason::Loading),
+        (TierState::Ready, Some(_)) => (!ask.needs.met_by(tier)).then_some(SkipReason::NoModality),
+    };
+    readiness
+        .or_else(|| backend.node.draining.then_some(SkipReason::Draining))
+        .or_else(|| blocked(local.phase, now))
+        .or_else(|| full(tier, local.in_flight))
+}
+
+fn blocked(phase: Phase, now: Instant) -> Option<SkipReason> {
+    match phase {
+        Phase::Closed | Phase::ProbeDue => None,
+        Phase::Open { until } => Some(SkipReason::BreakerOpen {
+            reopens_in: until.saturating_duration_since(now),
+        }),
+        Phase::Probing { lost_at } => Some(SkipReason::Probing {
+            lost_in: lost_at.saturating_duration_since(now),
+        }),
+    }
+}

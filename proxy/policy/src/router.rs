@@ -1,0 +1,327 @@
+//! Owns what routing knows: the registry, a breaker per backend, and how many attempts are under way. Every attempt is one
+//! [`Ticket`]: begun once, settled once. Opens no connection.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use config::ids::{BackendId, NodeId};
+use config::settings::proxy::{Routing, tier_of_model};
+use config::tier::Tier;
+use config::wire::node::Report;
+
+use crate::breaker::{Breaker, Pass, Phase, Rules, Signal};
+use crate::identity::Principal;
+use crate::refusal::Refusal;
+use crate::registry::{Change, Listed, Registry, ReportRefusal};
+use crate::route::{self, Ask, Local, Route};
+
+/// Ids named in the message about an unknown model.
+const NEAREST_MAX: usize = 5;
+/// Characters of an id that are compared: more says nothing and costs its square.
+const COMPARED_MAX: usize = 64;
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Outcome {
+    /// Answered whole.
+    Ok,
+    /// The node refused the request itself (a 4xx): the caller's fault.
+    CallerFault,
+    /// The node's queue is full (503 `overloaded`): busy, not broken.
+    Overloaded,
+    /// The tier cannot answer (503 `tier_unavailable`).
+    Unavailable,
+    /// No connection, or it broke before the head.
+    ConnectFailed,
+    /// A 5xx, or an answer that makes no sense.
+    ServerFault,
+    /// No head, or silence in a stream, for too long.
+    TimedOut,
+    /// The answer broke off after its first byte.
+    Broken,
+    /// The client left, or nobody settled the ticket.
+    Abandoned,
+}
+
+impl Outcome {
+    /// The label in metrics, logs and `_routing.attempts`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::CallerFault => "caller_fault",
+            Self::Overloaded => "overloaded",
+            Self::Unavailable => "unavailable",
+            Self::ConnectFailed => "connect_failed",
+            Self::ServerFault => "server_fault",
+            Self::TimedOut => "timed_out",
+            Self::Broken => "broken",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
+    /// What it says about the backend.
+    pub const fn signal(self) -> Signal {
+        match self {
+            Self::Ok => Signal::Success,
+            Self::CallerFault | Self::Overloaded | Self::Abandoned => Signal::Neutral,
+            Self::Unavailable
+            | Self::ConnectFailed
+            | Self::ServerFault
+            | Self::TimedOut
+            | Self::Broken => Signal::Failure,
+        }
+    }
+}
+
+/// One attempt under way. The shell keeps it in a guard that calls [`Router::settle`] on every path; a guard that is dropped
+/// unsettled calls [`Router::abandon`].
+#[derive(Debug)]
+#[must_use = "an attempt counts as under way until its ticket is settled"]
+pub struct Ticket {
+    backend: BackendId,
+    pass: Pass,
+}
+
+impl Ticket {
+    /// Where the attempt goes.
+    pub const fn backend(&self) -> &BackendId {
+        &self.backend
+    }
+
+    /// Whether the attempt decides over its backend's breaker.
+    pub const fn is_probe(&self) -> bool {
+        self.pass.is_probe()
+    }
+}
+
+/// What a request's `model` and `tier` ask for, before the classifier had a look.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Wish {
+    /// A tier by name.
+    Tier(Tier),
+    /// A model by id.
+    Model(String),
+    /// The classifier decides.
+    Auto,
+}
+
+/// The router.
+#[derive(Debug)]
+pub struct Router {
+    registry: Registry,
+    rules: Rules,
+    auto_models: Vec<String>,
+    breakers: HashMap<BackendId, Breaker>,
+    in_flight: HashMap<BackendId, u32>,
+}
+
+impl Router {
+    /// A router without nodes.
+    pub fn new(routing: &Routing, silent_after: Duration, nodes_max: usize) -> Self {
+        Self {
+            registry: Registry::new(silent_after, nodes_max),
+            rules: Rules::from(routing),
+            auto_models: routing.auto_models.clone(),
+            breakers: HashMap::new(),
+            in_flight: HashMap::new(),
+        }
+    }
+
+    /// Takes a report of the node that people call `name`; the caller has checked who speaks.
+    pub fn report(
+        &mut self,
+        name: &str,
+        report: Report,
+        now: Instant,
+    ) -> Result<Vec<Change>, ReportRefusal> {
+        self.registry.report(name, report, now)
+    }
+
+    /// The node registered anew: its count of reports begins again, and its open breakers may probe at once.
+    pub fn node_restarted(&mut self, node: &NodeId, now: Instant) {
+        self.registry.forget(node);
+        for (backend, breaker) in &mut self.breakers {
+            if backend.node == *node {
+                breaker.restarted(now);
+            }
+        }
+    }
+
+    /// The node was revoked: nothing of it remains but its tickets.
+    pub fn remove_node(&mut self, node: &NodeId) -> bool {
+        self.breakers.retain(|backend, _| backend.node != *node);
+        self.registry.forget(node)
+    }
+
+    /// Drops nodes that were silent for too long and returns them. Breakers of theirs stay while they have something to say.
+    pub fn expire(&mut self, now: Instant) -> Vec<NodeId> {
+        let silent = self.registry.expire(now);
+        let registry = &self.registry;
+        self.breakers.retain(|backend, breaker| {
+            registry.backend(backend).is_some() || breaker.phase(now) != Phase::Closed
+        });
+        silent
+    }
+
+    /// When [`Self::expire`] has something to do next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.registry.poll_timeout()
+    }
+
+    /// The nodes.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What `GET /v1/models` lists for the principal.
+    pub fn list(&self, principal: &Principal) -> Vec<Listed> {
+        let mut all = self.registry.list(&self.auto_models);
+        all.retain(|listed| {
+            listed.tier.is_none_or(|tier| principal.may_use_tier(tier))
+                && match listed.kind {
+                    crate::registry::ListedKind::Model => principal.may_use_model(&listed.id),
+                    crate::registry::ListedKind::Auto | crate::registry::ListedKind::Tier => true,
+                }
+        });
+        all
+    }
+
+    /// Reads `model` and `tier` of a request. `tier` wins; a model is a tier's name, `auto`, or an id.
+    pub fn wish(
+        &self,
+        model: Option<&str>,
+        tier: Option<Tier>,
+        principal: &Principal,
+    ) -> Result<Wish, Refusal> {
+        let model = model.unwrap_or_default();
+        if let Some(tier) = tier.or_else(|| tier_of_model(model)) {
+            if principal.may_use_tier(tier) {
+                return Ok(Wish::Tier(tier));
+            }
+            return Err(Refusal::ModelNotAllowed {
+                model: tier.to_string(),
+            });
+        }
+        if model.is_empty() || self.auto_models.iter().any(|auto| auto == model) {
+            return Ok(Wish::Auto);
+        }
+        let Some(tier) = self.registry.tier_of_model(model) else {
+            return Err(self.unknown(model, principal));
+        };
+        if principal.may_use_model(model) && principal.may_use_tier(tier) {
+            return Ok(Wish::Model(model.to_owned()));
+        }
+        Err(Refusal::ModelNotAllowed {
+            model: model.to_owned(),
+        })
+    }
+
+    /// Plans a route; changes nothing.
+    pub fn plan(&self, ask: &Ask<'_>, now: Instant) -> Route {
+        let local = |backend: &BackendId| Local {
+            in_flight: self.in_flight(backend),
+            phase: self.phase(backend, now),
+        };
+        route::plan(ask, &self.registry, local, now)
+    }
+
+    /// Begins an attempt; `None` if the breaker says no by now (someone else has the probe, or it has just opened).
+    pub fn begin(&mut self, backend: &BackendId, now: Instant) -> Option<Ticket> {
+        let rules = self.rules;
+        let breaker = self
+            .breakers
+            .entry(backend.clone())
+            .or_insert_with(|| Breaker::new(rules));
+        let pass = breaker.admit(now)?;
+        *self.in_flight.entry(backend.clone()).or_insert(0) += 1;
+        Some(Ticket {
+            backend: backend.clone(),
+            pass,
+        })
+    }
+
+    /// Ends an attempt.
+    pub fn settle(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
+        let Ticket { backend, pass } = ticket;
+        if let Some(breaker) = self.breakers.get_mut(&backend) {
+            breaker.record(pass, outcome.signal(), now);
+        }
+        if let Some(count) = self.in_flight.get_mut(&backend) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.in_flight.remove(&backend);
+            }
+        }
+    }
+
+    /// Ends an attempt of which nothing is known any more; for the guard's drop.
+    pub fn abandon(&mut self, ticket: Ticket, now: Instant) {
+        self.settle(ticket, Outcome::Abandoned, now);
+    }
+
+    /// Attempts under way at a backend.
+    pub fn in_flight(&self, backend: &BackendId) -> u32 {
+        self.in_flight.get(backend).copied().unwrap_or(0)
+    }
+
+    /// How a backend's breaker stands.
+    pub fn phase(&self, backend: &BackendId, now: Instant) -> Phase {
+        self.breakers
+            .get(backend)
+            .map_or(Phase::Closed, |breaker| breaker.phase(now))
+    }
+
+    /// All breakers that ever saw an attempt and whose backend is known, for metrics.
+    pub fn phases(&self, now: Instant) -> impl Iterator<Item = (&BackendId, Phase)> {
+        self.breakers
+            .iter()
+            .map(move |(backend, breaker)| (backend, breaker.phase(now)))
+    }
+
+    fn unknown(&self, model: &str, principal: &Principal) -> Refusal {
+        // Without any node nobody can say what exists: that is an outage, not the caller's mistake.
+        if self.registry.nodes().next().is_none() {
+            return Refusal::NoTierAvailable {
+                wanted: None,
+                retry_after: Duration::from_secs(5),
+            };
+        }
+        let mut ids: Vec<String> = self.list(principal).into_iter().map(|one| one.id).collect();
+        ids.sort_by_cached_key(|id| distance(id, model));
+        ids.truncate(NEAREST_MAX);
+        Refusal::UnknownModel {
+            model: model.chars().take(COMPARED_MAX).collect(),
+            nearest: ids,
+        }
+    }
+}
+
+/// Levenshtein distance over the first characters, without regard to case.
+fn distance(a: &str, b: &str) -> usize {
+    let letters = |text: &str| -> Vec<char> {
+        text.chars()
+            .take(COMPARED_MAX)
+            .map(|c| c.to_ascii_lowercase())
+            .collect()
+    };
+    let (a, b) = (letters(a), letters(b));
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
+            let cost = usize::from(x != y);
+            let best = (diagonal + cost).min(*cell + 1).min(left + 1);
+            diagonal = *cell;
+            *cell = best;
+            left = best;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

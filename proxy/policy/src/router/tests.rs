@@ -1,0 +1,562 @@
+use std::time::{Duration, Instant};
+
+use config::ids::UserId;
+use config::settings::proxy::Plan;
+use config::tier::Tier::{self, Fast, Heavy, Primary};
+use config::wire::node::{Report, TierReport, TierState};
+
+use super::{Outcome, Router, Ticket, Wish, distance};
+use crate::breaker::Phase;
+use crate::classify::Verdict;
+use crate::identity::Principal;
+use crate::refusal::Refusal;
+use crate::route::{Ask, Needs, Route, SkipReason, Target};
+use crate::testing::{backend, node_id, report, routing, start, tier};
+
+const SILENT: Duration = Duration::from_secs(15);
+
+fn ada() -> Principal {
+    Principal::person(UserId::new("ada"), Plan::default())
+}
+
+fn router(reports: Vec<Report>, now: Instant) -> Router {
+    let mut router = Router::new(&routing(), SILENT, 100);
+    for report in reports {
+        let name = format!("name of {}", report.node_id);
+        router.report(&name, report, now).expect("a good report");
+    }
+    router
+}
+
+fn plan(router: &Router, target: &Target, now: Instant) -> Route {
+    plan_for(router, target, &ada(), true, now)
+}
+
+fn plan_for(
+    router: &Router,
+    target: &Target,
+    principal: &Principal,
+    fallback: bool,
+    now: Instant,
+) -> Route {
+    let ask = Ask {
+        target,
+        principal,
+        needs: Needs::default(),
+        fallback,
+    };
+    router.plan(&ask, now)
+}
+
+fn auto(tier: Tier) -> Target {
+    Target::Auto(Verdict {
+        tier,
+        score: 0.5,
+        reasons: vec!["code", "length"],
+    })
+}
+
+fn steps(route: &Route) -> Vec<String> {
+    route
+        .steps
+        .iter()
+        .map(|step| step.backend.to_string())
+        .collect()
+}
+
+fn busy(mut report: TierReport, slots_busy: u32, queue_depth: u32) -> TierReport {
+    report.slots_busy = slots_busy;
+    report.queue_depth = queue_depth;
+    report
+}
+
+fn fail(router: &mut Router, name: &str, tier: Tier, now: Instant) {
+    let ticket = router.begin(&backend(name, tier), now).expect("a pass");
+    router.settle(ticket, Outcome::ServerFault, now);
+}
+
+fn trip(router: &mut Router, name: &str, tier: Tier, now: Instant) {
+    for _ in 0..3 {
+        fail(router, name, tier, now);
+    }
+}
+
+#[test]
+fn a_tier_falls_back_downward_and_says_so() {
+    let now = start();
+    let all = vec![tier(Fast), tier(Primary), tier(Heavy)];
+    let router = router(vec![report("a", 1, all)], now);
+    let heavy = plan(&router, &Target::Tier(Heavy), now);
+    assert_eq!(
+        steps(&heavy),
+        ["node_a/heavy", "node_a/primary", "node_a/fast"]
+    );
+    assert_eq!(heavy.reason, "requested");
+    assert_eq!(heavy.detour(&heavy.steps[0]), None);
+    assert_eq!(
+        heavy.detour(&heavy.steps[1]),
+        Some("heavy->primary".to_owned())
+    );
+    assert_eq!(heavy.steps[0].node_name, "name of node_a");
+    let fast = plan(&router, &auto(Fast), now);
+    assert_eq!(
+        steps(&fast),
+        ["node_a/fast"],
+        "never upward while the tier exists"
+    );
+    assert_eq!(fast.reason, "code,length");
+}
+
+#[test]
+fn without_fallback_only_the_wanted_tier_answers() {
+    let now = start();
+    let router = router(vec![report("a", 1, vec![tier(Fast), tier(Heavy)])], now);
+    let heavy = plan_for(&router, &Target::Tier(Heavy), &ada(), false, now);
+    assert_eq!(steps(&heavy), ["node_a/heavy"]);
+    let primary = plan_for(&router, &Target::Tier(Primary), &ada(), false, now);
+    assert_eq!(steps(&primary), [""; 0]);
+    let guess = plan_for(&router, &auto(Primary), &ada(), false, now);
+    assert_eq!(
+        steps(&guess),
+        ["node_a/fast"],
+        "nobody asked for primary by name"
+    );
+}
+
+#[test]
+fn a_tier_that_exists_nowhere_gives_way_to_the_nearest() {
+    let now = start();
+    let two = router(vec![report("a", 1, vec![tier(Primary), tier(Heavy)])], now);
+    let route = plan(&two, &auto(Fast), now);
+    assert_eq!(steps(&route), ["node_a/primary", "node_a/heavy"]);
+    assert_eq!(
+        route.reason,
+        "code,length; no fast tier, nearest is primary"
+    );
+    assert_eq!(
+        route.detour(&route.steps[0]),
+        Some("fast->primary".to_owned())
+    );
+    let ends = router(vec![report("a", 1, vec![tier(Fast), tier(Heavy)])], now);
+    let route = plan(&ends, &Target::Tier(Primary), now);
+    assert_eq!(
+        steps(&route),
+        ["node_a/fast", "node_a/heavy"],
+        "of two equally near the cheaper first"
+    );
+}
+
+#[test]
+fn a_tier_that_is_only_down_is_not_replaced_by_a_stronger_one() {
+    let now = start();
+    let mut down = tier(Fast);
+    down.state = TierState::Down;
+    let router = router(vec![report("a", 1, vec![down, tier(Heavy)])], now);
+    let route = plan(&router, &auto(Fast), now);
+    assert_eq!(steps(&route), [""; 0]);
+    assert_eq!(route.skipped, [(backend("a", Fast), SkipReason::Down)]);
+    assert_eq!(route.refusal().label(), "no_tier_available");
+}
+
+#[test]
+fn within_a_tier_the_shortest_wait_goes_first() {
+    let now = start();
+    let mut quick = busy(tier(Primary), 4, 4);
+    quick.tokens_per_second = 400.0;
+    let reports = vec![
+        report("queue", 1, vec![busy(tier(Primary), 4, 4)]),
+        report("quick", 1, vec![quick]),
+        report("half", 1, vec![busy(tier(Primary), 2, 0)]),
+        report("idle", 1, vec![tier(Primary)]),
+    ];
+    let router = router(reports, now);
+    let route = plan(&router, &Target::Tier(Primary), now);
+    assert_eq!(
+        steps(&route),
+        [
+            "node_idle/primary",
+            "node_half/primary",
+            "node_quick/primary",
+            "node_queue/primary"
+        ]
+    );
+    assert_eq!(route.steps[0].wait, Duration::ZERO);
+    assert!(route.steps[2].wait < route.steps[3].wait);
+}
+
+#[test]
+fn attempts_under_way_count_before_the_next_report_does() {
+    let now = start();
+    let reports = vec![
+        report("a", 1, vec![tier(Fast)]),
+        report("b", 1, vec![tier(Fast)]),
+    ];
+    let mut router = router(reports, now);
+    let first = router.begin(&backend("a", Fast), now).expect("a pass");
+    assert_eq!(
+        steps(&plan(&router, &Target::Tier(Fast), now)),
+        ["node_b/fast", "node_a/fast"]
+    );
+    router.settle(first, Outcome::Ok, now);
+    assert_eq!(router.in_flight(&backend("a", Fast)), 0);
+    assert_eq!(
+        steps(&plan(&router, &Target::Tier(Fast), now)),
+        ["node_a/fast", "node_b/fast"]
+    );
+}
+
+#[test]
+fn full_queues_are_busy_and_not_broken() {
+    let now = start();
+    let router = router(vec![report("a", 1, vec![busy(tier(Fast), 4, 64)])], now);
+    let route = plan(&router, &Target::Tier(Fast), now);
+    let Refusal::QueueFull { retry_after } = route.refusal() else {
+        panic!("{:?}", route.refusal());
+    };
+    assert!((1..=5).contains(&retry_after.as_secs()));
+}
+
+#[test]
+fn an_explicit_model_stays_on_its_backends_unless_fallback_is_allowed() {
+    let now = start();
+    let mut other = tier(Heavy);
+    if let Some(model) = &mut other.model {
+        "other-heavy".clone_into(&mut model.id);
+    }
+    let reports = vec![
+        report("a", 1, vec![tier(Heavy), tier(Fast)]),
+        report("b", 1, vec![other, tier(Primary)]),
+    ];
+    let router = router(reports, now);
+    let target = Target::Model("tiny-heavy".to_owned());
+    let strict = plan_for(&router, &target, &ada(), false, now);
+    assert_eq!(steps(&strict), ["node_a/heavy"]);
+    let loose = plan(&router, &target, now);
+    assert_eq!(
+        steps(&loose),
+        [
+            "node_a/heavy",
+            "node_b/heavy",
+            "node_b/primary",
+            "node_a/fast"
+        ]
+    );
+    assert_eq!(loose.reason, "model");
+    assert_eq!(loose.detour(&loose.steps[0]), None);
+    assert_eq!(
+        loose.detour(&loose.steps[1]),
+        Some("tiny-heavy->other-heavy".to_owned())
+    );
+}
+
+#[test]
+fn closed_tiers_and_models_are_left_out_and_named() {
+    let now = start();
+    let all = vec![tier(Fast), tier(Primary), tier(Heavy)];
+    let router = router(vec![report("a", 1, all)], now);
+    let narrow = Principal {
+        tiers: Some(vec![Fast]),
+        ..ada()
+    };
+    let route = plan_for(&router, &auto(Heavy), &narrow, true, now);
+    assert_eq!(steps(&route), ["node_a/fast"]);
+    assert!(
+        route
+            .skipped
+            .contains(&(backend("a", Heavy), SkipReason::NotAllowed))
+    );
+    assert!(
+        route.reason.ends_with("no heavy tier, nearest is fast"),
+        "{}",
+        route.reason
+    );
+    let by_model = Principal {
+        models: Some(vec!["tiny-primary".to_owned()]),
+        ..ada()
+    };
+    let route = plan_for(&router, &auto(Heavy), &by_model, true, now);
+    assert_eq!(steps(&route), ["node_a/primary"]);
+}
+
+#[test]
+fn pictures_go_to_models_that_see() {
+    let now = start();
+    let mut seeing = tier(Primary);
+    if let Some(model) = &mut seeing.model {
+        model.modalities = vec!["image".to_owned()];
+    }
+    let blind = router(vec![report("a", 1, vec![tier(Fast)])], now);
+    let seeing = router(vec![report("a", 1, vec![tier(Fast), seeing])], now);
+    let needs = Needs {
+        image: true,
+        audio: false,
+    };
+    let target = auto(Fast);
+    let principal = ada();
+    let ask = Ask {
+        target: &target,
+        principal: &principal,
+        needs,
+        fallback: true,
+    };
+    assert_eq!(steps(&seeing.plan(&ask, now)), ["node_a/primary"]);
+    let refusal = blind.plan(&ask, now).refusal();
+    assert_eq!(
+        refusal.label(),
+        "bad_request",
+        "an outage would be the wrong word: {refusal}"
+    );
+}
+
+#[test]
+fn draining_loading_and_silent_backends_are_skipped() {
+    let now = start();
+    let mut draining = report("d", 1, vec![tier(Fast)]);
+    draining.draining = true;
+    let mut loading = tier(Fast);
+    loading.state = TierState::Loading;
+    loading.model = None;
+    let router = router(vec![draining, report("l", 1, vec![loading])], now);
+    let reasons = |now| -> Vec<SkipReason> {
+        let route = plan(&router, &Target::Tier(Fast), now);
+        route
+            .skipped
+            .into_iter()
+            .map(|(_, reason)| reason)
+            .collect()
+    };
+    assert_eq!(reasons(now), [SkipReason::Draining, SkipReason::Loading]);
+    assert_eq!(
+        reasons(now + SILENT),
+        [SkipReason::Silent, SkipReason::Silent]
+    );
+}
+
+#[test]
+fn an_open_breaker_skips_and_tells_when_it_reopens() {
+    let now = start();
+    let mut router = router(vec![report("a", 1, vec![tier(Heavy)])], now);
+    trip(&mut router, "a", Heavy, now);
+    let later = now + Duration::from_secs(10);
+    let route = plan(&router, &Target::Tier(Heavy), later);
+    assert_eq!(steps(&route), [""; 0]);
+    assert_eq!(route.retry_after(), Duration::from_secs(20));
+    assert_eq!(route.refusal().retry_after(), Some(Duration::from_secs(20)));
+    assert!(router.begin(&backend("a", Heavy), later).is_none());
+}
+
+#[test]
+fn a_due_probe_goes_first_and_alone() {
+    let now = start();
+    let reports = vec![
+        report("a", 1, vec![tier(Fast)]),
+        report("b", 1, vec![tier(Fast)]),
+    ];
+    let mut router = router(reports, now);
+    trip(&mut router, "b", Fast, now);
+    let due = now + Duration::from_secs(30);
+    for (seq, name) in [(2, "a"), (2, "b")] {
+        router
+            .report(name, report(name, seq, vec![tier(Fast)]), due)
+            .expect("good");
+    }
+    let one = plan(&router, &Target::Tier(Fast), due);
+    let two = plan(&router, &Target::Tier(Fast), due);
+    assert_eq!(steps(&one), ["node_b/fast", "node_a/fast"]);
+    let probe = router.begin(&one.steps[0].backend, due).expect("the probe");
+    assert!(probe.is_probe());
+    assert!(
+        router.begin(&two.steps[0].backend, due).is_none(),
+        "the second plan moves on"
+    );
+    let next = router
+        .begin(&two.steps[1].backend, due)
+        .expect("the healthy one");
+    router.settle(next, Outcome::Ok, due);
+    router.settle(probe, Outcome::Ok, due);
+    assert_eq!(router.phase(&backend("b", Fast), due), Phase::Closed);
+}
+
+#[test]
+fn clients_who_leave_and_callers_errors_open_no_breaker() {
+    let now = start();
+    let mut router = router(vec![report("a", 1, vec![tier(Fast)])], now);
+    let id = backend("a", Fast);
+    for _ in 0..10 {
+        let tickets: Vec<Ticket> = (0..3).filter_map(|_| router.begin(&id, now)).collect();
+        let outcomes = [Outcome::CallerFault, Outcome::Overloaded];
+        let mut outcomes = outcomes.into_iter();
+        for ticket in tickets {
+            match outcomes.next() {
+                Some(outcome) => router.settle(ticket, outcome, now),
+                None => router.abandon(ticket, now),
+            }
+        }
+    }
+    assert_eq!(router.phase(&id, now), Phase::Closed);
+    assert_eq!(router.in_flight(&id), 0);
+}
+
+#[test]
+fn a_probe_closes_its_breaker_only_by_a_whole_answer() {
+    let table = [
+        (Outcome::Ok, "closed"),
+        (Outcome::CallerFault, "half_open"),
+        (Outcome::Overloaded, "half_open"),
+        (Outcome::Abandoned, "half_open"),
+        (Outcome::Unavailable, "open"),
+        (Outcome::ConnectFailed, "open"),
+        (Outcome::ServerFault, "open"),
+        (Outcome::TimedOut, "open"),
+        (Outcome::Broken, "open"),
+    ];
+    let id = backend("a", Fast);
+    for (outcome, phase) in table {
+        let now = start();
+        let mut router = router(vec![report("a", 1, vec![tier(Fast)])], now);
+        trip(&mut router, "a", Fast, now);
+        let due = now + Duration::from_secs(30);
+        let probe = router.begin(&id, due).expect("the probe");
+        router.settle(probe, outcome, due);
+        assert_eq!(
+            router.phase(&id, due).as_str(),
+            phase,
+            "{}",
+            outcome.as_str()
+        );
+    }
+}
+
+#[test]
+fn a_node_that_registers_anew_may_prove_itself_at_once() {
+    let now = start();
+    let mut router = router(vec![report("a", 7, vec![tier(Fast)])], now);
+    trip(&mut router, "a", Fast, now);
+    router.node_restarted(&node_id("a"), now);
+    assert!(
+        router.registry().nodes().next().is_none(),
+        "nothing of it is believed"
+    );
+    router
+        .report("a", report("a", 1, vec![tier(Fast)]), now)
+        .expect("the count begins again");
+    let probe = router.begin(&backend("a", Fast), now).expect("a probe");
+    assert!(probe.is_probe());
+    router.settle(probe, Outcome::Ok, now);
+}
+
+#[test]
+fn a_node_that_went_silent_takes_its_quiet_breakers_along() {
+    let now = start();
+    let all = vec![tier(Fast), tier(Heavy)];
+    let mut router = router(vec![report("a", 1, all)], now);
+    fail(&mut router, "a", Fast, now);
+    trip(&mut router, "a", Heavy, now);
+    assert_eq!(router.poll_timeout(), Some(now + SILENT));
+    assert_eq!(router.expire(now + SILENT), [node_id("a")]);
+    let left: Vec<_> = router
+        .phases(now + SILENT)
+        .map(|(id, _)| id.clone())
+        .collect();
+    assert_eq!(
+        left,
+        [backend("a", Heavy)],
+        "an open one still has something to say"
+    );
+    assert!(!router.remove_node(&node_id("a")));
+    assert_eq!(router.phases(now).count(), 0);
+}
+
+#[test]
+fn model_and_tier_are_read_as_the_contract_says() {
+    let now = start();
+    let router = router(vec![report("a", 1, vec![tier(Fast), tier(Heavy)])], now);
+    let wish = |model: Option<&str>, tier| router.wish(model, tier, &ada());
+    assert_eq!(wish(None, None), Ok(Wish::Auto));
+    assert_eq!(wish(Some(""), None), Ok(Wish::Auto));
+    assert_eq!(wish(Some("auto"), None), Ok(Wish::Auto));
+    assert_eq!(wish(Some("heavy"), None), Ok(Wish::Tier(Heavy)));
+    assert_eq!(
+        wish(Some("tiny-fast"), None),
+        Ok(Wish::Model("tiny-fast".to_owned()))
+    );
+    assert_eq!(
+        wish(Some("nonsense"), Some(Primary)),
+        Ok(Wish::Tier(Primary)),
+        "tier wins"
+    );
+    let narrow = Principal {
+        tiers: Some(vec![Fast]),
+        models: Some(vec!["other".to_owned()]),
+        ..ada()
+    };
+    for model in ["heavy", "tiny-heavy", "tiny-fast"] {
+        let refusal = router.wish(Some(model), None, &narrow).expect_err("closed");
+        assert_eq!(refusal.label(), "model_not_allowed", "{model}");
+    }
+}
+
+#[test]
+fn an_unknown_model_is_answered_with_the_nearest_ids() {
+    let now = start();
+    let all = vec![tier(Fast), tier(Primary), tier(Heavy)];
+    let known = router(vec![report("a", 1, all)], now);
+    let Err(Refusal::UnknownModel { nearest, .. }) = known.wish(Some("Tiny-Fsat"), None, &ada())
+    else {
+        panic!("the model does not exist");
+    };
+    assert_eq!(nearest.first().map(String::as_str), Some("tiny-fast"));
+    assert_eq!(nearest.len(), 5);
+    let empty = router(Vec::new(), now);
+    let refusal = empty
+        .wish(Some("tiny-fast"), None, &ada())
+        .expect_err("nobody knows");
+    assert_eq!(
+        refusal.label(),
+        "no_tier_available",
+        "an outage is not the caller's mistake"
+    );
+}
+
+#[test]
+fn a_model_that_is_away_is_unavailable_and_not_unknown() {
+    let now = start();
+    let reports = vec![
+        report("a", 1, vec![tier(Heavy)]),
+        report("b", 2, vec![tier(Fast)]),
+    ];
+    let mut router = router(reports, now);
+    router.remove_node(&node_id("a"));
+    let wish = router.wish(Some("tiny-heavy"), None, &ada());
+    assert_eq!(wish, Ok(Wish::Model("tiny-heavy".to_owned())));
+    let target = Target::Model("tiny-heavy".to_owned());
+    let route = plan_for(&router, &target, &ada(), false, now);
+    assert_eq!(route.refusal().label(), "no_tier_available");
+    assert_eq!(route.wanted, Some(Heavy));
+}
+
+#[test]
+fn the_list_shows_what_the_principal_may_use() {
+    let now = start();
+    let router = router(vec![report("a", 1, vec![tier(Fast), tier(Heavy)])], now);
+    let narrow = Principal {
+        tiers: Some(vec![Fast]),
+        ..ada()
+    };
+    let ids: Vec<String> = router.list(&narrow).into_iter().map(|one| one.id).collect();
+    assert_eq!(ids, ["auto", "fast", "tiny-fast"]);
+}
+
+#[test]
+fn distances_are_those_of_levenshtein() {
+    for (a, b, expected) in [
+        ("", "", 0),
+        ("abc", "", 3),
+        ("kitten", "sitting", 3),
+        ("Fast", "fast", 0),
+    ] {
+        assert_eq!(distance(a, b), expected, "{a} {b}");
+    }
+}
+
+mod properties;

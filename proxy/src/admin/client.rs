@@ -1,0 +1,140 @@
+//! The command line's end of the admin socket. Tells a proxy that does not run from one that refuses.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::SOCKET_NAME;
+use super::words::Problem;
+
+/// One command.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of an answer: thousands of keys.
+const BODY_MAX: usize = 64 * 1024 * 1024;
+
+/// Why a command did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens: no proxy runs with this state directory.
+    #[error("no proxy answers at {0}")]
+    NotRunning(String),
+    /// The socket is there but not for us.
+    #[error("{path}: {error}; run this as the user that runs the proxy")]
+    Forbidden {
+        /// The socket.
+        path: String,
+        /// What the system said.
+        error: String,
+    },
+    /// The proxy said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The conversation broke.
+    #[error("the proxy did not answer properly: {0}")]
+    Broken(String),
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct AdminClient {
+    connection: http1::SendRequest<Full<Bytes>>,
+}
+
+impl AdminClient {
+    /// Dials the proxy of this state directory.
+    pub async fn connect(state_dir: &Path) -> Result<Self, ClientError> {
+        let path = state_dir.join(SOCKET_NAME);
+        let shown = path.display().to_string();
+        let stream = match UnixStream::connect(&path).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let nobody = matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                );
+                if nobody {
+                    return Err(ClientError::NotRunning(shown));
+                }
+                return Err(ClientError::Forbidden {
+                    path: shown,
+                    error: error.to_string(),
+                });
+            }
+        };
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the admin connection broke");
+            }
+        });
+        Ok(Self { connection: sender })
+    }
+
+    /// Asks.
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Orders.
+    pub async fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        order: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let order = serde_json::to_vec(order).map_err(broken)?;
+        self.call(Method::POST, path, order.into()).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "localhost")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(broken)?;
+        let conversation = async {
+            let response = self
+                .connection
+                .send_request(request)
+                .await
+                .map_err(broken)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), BODY_MAX);
+            let body = body.collect().await.map_err(broken)?.to_bytes();
+            Ok((status, body))
+        };
+        let (status, body) =
+            tokio::time::timeout(TIMEOUT, conversation)
+                .await
+                .map_err(|_| {
+                    ClientError::Broken(format!("nothing within {} s", TIMEOUT.as_secs()))
+                })??;
+        if matches!(status, StatusCode::OK | StatusCode::CREATED) {
+            return serde_json::from_slice(&body).map_err(broken);
+        }
+        let problem: Problem = serde_json::from_slice(&body).map_err(broken)?;
+        Err(ClientError::Refused(problem.detail))
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> ClientError {
+    ClientError::Broken(error.to_string())
+}

@@ -1,0 +1,200 @@
+//! The composition root: builds every room from its section of the settings, in order, and takes them down in order. Nobody
+//! holds the whole settings after this file; no request passes through it.
+
+mod background;
+mod ground;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use config::settings::proxy::{Limits, Settings};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tunnel::Tunnel;
+
+use crate::auth::AuthError;
+use crate::front::lifecycle::{Drained, Phase, Signals};
+use crate::front::sink::ClientSink;
+use crate::front::tls::Certificates;
+use crate::front::{Front, FrontError, FrontSettings, Handler};
+use crate::gateway::{Call, Gateway};
+use crate::nodes::report::ReportDesk;
+use crate::observe::log;
+use crate::observe::metrics::Metrics;
+use crate::store::StoreError;
+use ground::Ground;
+
+/// Why the proxy cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// No store.
+    #[error("the store cannot be used: {0}")]
+    Store(#[from] StoreError),
+    /// No tunnel.
+    #[error("the tunnel cannot start: {0}")]
+    Tunnel(#[from] tunnel::Error),
+    /// No edge.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+    /// No authenticator.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// No management.
+    #[error("cannot listen for management on {0}: {1}")]
+    Admin(String, std::io::Error),
+    /// No signals.
+    #[error("signals cannot be taken over: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Runs the proxy until a signal ends it. `reload` reads the settings again on SIGHUP; `None` keeps the old ones.
+pub async fn serve(
+    settings: Settings,
+    reload: impl Fn() -> Option<Settings>,
+) -> Result<Drained, AppError> {
+    let signals = Signals::install().map_err(AppError::Signals)?;
+    let app = App::start(settings).await?;
+    let phase = app.phase();
+    let (certificates, limits) = (Arc::clone(&app.certificates), Arc::clone(&app.limits));
+    let renew = || {
+        certificates.reload_and_log();
+        if let Some(settings) = reload() {
+            limits.store(Arc::new(settings.limits));
+            tracing::info!("limits reloaded; other settings need a restart");
+        }
+    };
+    let follow = async {
+        signals.follow(&phase, renew).await;
+        // The run ends by itself now; this arm only moves the phase.
+        std::future::pending::<Drained>().await
+    };
+    tokio::select! {
+        drained = app.run() => drained,
+        drained = follow => Ok(drained),
+    }
+}
+
+/// A proxy that is bound and ready to run.
+pub struct App {
+    front: Front,
+    certificates: Arc<Certificates>,
+    limits: Arc<ArcSwap<Limits>>,
+    phase: watch::Sender<Phase>,
+    reports: Arc<ReportDesk>,
+    tunnel: Tunnel,
+    stop: CancellationToken,
+}
+
+impl App {
+    /// Builds everything and binds every listener: store, authenticator, tunnel, nodes, edge. Serves nobody yet.
+    pub async fn start(settings: Settings) -> Result<Self, AppError> {
+        let ground = Ground::lay(&settings).await?;
+        let (phase, seen) = watch::channel(Phase::default());
+        let stop = CancellationToken::new();
+        let readiness = ground.readiness();
+        let gateway = Arc::new(ground.gateway(&settings, readiness.clone()));
+        let metrics = Arc::clone(&ground.metrics);
+        let handler = Arc::new(Entrance { gateway, metrics });
+        let limits = &settings.limits;
+        let front = FrontSettings {
+            server: settings.server.clone(),
+            tls: settings.tls.clone(),
+            guard_per_minute: limits.guard_per_minute,
+            guard_burst: limits.guard_burst,
+            table_max: limits.table_max,
+        };
+        let front = Front::new(front, handler, seen)?;
+        let certificates = Arc::clone(front.certificates());
+        ground
+            .manage(&settings, &readiness, (&certificates, &stop))
+            .await?;
+        let reports = Arc::new(ReportDesk::new(
+            Arc::clone(&ground.members),
+            Arc::clone(&ground.fleet),
+        ));
+        Arc::clone(&reports)
+            .serve(&ground.tunnel, stop.clone())
+            .await?;
+        let limits = Arc::clone(&ground.limits);
+        let tunnel = ground.tunnel.clone();
+        ground.background().start(&stop);
+        tracing::info!(udp = %tunnel.local_addr(), "the tunnel is up");
+        Ok(Self {
+            front,
+            certificates,
+            limits,
+            phase,
+            reports,
+            tunnel,
+            stop,
+        })
+    }
+
+    /// Where HTTPS is served: port 0 has become a port.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.front.addresses()
+    }
+
+    /// Where nodes dial in.
+    pub fn tunnel_address(&self) -> SocketAddr {
+        self.tunnel.local_addr()
+    }
+
+    /// Ends the run: draining first, or at once.
+    pub fn phase(&self) -> watch::Sender<Phase> {
+        self.phase.clone()
+    }
+
+    /// The pin of the certificate, if it is our own.
+    pub fn pin(&self) -> Option<String> {
+        self.certificates.pin()
+    }
+
+    /// Serves until the phase says otherwise, lets running answers finish, then takes the rooms down.
+    pub async fn run(self) -> Result<Drained, AppError> {
+        let Self {
+            front,
+            phase,
+            reports,
+            tunnel,
+            stop,
+            ..
+        } = self;
+        let mut seen = phase.subscribe();
+        let farewell = async {
+            let waited = seen.wait_for(|phase| *phase >= Phase::Draining).await;
+            if waited.is_ok() {
+                reports.drain();
+            }
+            std::future::pending::<()>().await;
+        };
+        let drained = tokio::select! {
+            drained = front.run() => drained,
+            () = farewell => Ok(Drained { cut: 0 }),
+        };
+        stop.cancel();
+        tunnel.shutdown().await;
+        Ok(drained?)
+    }
+}
+
+/// Where the front's requests enter.
+struct Entrance {
+    gateway: Arc<Gateway>,
+    metrics: Arc<Metrics>,
+}
+
+#[async_trait]
+impl Handler for Entrance {
+    async fn handle(&self, call: Call, sink: &mut dyn ClientSink) {
+        let record = self.gateway.handle(call, sink).await;
+        log::request(&record);
+    }
+
+    fn turned_away(&self, address: IpAddr, reason: &'static str) {
+        tracing::debug!(%address, reason, "a request was turned away");
+        self.metrics.limit_rejection(reason);
+    }
+}

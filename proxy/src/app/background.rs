@@ -1,0 +1,207 @@
+//! What runs beside the requests: the janitor of nodes and connections, the look into the store for nodes that registered
+//! elsewhere, and the gauges. Each task ends with the proxy.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use config::ids::NodeId;
+use config::tier::Tier;
+use config::wire::node::TierState;
+use policy::breaker::Phase;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tunnel::Tunnel;
+
+use crate::admin::words::NodeNow;
+use crate::nodes::fleet::Fleet;
+use crate::nodes::members::Members;
+use crate::nodes::peers::Peers;
+use crate::nodes::upstream::Upstream;
+use crate::observe::metrics::{BreakerGauge, Metrics};
+
+/// A silent node is noticed at most so late.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A node registered or revoked at another proxy is noticed at most so late.
+const SYNC_EVERY: Duration = Duration::from_secs(2);
+/// How exact `last seen` is.
+const SEEN_EVERY: Duration = Duration::from_mins(1);
+
+/// What the tasks work on.
+#[derive(Clone)]
+pub(super) struct Background {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) members: Arc<Members>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) upstream: Upstream,
+    pub(super) tunnel: Tunnel,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Background {
+    /// Starts the tasks.
+    pub(super) fn start(self, stop: &CancellationToken) {
+        let (syncing, seeing) = (self.clone(), self.clone());
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(async move { self.sweep().await }),
+        );
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(async move { syncing.sync().await }),
+        );
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(async move { seeing.note_seen().await }),
+        );
+    }
+
+    async fn sweep(&self) {
+        let mut ticks = ticks(SWEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            for node in self.fleet.expire(Instant::now().into_std()) {
+                self.silent(&node);
+            }
+            self.upstream.sweep();
+        }
+    }
+
+    /// Requests that wait for a node which is gone go on to the next step at once, not at their deadline.
+    fn silent(&self, node: &NodeId) {
+        let Some(member) = self.members.member(node) else {
+            return;
+        };
+        let heard = self
+            .tunnel
+            .peer_status(member.address)
+            .and_then(|status| status.since_heard);
+        tracing::warn!(%node, name = member.name, ?heard, "a node is silent");
+        // Packets still come: it is the agent that is late, answers under way may finish.
+        if heard.is_none_or(|heard| heard > SYNC_EVERY) {
+            self.upstream.cut(member.address);
+        }
+    }
+
+    async fn sync(&self) {
+        let mut ticks = ticks(SYNC_EVERY);
+        let mut is_away = false;
+        loop {
+            ticks.tick().await;
+            let synced = self.peers.sync().await;
+            if let Err(error) = &synced {
+                self.metrics.store_error(error.label());
+                if !is_away {
+                    tracing::warn!(%error, "nodes cannot be read from the store");
+                }
+            }
+            is_away = synced.is_err();
+        }
+    }
+
+    async fn note_seen(&self) {
+        let mut ticks = ticks(SEEN_EVERY);
+        loop {
+            ticks.tick().await;
+            let nodes: Vec<NodeId> = self.fleet.with(|router| {
+                router
+                    .registry()
+                    .nodes()
+                    .map(|node| node.id.clone())
+                    .collect()
+            });
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            let now_unix = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+            if let Err(error) = self.peers.note_seen(&nodes, now_unix).await {
+                self.metrics.store_error(error.label());
+            }
+        }
+    }
+}
+
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Sets the gauges that nobody sets on the way.
+pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunnel: &Tunnel) {
+    let now = Instant::now().into_std();
+    let phases = fleet.phases(now);
+    let (ready, depths) = fleet.with(|router| {
+        let registry = router.registry();
+        let is_ready = |node: &&policy::registry::Node| {
+            node.tiers.iter().any(|tier| tier.state == TierState::Ready)
+        };
+        let depth = |tier: Tier| -> u32 {
+            let backends = registry
+                .backends()
+                .filter(|backend| backend.tier.tier == tier);
+            backends.map(|backend| backend.tier.queue_depth).sum()
+        };
+        (
+            registry.nodes().filter(is_ready).count(),
+            Tier::ALL.map(|tier| (tier, depth(tier))),
+        )
+    });
+    metrics.nodes_ready(ready);
+    for (tier, depth) in depths {
+        metrics.queue_depth(tier, depth);
+        let worst = phases
+            .iter()
+            .filter(|(backend, _)| backend.tier == tier)
+            .map(|(_, phase)| *phase);
+        metrics.breaker(
+            tier,
+            worst
+                .max_by_key(|phase| phase.gauge())
+                .map_or(BreakerGauge::Closed, gauge),
+        );
+    }
+    for member in members.all() {
+        let age = tunnel
+            .peer_status(member.address)
+            .and_then(|status| status.since_handshake);
+        match age {
+            Some(age) => metrics.handshake_age(&member.name, age),
+            None => metrics.forget_node(&member.name),
+        }
+    }
+}
+
+const fn gauge(phase: Phase) -> BreakerGauge {
+    match phase {
+        Phase::Closed => BreakerGauge::Closed,
+        Phase::Open { .. } => BreakerGauge::Open,
+        Phase::ProbeDue | Phase::Probing { .. } => BreakerGauge::HalfOpen,
+    }
+}
+
+/// The nodes with a fresh report, for the administrator.
+pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
+    let now = Instant::now().into_std();
+    let tier = |tier: &config::wire::node::TierReport| {
+        let state = match tier.state {
+            TierState::Loading => "loading",
+            TierState::Ready => "ready",
+            TierState::Down => "down",
+        };
+        let model = tier.model.as_ref().map_or("-", |model| model.id.as_str());
+        format!(
+            "{} {state} {model} {}/{}",
+            tier.tier, tier.slots_busy, tier.slots
+        )
+    };
+    fleet.with(|router| {
+        let nodes = router.registry().nodes();
+        nodes
+            .map(|node| NodeNow {
+                id: node.id.clone(),
+                seen_secs_ago: now.saturating_duration_since(node.reported_at).as_secs(),
+                tiers: node.tiers.iter().map(tier).collect(),
+            })
+            .collect()
+    })
+}

@@ -1,0 +1,254 @@
+//! Everything behind the edge, built in order: store, authenticator, tunnel, nodes. Serves nobody; the edge comes last.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use config::settings::proxy::{Limits, Settings};
+use config::wire::node::HUB_ADDRESS;
+use policy::classify::Thresholds;
+use policy::router::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tunnel::{PrivateKey, Tunnel};
+
+use super::AppError;
+use super::background::{self, Background};
+use crate::admin::server::AdminSocket;
+use crate::admin::{Live, Operations};
+use crate::auth::Authenticator;
+use crate::front::tls::Certificates;
+use crate::gateway::admission::Admission;
+use crate::gateway::body::Reader;
+use crate::gateway::dispatch::Dispatcher;
+use crate::gateway::health::Readiness;
+use crate::gateway::{Figures, Gateway, Rooms};
+use crate::nodes::fleet::Fleet;
+use crate::nodes::members::Members;
+use crate::nodes::peers::{self, HubKeys, Peers};
+use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
+use crate::nodes::upstream::Upstream;
+use crate::observe::admin_http;
+use crate::observe::metrics::Metrics;
+use crate::store::{self, PEPPER, Store, StoreError};
+
+/// Names of our secrets in the store.
+const WIREGUARD_KEY: &str = "wireguard";
+const HUB_SECRET: &str = "hub";
+const NONCE_SECRET: &str = "node-nonce";
+/// A store that starts together with us gets this long to answer.
+const STORE_PATIENCE: Duration = Duration::from_mins(1);
+
+/// The rooms behind the edge.
+pub(super) struct Ground {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) limits: Arc<ArcSwap<Limits>>,
+    pub(super) tunnel: Tunnel,
+    pub(super) upstream: Upstream,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) members: Arc<Members>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) desk: Arc<Desk>,
+}
+
+impl Ground {
+    /// Builds the rooms. Nodes of the store are in the tunnel when this returns.
+    pub(super) async fn lay(settings: &Settings) -> Result<Self, AppError> {
+        let metrics = Arc::new(Metrics::new());
+        let state_dir = &settings.server.state_dir;
+        let store = store::open(&settings.store, state_dir, Arc::clone(&metrics)).await?;
+        let authenticator = Authenticator::new(
+            &settings.auth,
+            &settings.limits.plans,
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+        )?;
+        let tunnel = tunnel(settings, secret(&*store, WIREGUARD_KEY).await?).await?;
+        let upstream = Upstream::new(Arc::new(tunnel.clone()), settings.routing.pool_max);
+        let fleet = Arc::new(Fleet::new(router(settings)));
+        let members = Arc::new(Members::default());
+        let rooms = peers::Rooms {
+            upstream: upstream.clone(),
+            fleet: Arc::clone(&fleet),
+            members: Arc::clone(&members),
+        };
+        let hub = HubKeys {
+            secret: secret(&*store, HUB_SECRET).await?,
+            public_key: tunnel.public_key().to_string(),
+        };
+        let peers = Arc::new(Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub));
+        if let Err(error) = peers.sync().await {
+            tracing::warn!(%error, "nodes are not known yet; trying again");
+        }
+        let secrets = DeskSecrets {
+            nonce: secret(&*store, NONCE_SECRET).await?,
+            pepper: secret(&*store, PEPPER).await?,
+        };
+        let facts = facts(settings, &tunnel);
+        let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), secrets, facts);
+        Ok(Self {
+            store,
+            metrics,
+            authenticator: Arc::new(authenticator),
+            limits: Arc::new(ArcSwap::from_pointee(settings.limits.clone())),
+            tunnel,
+            upstream,
+            fleet,
+            members,
+            peers,
+            desk: Arc::new(desk),
+        })
+    }
+
+    pub(super) fn readiness(&self) -> Readiness {
+        Readiness {
+            store: Arc::clone(&self.store),
+            authenticator: Arc::clone(&self.authenticator),
+            fleet: Arc::clone(&self.fleet),
+        }
+    }
+
+    pub(super) fn gateway(&self, settings: &Settings, readiness: Readiness) -> Gateway {
+        let (store, limits, metrics) = (
+            Arc::clone(&self.store),
+            Arc::clone(&self.limits),
+            Arc::clone(&self.metrics),
+        );
+        let rooms = Rooms {
+            authenticator: Arc::clone(&self.authenticator),
+            admission: Admission::new(store, limits, metrics),
+            reader: Reader::new(settings.server.body_max, settings.server.media_body_max),
+            dispatcher: Dispatcher {
+                fleet: Arc::clone(&self.fleet),
+                members: Arc::clone(&self.members),
+                upstream: self.upstream.clone(),
+                rules: settings.routing.clone(),
+                metrics: Arc::clone(&self.metrics),
+            },
+            desk: Arc::clone(&self.desk),
+            readiness,
+            metrics: Arc::clone(&self.metrics),
+        };
+        let figures = Figures {
+            request_timeout: settings.server.request_timeout,
+            thresholds: Thresholds::from(&settings.routing),
+            auth: settings.auth.clone(),
+            started_unix: unix_now(),
+        };
+        Gateway::new(rooms, figures)
+    }
+
+    pub(super) fn background(self) -> Background {
+        Background {
+            fleet: self.fleet,
+            members: self.members,
+            peers: self.peers,
+            upstream: self.upstream,
+            tunnel: self.tunnel,
+            metrics: self.metrics,
+        }
+    }
+
+    /// Opens the two ways of management: the socket in the state directory, and metrics on loopback.
+    pub(super) async fn manage(
+        &self,
+        settings: &Settings,
+        readiness: &Readiness,
+        (certificates, stop): (&Certificates, &CancellationToken),
+    ) -> Result<(), AppError> {
+        let server = &settings.server;
+        let socket = AdminSocket::bind(&server.state_dir).await;
+        let socket = socket
+            .map_err(|error| AppError::Admin(server.state_dir.display().to_string(), error))?;
+        let (store, url) = (Arc::clone(&self.store), server.public_url.clone());
+        let operations =
+            Operations::new(store, url, certificates.pin(), Some(self.live(readiness)));
+        tokio::spawn(socket.serve(Arc::new(operations), stop.clone()));
+        let Some(address) = server.admin_listen else {
+            return Ok(());
+        };
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| AppError::Admin(address.to_string(), error))?;
+        let (fleet, members, tunnel) = (
+            Arc::clone(&self.fleet),
+            Arc::clone(&self.members),
+            self.tunnel.clone(),
+        );
+        let failing = readiness.clone();
+        let pages = admin_http::Pages {
+            metrics: Arc::clone(&self.metrics),
+            refresh: Box::new(move |metrics| {
+                background::refresh(metrics, &fleet, &members, &tunnel)
+            }),
+            failing: Box::new(move || failing_of(failing.clone())),
+        };
+        tokio::spawn(admin_http::serve(listener, Arc::new(pages), stop.clone()));
+        Ok(())
+    }
+
+    fn live(&self, readiness: &Readiness) -> Live {
+        let (fleet, authenticator) = (Arc::clone(&self.fleet), Arc::clone(&self.authenticator));
+        let (peers, readiness) = (Arc::clone(&self.peers), readiness.clone());
+        Live {
+            started: Instant::now(),
+            nodes: Box::new(move || background::nodes_now(&fleet)),
+            failing: Box::new(move || failing_of(readiness.clone())),
+            key_revoked: Box::new(move |id| authenticator.forget_key(id)),
+            node_revoked: Box::new(move |id| {
+                let (peers, id) = (Arc::clone(&peers), id.clone());
+                tokio::spawn(async move { peers.throw_out(&id).await });
+            }),
+        }
+    }
+}
+
+async fn tunnel(settings: &Settings, key: [u8; 32]) -> Result<Tunnel, tunnel::Error> {
+    let key = PrivateKey::from_bytes(key);
+    let mut tunnel = tunnel::Settings::new(settings.tunnel.listen, key, HUB_ADDRESS);
+    tunnel.bounds.peers_max = settings.tunnel.nodes_max;
+    Tunnel::start(tunnel).await
+}
+
+fn router(settings: &Settings) -> Router {
+    let tunnel = &settings.tunnel;
+    Router::new(&settings.routing, tunnel.silent_after, tunnel.nodes_max)
+}
+
+fn facts(settings: &Settings, tunnel: &Tunnel) -> HubFacts {
+    let port = tunnel.local_addr().port();
+    let endpoint = settings.tunnel.endpoint.clone();
+    HubFacts {
+        public_key: tunnel.public_key().to_string(),
+        endpoint: endpoint.unwrap_or_else(|| format!(":{port}")),
+        heartbeat: settings.tunnel.heartbeat,
+        nodes_max: settings.tunnel.nodes_max,
+    }
+}
+
+fn failing_of(readiness: Readiness) -> futures_util::future::BoxFuture<'static, Vec<&'static str>> {
+    Box::pin(async move { readiness.failing().await })
+}
+
+/// A secret of the store, which may need a moment to start.
+async fn secret(store: &dyn Store, name: &str) -> Result<[u8; 32], StoreError> {
+    let begun = Instant::now();
+    loop {
+        match store.secret(name).await {
+            Ok(secret) => return Ok(*secret.expose()),
+            Err(error @ StoreError::Unavailable(_)) if begun.elapsed() < STORE_PATIENCE => {
+                tracing::warn!(%error, "waiting for the store");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

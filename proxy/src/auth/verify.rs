@@ -1,0 +1,240 @@
+//! JWTs: reads the header strictly, picks the issuer, verifies the signature with a key pinned to its algorithm, and leaves the
+//! claims to policy. Nothing that the token says about keys or places is followed (`jku`, `x5u`, `jwk`, `x5c`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use config::settings::proxy::{Auth, Plan};
+use jsonwebtoken::Algorithm;
+use policy::claims::{self, ClaimSet, IssuerRules};
+use policy::identity::Principal;
+use policy::refusal::Refusal;
+use ring::digest::{SHA256, digest};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::fetch;
+use super::header::invalid;
+use super::jwks::{Jwks, NoKey};
+use super::keyset::{self, KID_BYTES_MAX, allowed_algorithms};
+use crate::observe::metrics::Metrics;
+
+/// A verified token is not verified again for this long.
+const REMEMBERED_SECS: i64 = 60;
+/// Verified tokens remembered at most.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// All issuers, and the tokens that passed lately.
+#[derive(Debug)]
+pub(super) struct Tokens {
+    issuers: Vec<TrustedIssuer>,
+    remembered: Mutex<HashMap<[u8; 32], Passed>>,
+}
+
+#[derive(Debug)]
+struct TrustedIssuer {
+    rules: IssuerRules,
+    plan: Plan,
+    algorithms: Vec<Algorithm>,
+    keys: Arc<Jwks>,
+}
+
+#[derive(Debug)]
+struct Passed {
+    principal: Principal,
+    until_unix: i64,
+    issuer: usize,
+    generation: u64,
+}
+
+/// RFC 7515 section 4.1, what we read of it. A member twice is an error.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+    /// Extensions that must be understood: we understand none.
+    crit: Option<IgnoredAny>,
+}
+
+/// A token in its parts.
+struct Parts<'a> {
+    header: Header,
+    claims: ClaimSet,
+    message: &'a str,
+    signature: &'a str,
+}
+
+impl Tokens {
+    pub(super) fn new(
+        auth: &Auth,
+        plans: &BTreeMap<String, Plan>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, reqwest::Error> {
+        let client = fetch::client()?;
+        let issuers: Vec<TrustedIssuer> = auth
+            .issuers
+            .iter()
+            .map(|issuer| TrustedIssuer {
+                rules: IssuerRules::from(issuer),
+                plan: issuer
+                    .plan
+                    .as_ref()
+                    .and_then(|name| plans.get(name))
+                    .copied()
+                    .unwrap_or_default(),
+                algorithms: allowed_algorithms(issuer),
+                keys: Jwks::new(issuer, client.clone(), Arc::clone(metrics)),
+            })
+            .collect();
+        for issuer in &issuers {
+            issuer.keys.keep_fresh();
+        }
+        Ok(Self {
+            issuers,
+            remembered: Mutex::default(),
+        })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.issuers.iter().all(|issuer| issuer.keys.is_loaded())
+    }
+
+    /// Whether the token may enter, and as whom.
+    pub(super) async fn check(&self, token: &str, now_unix: i64) -> Result<Principal, Refusal> {
+        let fingerprint = fingerprint(token);
+        if let Some(principal) = self.recall(&fingerprint, now_unix) {
+            return Ok(principal);
+        }
+        let parts = Parts::of(token)?;
+        let (index, issuer) = self.issuer_of(&parts)?;
+        // Read before the key is chosen: a rotation in between makes the entry old at once.
+        let generation = issuer.keys.generation();
+        issuer.verify(&parts).await?;
+        let verified = claims::check(&parts.claims, &issuer.rules, now_unix)?;
+        let principal = Principal::person(verified.user, issuer.plan);
+        let passed = Passed {
+            principal: principal.clone(),
+            until_unix: verified
+                .expires_at
+                .min(now_unix.saturating_add(REMEMBERED_SECS)),
+            issuer: index,
+            generation,
+        };
+        self.remember(fingerprint, passed, now_unix);
+        Ok(principal)
+    }
+
+    /// The issuer that the token claims; believed only once the signature fits that issuer's key.
+    fn issuer_of(&self, parts: &Parts<'_>) -> Result<(usize, &TrustedIssuer), Refusal> {
+        let claimed = parts.claims.iss.as_deref();
+        self.issuers
+            .iter()
+            .enumerate()
+            .find(|(_, issuer)| claimed == Some(issuer.rules.issuer.as_str()))
+            .ok_or_else(|| invalid("its issuer is not trusted here"))
+    }
+
+    fn recall(&self, fingerprint: &[u8; 32], now_unix: i64) -> Option<Principal> {
+        let remembered = self
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let passed = remembered.get(fingerprint)?;
+        let issuer = self.issuers.get(passed.issuer)?;
+        let fresh = now_unix < passed.until_unix
+            && passed.generation == issuer.keys.generation()
+            && issuer.keys.is_loaded();
+        fresh.then(|| passed.principal.clone())
+    }
+
+    fn remember(&self, fingerprint: [u8; 32], passed: Passed, now_unix: i64) {
+        let mut remembered = self
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.retain(|_, passed| now_unix < passed.until_unix);
+        }
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.clear();
+        }
+        remembered.insert(fingerprint, passed);
+    }
+}
+
+impl TrustedIssuer {
+    async fn verify(&self, parts: &Parts<'_>) -> Result<(), Refusal> {
+        let algorithm = keyset::algorithm(&parts.header.alg)
+            .filter(|algorithm| self.algorithms.contains(algorithm))
+            .ok_or_else(|| invalid("its algorithm is not allowed for this issuer"))?;
+        let kid = parts.header.kid.as_deref();
+        let kid = kid
+            .filter(|kid| !kid.is_empty() && kid.len() <= KID_BYTES_MAX)
+            .ok_or_else(|| invalid("its header names no key (`kid`)"))?;
+        let key = match self.keys.key(kid).await {
+            Ok(key) => key,
+            Err(NoKey::Unknown) => return Err(invalid("it is signed with an unknown key")),
+            Err(NoKey::Away) => return Err(Refusal::StoreAway),
+        };
+        let key = key
+            .with(algorithm)
+            .ok_or_else(|| invalid("its algorithm does not belong to its key"))?;
+        let verified =
+            jsonwebtoken::crypto::verify(parts.signature, parts.message.as_bytes(), key, algorithm);
+        match verified {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(invalid("its signature is wrong")),
+        }
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, Refusal> {
+        let malformed = || invalid("it is not a well-formed JWT");
+        let (message, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
+        let (header, payload) = message.split_once('.').ok_or_else(malformed)?;
+        let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| malformed())?;
+        let header: Header = serde_json::from_slice(&header).map_err(|_| malformed())?;
+        if header.crit.is_some() {
+            return Err(invalid("its header demands extensions (`crit`)"));
+        }
+        if !header.typ.as_deref().is_none_or(is_token_type) {
+            return Err(invalid("its type (`typ`) is neither JWT nor at+jwt"));
+        }
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| malformed())?;
+        let claims =
+            serde_json::from_slice(&payload).map_err(|error| Refusal::InvalidCredential {
+                why: claim_fault(&error).into(),
+            })?;
+        Ok(Self {
+            header,
+            claims,
+            message,
+            signature,
+        })
+    }
+}
+
+/// RFC 7519 section 5.1 and RFC 9068 section 2.1; media types have no case.
+fn is_token_type(typ: &str) -> bool {
+    ["jwt", "at+jwt", "application/at+jwt"]
+        .iter()
+        .any(|known| typ.eq_ignore_ascii_case(known))
+}
+
+/// What a claim of the wrong type is called; anything else is no JSON object.
+fn claim_fault(error: &serde_json::Error) -> String {
+    if error.is_data() && error.line() == 0 {
+        return error.to_string();
+    }
+    "its claims are not a JSON object".to_owned()
+}
+
+fn fingerprint(token: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    bytes
+}

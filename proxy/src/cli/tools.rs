@@ -1,0 +1,137 @@
+//! `config check`, `route explain`, `status`, `health`.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use config::settings::proxy::{Settings, Store};
+use policy::classify::{Ask, Features, Speaker, Thresholds, Turn, classify};
+
+use super::CliError;
+use super::args::Output;
+use super::print;
+use super::reach::{Need, Reach};
+use crate::admin::client::AdminClient;
+use crate::admin::words::Status;
+
+/// Bytes of standard input that are classified.
+const INPUT_MAX: u64 = 4 * 1024 * 1024;
+/// Time for a health check.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) fn check_settings(file: Option<&Path>) -> Result<(), CliError> {
+    let settings = super::settings(file)?;
+    let listen: Vec<String> = settings
+        .server
+        .listen
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let store = match &settings.store {
+        Store::Embedded => "embedded",
+        Store::Redis { .. } => "Redis",
+    };
+    print::line(&format!(
+        "{}: fine; listens on {}, {} issuers, {store} store",
+        file.map_or_else(
+            || "the defaults".to_owned(),
+            |file| file.display().to_string()
+        ),
+        listen.join(", "),
+        settings.auth.issuers.len(),
+    ))
+}
+
+pub(super) fn explain(settings: &Settings, text: &str, output: Output) -> Result<(), CliError> {
+    let mut input = String::new();
+    let text = match text {
+        "-" => {
+            std::io::stdin()
+                .take(INPUT_MAX)
+                .read_to_string(&mut input)?;
+            input.as_str()
+        }
+        text => text,
+    };
+    let turns = [Turn {
+        speaker: Speaker::User,
+        text,
+    }];
+    let features = Features::of_ask(&Ask {
+        turns: &turns,
+        ..Ask::default()
+    });
+    let thresholds = Thresholds::from(&settings.routing);
+    let verdict = classify(&features, thresholds);
+    if output == Output::Json {
+        return print::json(&serde_json::json!({ "verdict": verdict, "features": features }));
+    }
+    print::line(&format!(
+        "tier     {}\nscore    {:.2} (fast up to {:.2}, heavy from {:.2})\nreasons  {}",
+        verdict.tier,
+        verdict.score,
+        thresholds.fast_to,
+        thresholds.heavy_from,
+        verdict.reasons.join(", ")
+    ))
+}
+
+pub(super) async fn status(settings: &Settings, output: Output) -> Result<(), CliError> {
+    let status: Status = match Reach::open(settings, Need::Records).await? {
+        Reach::Running(mut proxy) => proxy.get("/v1/status").await?,
+        Reach::Alone(operations) => operations.status().await,
+    };
+    if output == Output::Json {
+        return print::json(&status);
+    }
+    let runs = match status.uptime_secs {
+        Some(secs) => format!("up {}", uptime(secs)),
+        None => "does not run".to_owned(),
+    };
+    let ready = match (status.uptime_secs, status.failing.as_slice()) {
+        (None, _) => "no".to_owned(),
+        (Some(_), []) => "yes".to_owned(),
+        (Some(_), failing) => format!("no: {}", failing.join(", ")),
+    };
+    print::line(&format!(
+        "proxy  {} {runs}\nready  {ready}\nstore  {}\nkeys   {}\nnodes  {} ({} online)",
+        status.version, status.store, status.keys, status.nodes, status.nodes_online
+    ))
+}
+
+/// `3d 4h`, `4h 5m`, `5m 6s`: the two largest units.
+fn uptime(secs: u64) -> String {
+    let (days, hours, minutes) = (secs / 86_400, secs / 3_600 % 24, secs / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{secs}s"),
+        (0, 0, _) => format!("{minutes}m {}s", secs % 60),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        (_, _, _) => format!("{days}d {hours}h"),
+    }
+}
+
+/// A proxy that answers at its socket lives.
+pub(super) async fn health(settings: &Settings) -> Result<(), CliError> {
+    let ask = async {
+        let mut proxy = AdminClient::connect(&settings.server.state_dir).await?;
+        proxy.get::<Status>("/v1/status").await
+    };
+    let status = tokio::time::timeout(HEALTH_TIMEOUT, ask)
+        .await
+        .map_err(|_| CliError::Failed("the proxy does not answer".into()))??;
+    print::line(&format!("ok {}", status.version))
+}
+
+pub(super) async fn health_of_url(url: &str, insecure: bool) -> Result<(), CliError> {
+    let client = reqwest::Client::builder()
+        .timeout(HEALTH_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .tls_danger_accept_invalid_certs(insecure)
+        .build()?;
+    let status = client.get(url).send().await?.status();
+    if status == reqwest::StatusCode::OK {
+        return print::line("ok");
+    }
+    Err(CliError::Failed(format!("{url} answered {status}")))
+}

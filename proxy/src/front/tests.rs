@@ -1,0 +1,7 @@
+//! The edge over real TLS, with a toy handler in the gateway's place.
+
+mod answers;
+mod desync;
+mod ending;
+mod harness;
+mod leaving;

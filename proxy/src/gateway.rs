@@ -1,0 +1,360 @@
+//! What happens to a request, top to bottom: find the operation, see who asks, read, charge, choose, carry, settle, record.
+//! Knows no sockets and no Pingora: requests come as a [`Call`], answers leave through a sink. Never panics, always answers.
+
+pub mod admission;
+pub mod body;
+pub mod dispatch;
+pub mod events;
+pub mod exchange;
+pub mod health;
+pub mod models;
+pub mod operation;
+pub mod page;
+pub mod relay;
+pub mod reply;
+mod tally;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::ids::RequestId;
+use config::settings::proxy::Auth;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use policy::classify::Thresholds;
+use policy::identity::Principal;
+use policy::limit::Kind;
+use policy::record::AccessRecord;
+use policy::refusal::Refusal;
+use policy::route::{Ask, Route, Target};
+use policy::router::Wish;
+use tokio::time::Instant;
+
+use crate::auth::Authenticator;
+use crate::front::sink::ClientSink;
+use crate::nodes::register::{self, Desk};
+use crate::observe::metrics::{self, Metrics};
+use admission::{Admission, Asking};
+use body::{Inference, Reader};
+use dispatch::{Dispatcher, Job};
+use exchange::{Exchange, Stop};
+use health::Readiness;
+use operation::{Closed, Look, Open, Operation, Resolved, Surface, resolve};
+use relay::Relay;
+
+/// A request whose head has passed the gate.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// `req_` and 32 hex digits, or the client's own.
+    pub request_id: RequestId,
+    /// The client's address, after trusted proxies were believed.
+    pub ip: IpAddr,
+    /// The verb.
+    pub method: Method,
+    /// The path as sent, without the query.
+    pub path: String,
+    /// Cleaned by the gate: nothing in them says who the client is, except its credential.
+    pub headers: HeaderMap,
+    /// When the head was complete.
+    pub received_at: std::time::Instant,
+    /// The same moment, Unix milliseconds.
+    pub unix_ms: u64,
+}
+
+/// The rooms a request passes through.
+pub struct Rooms {
+    /// Sees who asks.
+    pub authenticator: Arc<Authenticator>,
+    /// Charges.
+    pub admission: Admission,
+    /// Reads bodies.
+    pub reader: Reader,
+    /// Carries requests to nodes.
+    pub dispatcher: Dispatcher,
+    /// Lets nodes in.
+    pub desk: Arc<Desk>,
+    /// Says whether all of this works.
+    pub readiness: Readiness,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Figures of the gateway itself.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// The whole of one request.
+    pub request_timeout: Duration,
+    /// Where the classifier's score becomes a tier.
+    pub thresholds: Thresholds,
+    /// For `/config.json`.
+    pub auth: Auth,
+    /// `created` of every model: when this proxy started, Unix seconds.
+    pub started_unix: i64,
+}
+
+/// Answers requests.
+pub struct Gateway {
+    rooms: Rooms,
+    figures: Figures,
+}
+
+impl Gateway {
+    /// Opens for requests.
+    pub const fn new(rooms: Rooms, figures: Figures) -> Self {
+        Self { rooms, figures }
+    }
+
+    /// Answers one request and tells what happened.
+    pub async fn handle(&self, call: Call, sink: &mut dyn ClientSink) -> AccessRecord {
+        let _counted = self.rooms.metrics.enter();
+        let resolved = resolve(&call.method, &call.path, page::is_page);
+        let mut exchange = Exchange::new(&call, label(&resolved), sink);
+        if let Err(stop) = self.serve(&call, resolved, &mut exchange).await {
+            exchange.stop(stop).await;
+        }
+        let record = exchange.finish();
+        tally::count(&record, &self.rooms.metrics);
+        record
+    }
+
+    async fn serve(
+        &self,
+        call: &Call,
+        resolved: Resolved,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        let refusal = match resolved {
+            Resolved::Found(Operation::Open(open)) => return self.open(call, open, exchange).await,
+            Resolved::Found(Operation::Closed(closed)) => {
+                return self.closed(call, closed, exchange).await;
+            }
+            Resolved::WrongMethod {
+                allow,
+                is_open: true,
+            } => return Err(Refusal::MethodNotAllowed { allow }.into()),
+            Resolved::WrongMethod {
+                allow,
+                is_open: false,
+            } => Refusal::MethodNotAllowed { allow },
+            Resolved::Unknown { hint } => Refusal::NotFound {
+                hint: Some(hint.to_owned()),
+            },
+        };
+        // Strangers do not learn which paths exist.
+        let principal = self.enter(call, exchange).await?;
+        let asking = Asking {
+            principal: &principal,
+            ip: call.ip,
+            kind: Kind::Health,
+            now_unix_ms: call.unix_ms,
+        };
+        self.rooms.admission.look(asking, exchange).await;
+        Err(refusal.into())
+    }
+
+    /// What everybody may ask for.
+    async fn open(&self, call: &Call, open: Open, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
+        let rooms = &self.rooms;
+        let desk = &rooms.desk;
+        let small = |exchange| Reader::small(exchange, &call.headers, register::BODY_MAX);
+        let reply = match open {
+            Open::Alive => return health::alive(exchange).await,
+            Open::Ready => return health::ready(exchange, &rooms.readiness).await,
+            Open::PageConfig => return health::page_config(exchange, &self.figures.auth).await,
+            Open::Page(path) => {
+                let page =
+                    page::page(&path, &call.headers).ok_or(Refusal::NotFound { hint: None })?;
+                return exchange.reply(page.0, page.1, page.2).await;
+            }
+            Open::NodeNonce => desk.nonce(call.unix_ms),
+            Open::NodeEnroll => desk.enroll(&small(exchange).await?, call.unix_ms).await,
+            Open::NodeRegister => desk.register(&small(exchange).await?, call.unix_ms).await,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        exchange.record.refusal = reply.refusal;
+        exchange.reply(reply.status, headers, reply.body).await
+    }
+
+    /// What takes a credential with the operation's scope.
+    async fn closed(
+        &self,
+        call: &Call,
+        closed: Closed,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        let principal = self.enter(call, exchange).await?;
+        let asking = |kind| Asking {
+            principal: &principal,
+            ip: call.ip,
+            kind,
+            now_unix_ms: call.unix_ms,
+        };
+        let allowed = principal.require(closed.scope());
+        let (kind, answered) = match (allowed, closed) {
+            (Err(refusal), _) => (Kind::Health, Err(refusal.into())),
+            (Ok(()), Closed::Look(look)) => (
+                Kind::Health,
+                self.look_up(asking(Kind::Health), look, exchange).await,
+            ),
+            (Ok(()), Closed::Ask(surface)) => (
+                Kind::Text,
+                self.infer(call, &principal, surface, exchange).await,
+            ),
+        };
+        if matches!(answered, Err(Stop::Refused(_))) && !exchange.knows_limits() {
+            self.rooms.admission.look(asking(kind), exchange).await;
+        }
+        answered
+    }
+
+    /// Sees who asks.
+    async fn enter(&self, call: &Call, exchange: &mut Exchange<'_>) -> Result<Principal, Refusal> {
+        let started = Instant::now();
+        let now_unix = i64::try_from(call.unix_ms / 1_000).unwrap_or(i64::MAX);
+        let principal = self
+            .rooms
+            .authenticator
+            .authenticate(&call.headers, now_unix)
+            .await?;
+        exchange.took("auth", started);
+        exchange.record.user = Some(principal.subject());
+        exchange.record.key.clone_from(&principal.key);
+        Ok(principal)
+    }
+
+    /// Lists and health: nothing runs on a node.
+    async fn look_up(
+        &self,
+        asking: Asking<'_>,
+        look: Look,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        self.rooms.admission.charge(asking, exchange).await?;
+        let listed = || self.rooms.dispatcher.fleet.list(asking.principal);
+        let created = self.figures.started_unix;
+        match look {
+            Look::Models => {
+                exchange
+                    .json(StatusCode::OK, &models::list(listed(), created))
+                    .await
+            }
+            Look::Model(id) => {
+                exchange
+                    .json(StatusCode::OK, &models::one(listed(), &id, created)?)
+                    .await
+            }
+            Look::Health => health::health(exchange, &listed()).await,
+            Look::Metrics => {
+                let mut headers = HeaderMap::new();
+                headers.insert(
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static(metrics::CONTENT_TYPE),
+                );
+                exchange
+                    .reply(StatusCode::OK, headers, self.rooms.metrics.render().into())
+                    .await
+            }
+        }
+    }
+
+    /// A question for a model: the way of every request that costs something.
+    async fn infer(
+        &self,
+        call: &Call,
+        principal: &Principal,
+        surface: Surface,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        let rooms = &self.rooms;
+        let request = rooms
+            .reader
+            .inference(exchange, &call.headers, surface)
+            .await?;
+        if request.unknown() > 0 {
+            rooms.metrics.unknown_fields();
+        }
+        let wish = rooms.dispatcher.fleet.wish(request.asked(), principal)?;
+        let _open = rooms.admission.enter(principal)?;
+        let asking = Asking {
+            principal,
+            ip: call.ip,
+            kind: request.kind(),
+            now_unix_ms: call.unix_ms,
+        };
+        let charged = rooms.admission.charge(asking, exchange).await?;
+
+        let route = self.choose(&request, wish, principal);
+        let answered = self
+            .carry(call, (&request, &route, principal), exchange)
+            .await;
+
+        if let Err(Stop::Refused(refusal)) = &answered
+            && refusal.gives_back()
+            && exchange.record.ttft_ms.is_none()
+        {
+            rooms.admission.give_back(&charged, call.unix_ms).await;
+        }
+        answered
+    }
+
+    fn choose(&self, request: &Inference, wish: Wish, principal: &Principal) -> Route {
+        let target = match wish {
+            Wish::Tier(tier) => Target::Tier(tier),
+            Wish::Model(model) => Target::Model(model),
+            Wish::Auto => Target::Auto(request.verdict(self.figures.thresholds)),
+        };
+        let dispatcher = &self.rooms.dispatcher;
+        let ask = Ask {
+            target: &target,
+            principal,
+            needs: request.needs(),
+            fallback: dispatcher.rules.fallback,
+        };
+        dispatcher.fleet.plan(&ask, Instant::now().into_std())
+    }
+
+    async fn carry(
+        &self,
+        call: &Call,
+        (request, route, principal): (&Inference, &Route, &Principal),
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        let body = serde_json::to_vec(&request.node_body()).map_err(|_| Refusal::Internal)?;
+        let job = Job {
+            request_id: call.request_id.clone(),
+            path: request.node_path(),
+            completion_id: request.new_answer_id(),
+            principal: principal.subject(),
+            body: body.into(),
+            max_tokens_default: self.rooms.admission.max_tokens_default(),
+            deadline: exchange.received_at + self.figures.request_timeout,
+        };
+        let relay = Relay {
+            dispatcher: &self.rooms.dispatcher,
+            job: &job,
+            route,
+            prompt_bytes: request.prompt_bytes(),
+            wants_usage: request.wants_usage(),
+        };
+        if request.stream() {
+            relay.stream(exchange).await
+        } else {
+            relay.whole(exchange).await
+        }
+    }
+}
+
+fn label(resolved: &Resolved) -> &'static str {
+    match resolved {
+        Resolved::Found(operation) => operation.label(),
+        Resolved::WrongMethod { .. } => "wrong_method",
+        Resolved::Unknown { .. } => "not_found",
+    }
+}
+
+#[cfg(test)]
+mod tests;

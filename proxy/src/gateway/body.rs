@@ -1,0 +1,251 @@
+//! From bytes to a checked request: bounded, timed, JSON alone. Charges nothing and decides nothing about who may ask.
+
+use bytes::Bytes;
+use config::tier::Tier;
+use config::wire::chat::{Content, Message, Part};
+use config::wire::valid::{Invalid, Prompt, ValidChat, ValidCompletion};
+use http::{HeaderMap, header};
+use policy::classify::{Features, Thresholds, Verdict, classify};
+use policy::limit;
+use policy::refusal::Refusal;
+use policy::route::Needs;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::exchange::{Exchange, Stop};
+use super::operation::Surface;
+
+/// Bodies above the text limit that may be in memory at once: each is up to `server.media_body_max`.
+const LARGE_BODIES_MAX: usize = 16;
+
+/// Reads bodies.
+#[derive(Debug)]
+pub struct Reader {
+    text_max: u64,
+    media_max: u64,
+    large: Semaphore,
+}
+
+impl Reader {
+    /// A reader that takes so many bytes of text, and so many with media.
+    pub fn new(text_max: u64, media_max: u64) -> Self {
+        Self {
+            text_max,
+            media_max: media_max.max(text_max),
+            large: Semaphore::new(LARGE_BODIES_MAX),
+        }
+    }
+
+    /// Reads and checks an inference request.
+    pub async fn inference(
+        &self,
+        exchange: &mut Exchange<'_>,
+        headers: &HeaderMap,
+        surface: Surface,
+    ) -> Result<Inference, Stop> {
+        check_media_type(headers)?;
+        let announced = content_length(headers);
+        if announced.is_some_and(|bytes| bytes > self.media_max) {
+            return Err(Refusal::BodyTooLarge {
+                limit: self.media_max,
+            }
+            .into());
+        }
+        let mut bytes = Vec::with_capacity(
+            usize::try_from(announced.unwrap_or(0).min(self.text_max)).unwrap_or(0),
+        );
+        let mut place = None;
+        while let Some(piece) = exchange.body().await? {
+            let size = (bytes.len() + piece.len()) as u64;
+            if size > self.media_max {
+                return Err(Refusal::BodyTooLarge {
+                    limit: self.media_max,
+                }
+                .into());
+            }
+            if size > self.text_max && place.is_none() {
+                let free = self.large.try_acquire();
+                place = Some(free.map_err(|_| Refusal::QueueFull { retry_after: RETRY })?);
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        let request = Inference::parse(surface, &bytes).map_err(Refusal::from)?;
+        if bytes.len() as u64 > self.text_max && request.kind() == limit::Kind::Text {
+            return Err(Refusal::BodyTooLarge {
+                limit: self.text_max,
+            }
+            .into());
+        }
+        Ok(request)
+    }
+
+    /// Reads a small JSON body.
+    pub async fn small(
+        exchange: &mut Exchange<'_>,
+        headers: &HeaderMap,
+        max: u64,
+    ) -> Result<Bytes, Stop> {
+        check_media_type(headers)?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = exchange.body().await? {
+            if (bytes.len() + piece.len()) as u64 > max {
+                return Err(Refusal::BodyTooLarge { limit: max }.into());
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.into())
+    }
+}
+
+/// When too many large bodies are in memory.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// `application/json`, with or without parameters: a page of another site cannot send that without asking first.
+fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = kind
+        .and_then(|kind| kind.split(';').next())
+        .unwrap_or_default();
+    if essence.trim().eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Refusal::UnsupportedMediaType)
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+/// A checked request for tokens, of either surface.
+#[derive(Debug)]
+pub enum Inference {
+    /// `/v1/chat/completions`
+    Chat(Box<ValidChat>),
+    /// `/v1/completions`
+    Completion(Box<ValidCompletion>),
+}
+
+impl Inference {
+    /// Reads and checks a body.
+    fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Invalid> {
+        match surface {
+            Surface::Chat => ValidChat::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
+            Surface::Completion => ValidCompletion::parse(bytes)
+                .map(|completion| Self::Completion(Box::new(completion))),
+        }
+    }
+
+    /// What it costs from.
+    pub fn kind(&self) -> limit::Kind {
+        match self {
+            Self::Chat(chat) => chat.kind().into(),
+            Self::Completion(completion) => completion.kind().into(),
+        }
+    }
+
+    /// What a model must take besides text.
+    pub fn needs(&self) -> Needs {
+        match self {
+            Self::Chat(chat) => Needs::of(chat),
+            Self::Completion(_) => Needs::default(),
+        }
+    }
+
+    /// `model` and `tier` as sent.
+    pub fn asked(&self) -> (Option<&str>, Option<Tier>) {
+        match self {
+            Self::Chat(chat) => (Some(chat.model.as_str()), chat.tier),
+            Self::Completion(completion) => (Some(completion.model.as_str()), completion.tier),
+        }
+    }
+
+    /// Answer as it is made.
+    pub const fn stream(&self) -> bool {
+        match self {
+            Self::Chat(chat) => chat.stream,
+            Self::Completion(completion) => completion.stream,
+        }
+    }
+
+    /// The client wants the usage chunk.
+    pub const fn wants_usage(&self) -> bool {
+        match self {
+            Self::Chat(chat) => chat.include_usage(),
+            Self::Completion(completion) => completion.include_usage(),
+        }
+    }
+
+    /// How many top-level keys were not understood.
+    pub const fn unknown(&self) -> usize {
+        match self {
+            Self::Chat(chat) => chat.unknown.count,
+            Self::Completion(completion) => completion.unknown.count,
+        }
+    }
+
+    /// The operation on the node.
+    pub const fn node_path(&self) -> &'static str {
+        match self {
+            Self::Chat(_) => "/v1/chat/completions",
+            Self::Completion(_) => "/v1/completions",
+        }
+    }
+
+    /// A fresh `id` for the answer.
+    pub fn new_answer_id(&self) -> String {
+        let prefix = match self {
+            Self::Chat(_) => "chatcmpl",
+            Self::Completion(_) => "cmpl",
+        };
+        format!("{prefix}-{:032x}", rand::random::<u128>())
+    }
+
+    /// The body for a node.
+    pub fn node_body(&self) -> Value {
+        match self {
+            Self::Chat(chat) => chat.to_node_body(),
+            Self::Completion(completion) => completion.to_node_body(),
+        }
+    }
+
+    /// Bytes of text in the prompt, to estimate tokens that no node counted.
+    pub fn prompt_bytes(&self) -> u64 {
+        let bytes: usize = match self {
+            Self::Chat(chat) => chat.messages.iter().map(message_bytes).sum(),
+            Self::Completion(completion) => completion.prompts.iter().map(prompt_bytes).sum(),
+        };
+        bytes as u64
+    }
+
+    /// What the classifier thinks of it.
+    pub fn verdict(&self, thresholds: Thresholds) -> Verdict {
+        let features = match self {
+            Self::Chat(chat) => Features::of(chat),
+            Self::Completion(completion) => Features::of_completion(completion),
+        };
+        classify(&features, thresholds)
+    }
+}
+
+fn message_bytes(message: &Message) -> usize {
+    match &message.content {
+        None => 0,
+        Some(Content::Text(text)) => text.len(),
+        Some(Content::Parts(parts)) => parts.iter().filter_map(Part::text).map(str::len).sum(),
+    }
+}
+
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        // Four bytes count as one token.
+        Prompt::Tokens(tokens) => tokens.len() * 4,
+    }
+}

@@ -1,0 +1,9 @@
+//! The gateway against nodes that misbehave: what the client sees, what the node was asked, what is charged and recorded.
+
+mod client;
+mod door;
+mod house;
+mod limits;
+mod node;
+mod stream;
+mod whole;

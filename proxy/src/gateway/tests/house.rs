@@ -1,0 +1,363 @@
+//! A gateway with everything real but the edge and the tunnel: nodes are on loopback TCP, clients are in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use config::ids::{KeyId, NodeId, RequestId, UserId};
+use config::secret::Secret;
+use config::settings::proxy::{Auth, Limits, PerMinute, Plan, Routing};
+use config::tier::Tier;
+use config::token::{Token, TokenKind};
+use config::wire::node::{
+    HUB_ADDRESS, Memory, ModelReport, Report, TierReport, TierState, VERSION,
+};
+use http::{HeaderMap, HeaderValue, Method, header};
+use policy::classify::Thresholds;
+use policy::identity::Scope;
+use policy::record::AccessRecord;
+use policy::router::Router;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tunnel::{PrivateKey, Tunnel};
+
+use super::client::Client;
+use super::node::{Act, Node};
+use crate::auth::Authenticator;
+use crate::gateway::admission::Admission;
+use crate::gateway::body::Reader;
+use crate::gateway::dispatch::Dispatcher;
+use crate::gateway::health::Readiness;
+use crate::gateway::{Call, Figures, Gateway, Rooms};
+use crate::nodes::fleet::Fleet;
+use crate::nodes::members::{Member, Members};
+use crate::nodes::peers::{self, HubKeys, Peers};
+use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
+use crate::nodes::upstream::{Dial, Upstream, Wire};
+use crate::observe::metrics::Metrics;
+use crate::store::embedded::Embedded;
+use crate::store::{KeyRecord, PEPPER, SecretHash, Store};
+
+/// The moment at which all requests of these tests come: noon of a day.
+const NOW_MS: u64 = 1_800_014_400_000;
+
+/// What a test may change before the house is built.
+pub(super) struct Plans {
+    pub(super) routing: Routing,
+    pub(super) limits: Limits,
+    pub(super) request_timeout: Duration,
+}
+
+impl Default for Plans {
+    fn default() -> Self {
+        let per_minute = PerMinute {
+            text: 30,
+            media: 10,
+            health: 120,
+        };
+        Self {
+            routing: Routing {
+                auto_models: vec!["auto".to_owned()],
+                heavy_from: 0.66,
+                fast_to: 0.33,
+                breaker_failures: 3,
+                breaker_window: Duration::from_secs(30),
+                breaker_open: Duration::from_secs(30),
+                breaker_probe: Duration::from_mins(1),
+                connect_timeout: Duration::from_secs(1),
+                first_byte_timeout: Duration::from_secs(5),
+                idle_timeout: Duration::from_secs(5),
+                commit_after: Duration::from_secs(3),
+                keepalive: Duration::from_secs(15),
+                fallback: true,
+                pool_max: 4,
+            },
+            limits: Limits {
+                guard_per_minute: 600,
+                guard_burst: 120,
+                per_ip: per_minute,
+                per_user: per_minute,
+                text_per_day: 100,
+                media_per_day: 20,
+                concurrent_per_user: 16,
+                max_tokens_default: 2048,
+                table_max: 1000,
+                plans: BTreeMap::new(),
+            },
+            request_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Dials nodes by a table.
+struct Loopback(HashMap<Ipv6Addr, SocketAddr>);
+
+#[async_trait]
+impl Dial for Loopback {
+    async fn dial(&self, address: Ipv6Addr, _deadline: Duration) -> io::Result<Box<dyn Wire>> {
+        let real = self.0.get(&address).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(TcpStream::connect(real).await?))
+    }
+}
+
+/// The gateway and what stands around it.
+pub(super) struct House {
+    pub(super) gateway: Gateway,
+    pub(super) nodes: Vec<Node>,
+    pub(super) upstream: Upstream,
+    pub(super) fleet: Arc<Fleet>,
+    key: String,
+    _folder: TempDir,
+}
+
+impl House {
+    /// A house with one node for each entry: its tiers, and what it does.
+    pub(super) async fn with(nodes: Vec<(&[Tier], Vec<Act>)>) -> Self {
+        Self::planned(Plans::default(), nodes).await
+    }
+
+    pub(super) async fn planned(plans: Plans, acts: Vec<(&[Tier], Vec<Act>)>) -> Self {
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
+        let key = put_key(&*store, &[Scope::Inference, Scope::Models]).await;
+        let fleet = Arc::new(Fleet::new(Router::new(
+            &plans.routing,
+            Duration::from_secs(15),
+            10,
+        )));
+        let members = Arc::new(Members::default());
+        let (mut nodes, mut table) = (Vec::new(), HashMap::new());
+        for (index, (tiers, acts)) in acts.into_iter().enumerate() {
+            let node = Node::start(acts).await;
+            let member = member(index);
+            table.insert(member.address, node.address);
+            fleet
+                .report(&member, report(&member, tiers), std::time::Instant::now())
+                .unwrap();
+            members.insert(Arc::new(member));
+            nodes.push(node);
+        }
+        let upstream = Upstream::new(Arc::new(Loopback(table)), plans.routing.pool_max);
+        let auth = Auth {
+            issuers: Vec::new(),
+        };
+        let authenticator = Authenticator::new(
+            &auth,
+            &plans.limits.plans,
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+        );
+        let authenticator = Arc::new(authenticator.unwrap());
+        let readiness = Readiness {
+            store: Arc::clone(&store),
+            authenticator: Arc::clone(&authenticator),
+            fleet: Arc::clone(&fleet),
+        };
+        let rooms = peers::Rooms {
+            upstream: upstream.clone(),
+            fleet: Arc::clone(&fleet),
+            members: Arc::clone(&members),
+        };
+        let limits = Arc::new(ArcSwap::from_pointee(plans.limits));
+        let rooms = Rooms {
+            authenticator,
+            admission: Admission::new(Arc::clone(&store), limits, Arc::clone(&metrics)),
+            reader: Reader::new(64 * 1024, 256 * 1024),
+            desk: Arc::new(desk(Arc::clone(&store), rooms).await),
+            dispatcher: Dispatcher {
+                fleet: Arc::clone(&fleet),
+                members,
+                upstream: upstream.clone(),
+                rules: plans.routing.clone(),
+                metrics: Arc::clone(&metrics),
+            },
+            readiness,
+            metrics,
+        };
+        let figures = Figures {
+            request_timeout: plans.request_timeout,
+            thresholds: Thresholds::from(&plans.routing),
+            auth,
+            started_unix: 1_800_000_000,
+        };
+        Self {
+            gateway: Gateway::new(rooms, figures),
+            nodes,
+            upstream,
+            fleet,
+            key,
+            _folder: folder,
+        }
+    }
+
+    /// One request with the house's key.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        client: &mut Client,
+    ) -> AccessRecord {
+        let bearer = format!("Bearer {}", self.key);
+        self.ask_with(method, path, &[("authorization", &bearer)], client)
+            .await
+    }
+
+    /// A chat request that says what kind of body it has.
+    pub(super) async fn ask_typed(&self, kind: &str, client: &mut Client) -> AccessRecord {
+        let bearer = format!("Bearer {}", self.key);
+        let headers = [("authorization", bearer.as_str()), ("content-type", kind)];
+        self.ask_with(Method::POST, "/v1/chat/completions", &headers, client)
+            .await
+    }
+
+    pub(super) async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        client: &mut Client,
+    ) -> AccessRecord {
+        let mut all = HeaderMap::new();
+        all.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        for (name, value) in headers {
+            all.insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        let call = Call {
+            request_id: RequestId::new("req_test"),
+            ip: IpAddr::from([192, 0, 2, 1]),
+            method,
+            path: path.to_owned(),
+            headers: all,
+            received_at: std::time::Instant::now(),
+            unix_ms: NOW_MS,
+        };
+        self.gateway.handle(call, client).await
+    }
+
+    /// Asks the chat surface.
+    pub(super) async fn chat(&self, body: &serde_json::Value) -> (Client, AccessRecord) {
+        let mut client = Client::sending(body.to_string());
+        let record = self
+            .ask(Method::POST, "/v1/chat/completions", &mut client)
+            .await;
+        (client, record)
+    }
+}
+
+/// A chat request for a tier.
+pub(super) fn to(model: &str) -> serde_json::Value {
+    serde_json::json!({"model": model, "messages": [{"role": "user", "content": "hello"}]})
+}
+
+/// The same, streamed.
+pub(super) fn stream_to(model: &str) -> serde_json::Value {
+    let mut body = to(model);
+    body["stream"] = true.into();
+    body
+}
+
+async fn put_key(store: &dyn Store, scopes: &[Scope]) -> String {
+    let token = Token::generate(TokenKind::Client);
+    let pepper = store.secret(PEPPER).await.unwrap();
+    let record = KeyRecord {
+        id: KeyId::new(token.id()),
+        secret_hash: SecretHash::of(pepper.expose(), token.secret().expose()),
+        admin: false,
+        name: "test".to_owned(),
+        owner: UserId::new("ada"),
+        scopes: scopes.to_vec(),
+        tiers: None,
+        models: None,
+        plan: Plan::default(),
+        created_unix: 0,
+        expires_unix: None,
+        last_used_unix: None,
+        revoked_unix: None,
+    };
+    store.put_key(&record).await.unwrap();
+    token.reveal().expose().clone()
+}
+
+fn member(index: usize) -> Member {
+    let index = u16::try_from(index).unwrap() + 2;
+    Member {
+        id: NodeId::new(format!("node_{index:016x}")),
+        name: format!("home-{index}"),
+        address: Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, index),
+        tiers: None,
+        wireguard_key: String::new(),
+        agent_token: Secret::new("agent-secret".to_owned()),
+    }
+}
+
+fn report(member: &Member, tiers: &[Tier]) -> Report {
+    Report {
+        version: VERSION,
+        node_id: member.id.clone(),
+        seq: 1,
+        draining: false,
+        memory: Memory::default(),
+        tiers: tiers.iter().map(|tier| tier_report(*tier)).collect(),
+    }
+}
+
+fn tier_report(tier: Tier) -> TierReport {
+    TierReport {
+        tier,
+        state: TierState::Ready,
+        reason: None,
+        model: Some(ModelReport {
+            id: format!("tiny-{tier}"),
+            file_sha256: String::new(),
+            size_bytes: 1,
+            n_ctx: 512,
+            n_ctx_train: 512,
+            parameters: 1,
+            quantization: "Q8_0".to_owned(),
+            architecture: "llama".to_owned(),
+            modalities: Vec::new(),
+        }),
+        slots: 4,
+        slots_busy: 0,
+        queue_depth: 0,
+        queue_max: 8,
+        tokens_per_second: 50.0,
+        prompt_tokens_per_second: 500.0,
+    }
+}
+
+async fn desk(store: Arc<dyn Store>, rooms: peers::Rooms) -> Desk {
+    let settings = tunnel::Settings::new(
+        ([127, 0, 0, 1], 0).into(),
+        PrivateKey::generate(),
+        HUB_ADDRESS,
+    );
+    let tunnel = Tunnel::start(settings).await.unwrap();
+    let public_key = tunnel.public_key().to_string();
+    let hub = HubKeys {
+        secret: [1; 32],
+        public_key: public_key.clone(),
+    };
+    let peers = Arc::new(Peers::new(tunnel, Arc::clone(&store), rooms, hub));
+    let pepper = *store.secret(PEPPER).await.unwrap().expose();
+    let secrets = DeskSecrets {
+        nonce: [2; 32],
+        pepper,
+    };
+    let facts = HubFacts {
+        public_key,
+        endpoint: ":51820".to_owned(),
+        heartbeat: Duration::from_secs(5),
+        nodes_max: 10,
+    };
+    Desk::new(store, peers, secrets, facts)
+}

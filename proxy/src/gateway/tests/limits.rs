@@ -1,0 +1,181 @@
+//! What requests cost, and what goes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::tier::Tier::Primary;
+use http::Method;
+use serde_json::json;
+
+use super::client::Client;
+use super::house::{House, Plans, stream_to, to};
+use super::node::{Act, answer, error};
+
+fn generous() -> Plans {
+    let mut plans = Plans::default();
+    plans.limits.per_ip.text = 1_000;
+    plans.limits.per_user.text = 1_000;
+    plans
+}
+
+#[tokio::test]
+async fn the_101st_request_of_a_day_is_refused_and_stops_every_sdk() {
+    let house = House::planned(
+        generous(),
+        vec![(&[Primary], vec![Act::Reply(200, answer("hi"))])],
+    )
+    .await;
+    for request in 1..=100 {
+        let (client, _) = house.chat(&to("primary")).await;
+        assert_eq!(client.status.unwrap(), 200, "request {request}");
+        assert_eq!(
+            client.header("x-ratelimit-remaining-requests"),
+            (100 - request).to_string()
+        );
+    }
+    let (client, record) = house.chat(&to("primary")).await;
+    assert_eq!(client.status.unwrap(), 429);
+    let body = client.json();
+    assert_eq!(
+        (&body["error"]["type"], &body["error"]["code"]),
+        (&json!("insufficient_quota"), &json!("insufficient_quota"))
+    );
+    assert_eq!(client.header("x-should-retry"), "false");
+    assert_eq!(
+        client.header("retry-after"),
+        (12 * 3600).to_string(),
+        "midnight is twelve hours away"
+    );
+    assert_eq!(client.header("x-ratelimit-limit-requests"), "100");
+    assert_eq!(client.header("x-ratelimit-reset-requests"), "12h0m0s");
+    assert!(
+        client
+            .header("ratelimit-policy")
+            .contains("\"text-day\";q=100;w=86400")
+    );
+    assert_eq!(record.refusal, Some("quota_exceeded"));
+    assert_eq!(
+        house.nodes[0].seen().len(),
+        100,
+        "refused before any node hears of it"
+    );
+}
+
+#[tokio::test]
+async fn the_31st_request_of_a_minute_is_refused_with_the_time_to_wait() {
+    let house = House::with(vec![(&[Primary], vec![Act::Reply(200, answer("hi"))])]).await;
+    for _ in 0..30 {
+        assert_eq!(house.chat(&to("primary")).await.0.status.unwrap(), 200);
+    }
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(
+        (
+            client.status.unwrap().as_u16(),
+            client.json()["error"]["code"].clone()
+        ),
+        (429, json!("rate_limit_exceeded"))
+    );
+    assert!(client.header("retry-after").parse::<u64>().unwrap() >= 1);
+    assert_eq!(client.header("x-ratelimit-remaining-requests"), "0");
+}
+
+#[tokio::test]
+async fn what_nobody_answered_is_not_charged() {
+    let acts = vec![
+        Act::Reply(500, error("server_error", "internal")),
+        Act::Reply(200, answer("hi")),
+    ];
+    let house = House::planned(generous(), vec![(&[Primary], acts)]).await;
+    assert_eq!(house.chat(&to("primary")).await.0.status.unwrap(), 502);
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(
+        client.header("x-ratelimit-remaining-requests"),
+        "99",
+        "only the second one counts"
+    );
+}
+
+#[tokio::test]
+async fn a_node_without_room_charges_nobody_even_after_the_head_of_a_stream() {
+    let mut plans = generous();
+    plans.routing.commit_after = Duration::from_millis(20);
+    let late = error("server_error", "overloaded").to_string();
+    let acts = vec![
+        Act::Slowly(Duration::from_millis(100), vec![late]),
+        Act::Reply(200, answer("hi")),
+    ];
+    let house = House::planned(plans, vec![(&[Primary], acts)]).await;
+    let (client, _) = house.chat(&stream_to("primary")).await;
+    assert_eq!(
+        client.events().last().unwrap()["error"]["code"],
+        "overloaded"
+    );
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(client.header("x-ratelimit-remaining-requests"), "99");
+}
+
+#[tokio::test]
+async fn the_callers_own_fault_stays_charged() {
+    let acts = vec![
+        Act::Reply(
+            400,
+            error("invalid_request_error", "context_length_exceeded"),
+        ),
+        Act::Reply(200, answer("hi")),
+    ];
+    let house = House::planned(generous(), vec![(&[Primary], acts)]).await;
+    house.chat(&to("primary")).await;
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(
+        client.header("x-ratelimit-remaining-requests"),
+        "98",
+        "a node had to count the tokens"
+    );
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_open_requests_and_no_more() {
+    let mut plans = generous();
+    plans.limits.concurrent_per_user = 1;
+    let acts = vec![Act::Hang(vec![]), Act::Reply(200, answer("hi"))];
+    let house = Arc::new(House::planned(plans, vec![(&[Primary], acts)]).await);
+    let first = Arc::clone(&house);
+    let open = tokio::spawn(async move {
+        let mut client = Client::sending(stream_to("primary").to_string());
+        first
+            .ask(Method::POST, "/v1/chat/completions", &mut client)
+            .await
+    });
+    while house.nodes[0].seen().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (client, record) = house.chat(&to("primary")).await;
+    assert_eq!(
+        (client.status.unwrap().as_u16(), record.refusal),
+        (429, Some("too_many_open"))
+    );
+    open.abort();
+    assert!(open.await.unwrap_err().is_cancelled());
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(
+        client.status.unwrap(),
+        200,
+        "the place is free again, however the first one ended"
+    );
+}
+
+#[tokio::test]
+async fn lists_and_health_have_counters_of_their_own() {
+    let house = House::with(vec![]).await;
+    for left in (0..120).rev() {
+        let mut client = Client::sending("");
+        house.ask(Method::GET, "/v1/models", &mut client).await;
+        assert_eq!(
+            client.header("x-ratelimit-remaining-requests"),
+            left.to_string()
+        );
+    }
+    let mut client = Client::sending("");
+    house.ask(Method::GET, "/health", &mut client).await;
+    assert_eq!(client.status.unwrap(), 429);
+}

@@ -1,0 +1,11 @@
+//! Home nodes as the proxy sees them: how they get in, what they report, how requests reach them. Speaks HTTP inside the
+//! tunnel and enrolment outside of it; never decides where a request goes.
+
+pub mod derive;
+pub mod fleet;
+pub mod members;
+pub mod nonce;
+pub mod peers;
+pub mod register;
+pub mod report;
+pub mod upstream;

@@ -1,0 +1,383 @@
+//! Enrolment and registration over HTTPS: a join token becomes an identity, an identity gets a place in the tunnel.
+//! Everything here comes from strangers. Never logs a token, a key that was derived, or a body.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use config::token::{Token, TokenKind};
+use config::wire::error::ErrorBody;
+use config::wire::node::{
+    EnrollReply, EnrollRequest, Hub, NonceReply, REPORT_PORT, RegisterReply, RegisterRequest,
+    VERSION, enroll_message, register_message,
+};
+use http::StatusCode;
+use ring::signature::{ED25519, UnparsedPublicKey};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::derive::{self, IDENTITY_BYTES};
+use super::nonce::{LIFE, Nonces};
+use super::peers::Peers;
+use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store, StoreError};
+
+/// Requests of nodes are a few hundred bytes.
+pub const BODY_MAX: u64 = 8 * 1024;
+/// Characters in the name of a machine.
+const NAME_MAX: usize = 64;
+/// Characters in the version of an agent.
+const VERSION_MAX: usize = 64;
+
+/// What a node's request gets.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeReply {
+    /// The status.
+    pub status: StatusCode,
+    /// JSON.
+    pub body: Bytes,
+    /// The code of the refusal, if it is one.
+    pub refusal: Option<&'static str>,
+}
+
+/// Why a node may not in.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+enum Rejection {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("this proxy speaks version {VERSION} of the node protocol: update the older side")]
+    Version,
+    #[error("the nonce is older than 60 s or not from this proxy: ask for a new one")]
+    Nonce,
+    #[error("the signature does not match the identity key")]
+    Signature,
+    #[error("the join token is malformed: copy it again, whole")]
+    TokenMalformed,
+    #[error("the join token is unknown: create one with `hearth-proxy node invite`")]
+    TokenUnknown,
+    #[error("the join token has expired: create one with `hearth-proxy node invite`")]
+    TokenExpired,
+    #[error("the join token was used: create one with `hearth-proxy node invite`")]
+    TokenUsed,
+    #[error("no node of this id is known here: enrol it with a join token")]
+    Unknown,
+    #[error("this node was revoked by an administrator")]
+    Revoked,
+    #[error("another node uses this WireGuard key")]
+    KeyTaken,
+    #[error("this proxy has all the nodes it may have: raise tunnel.nodes_max")]
+    Full,
+    #[error("the proxy cannot reach its store: try again shortly")]
+    Store,
+    #[error("the tunnel does not take this node now: try again shortly")]
+    Tunnel,
+}
+
+impl Rejection {
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid_value",
+            Self::Version => "version_unsupported",
+            Self::Nonce => "nonce_expired",
+            Self::Signature => "signature_invalid",
+            Self::TokenMalformed => "join_token_malformed",
+            Self::TokenUnknown => "join_token_unknown",
+            Self::TokenExpired => "join_token_expired",
+            Self::TokenUsed => "join_token_used",
+            Self::Unknown => "node_unknown",
+            Self::Revoked => "node_revoked",
+            Self::KeyTaken => "wireguard_key_taken",
+            Self::Full => "nodes_max_reached",
+            Self::Store => "store_away",
+            Self::Tunnel => "tunnel_away",
+        }
+    }
+
+    const fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) | Self::Version => StatusCode::BAD_REQUEST,
+            Self::Store | Self::Tunnel => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Nonce
+            | Self::Signature
+            | Self::TokenMalformed
+            | Self::TokenUnknown
+            | Self::TokenExpired => StatusCode::FORBIDDEN,
+            Self::TokenUsed | Self::Unknown | Self::Revoked | Self::KeyTaken | Self::Full => {
+                StatusCode::FORBIDDEN
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Rejection {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "a node could not be looked up");
+        Self::Store
+    }
+}
+
+/// What the desk tells nodes about this proxy.
+#[derive(Clone, Debug)]
+pub struct HubFacts {
+    /// Base64 of the hub's WireGuard public key.
+    pub public_key: String,
+    /// `host:port`, or `:port` on the host that the node dialled.
+    pub endpoint: String,
+    /// Time between reports.
+    pub heartbeat: Duration,
+    /// Nodes at most.
+    pub nodes_max: usize,
+}
+
+/// Where nodes ask to be let in.
+pub struct Desk {
+    store: Arc<dyn Store>,
+    peers: Arc<Peers>,
+    nonces: Nonces,
+    pepper: [u8; 32],
+    facts: HubFacts,
+}
+
+/// Secrets of the desk; the same for all proxies of one store.
+pub struct DeskSecrets {
+    /// Under which nonces are tagged.
+    pub nonce: [u8; 32],
+    /// Under which join tokens are hashed.
+    pub pepper: [u8; 32],
+}
+
+impl Desk {
+    /// A desk that looks nodes up in the store and lets them into the tunnel.
+    pub fn new(
+        store: Arc<dyn Store>,
+        peers: Arc<Peers>,
+        secrets: DeskSecrets,
+        facts: HubFacts,
+    ) -> Self {
+        let DeskSecrets { nonce, pepper } = secrets;
+        Self {
+            store,
+            peers,
+            nonces: Nonces::new(&nonce),
+            pepper,
+            facts,
+        }
+    }
+
+    /// `POST /v1/nodes/nonce`
+    pub fn nonce(&self, now_ms: u64) -> NodeReply {
+        let reply = NonceReply {
+            nonce: self.nonces.issue(now_ms),
+            expires_secs: LIFE.as_secs(),
+        };
+        reply_with(StatusCode::OK, &reply)
+    }
+
+    /// `POST /v1/nodes/enroll`
+    pub async fn enroll(&self, body: &[u8], now_ms: u64) -> NodeReply {
+        match self.try_enroll(body, now_ms).await {
+            Ok(reply) => reply_with(StatusCode::CREATED, &reply),
+            Err(rejection) => reject("enrol", &rejection),
+        }
+    }
+
+    /// `POST /v1/nodes/register`
+    pub async fn register(&self, body: &[u8], now_ms: u64) -> NodeReply {
+        match self.try_register(body, now_ms).await {
+            Ok(reply) => reply_with(StatusCode::OK, &reply),
+            Err(rejection) => reject("register", &rejection),
+        }
+    }
+
+    async fn try_enroll(&self, body: &[u8], now_ms: u64) -> Result<EnrollReply, Rejection> {
+        let request: EnrollRequest = parse(body)?;
+        if request.version != VERSION {
+            return Err(Rejection::Version);
+        }
+        let identity = identity(&request.identity)?;
+        check_text("name", &request.name, NAME_MAX)?;
+        let token: Token = request
+            .token
+            .parse()
+            .map_err(|_| Rejection::TokenMalformed)?;
+        if token.kind() != TokenKind::Join {
+            return Err(Rejection::TokenMalformed);
+        }
+        let message = enroll_message(token.id(), &request.identity, &request.nonce);
+        self.check_signed(
+            &identity,
+            &message,
+            &request.signature,
+            (&request.nonce, now_ms),
+        )?;
+
+        let id = derive::node_id(&identity);
+        let known = self.store.node(&id).await?;
+        if known
+            .as_ref()
+            .is_some_and(|node| node.revoked_unix.is_some())
+        {
+            return Err(Rejection::Revoked);
+        }
+        if known.is_none() && self.store.nodes().await?.len() >= self.facts.nodes_max {
+            return Err(Rejection::Full);
+        }
+        let redemption = Redemption {
+            id: token.id().to_owned(),
+            secret_hash: SecretHash::of(&self.pepper, token.secret().expose()),
+            identity: request.identity.clone(),
+        };
+        let now_unix = unix_seconds(now_ms);
+        let tiers = match self.store.redeem_join_token(&redemption, now_unix).await? {
+            Redeemed::Now { tiers } | Redeemed::Again { tiers } => tiers,
+            Redeemed::Unknown => return Err(Rejection::TokenUnknown),
+            Redeemed::Expired => return Err(Rejection::TokenExpired),
+            Redeemed::UsedUp => return Err(Rejection::TokenUsed),
+        };
+        let record = NodeRecord {
+            id: id.clone(),
+            identity: request.identity,
+            name: request.name,
+            tiers,
+            wireguard_key: known.as_ref().and_then(|node| node.wireguard_key.clone()),
+            agent_version: known
+                .as_ref()
+                .map(|node| node.agent_version.clone())
+                .unwrap_or_default(),
+            join_token: token.id().to_owned(),
+            created_unix: known.as_ref().map_or(now_unix, |node| node.created_unix),
+            registered_unix: known.as_ref().and_then(|node| node.registered_unix),
+            last_seen_unix: known.as_ref().and_then(|node| node.last_seen_unix),
+            revoked_unix: None,
+        };
+        self.store.put_node(&record).await?;
+        tracing::info!(node = %id, name = record.name, "a node enrolled");
+        Ok(EnrollReply { node_id: id })
+    }
+
+    async fn try_register(&self, body: &[u8], now_ms: u64) -> Result<RegisterReply, Rejection> {
+        let request: RegisterRequest = parse(body)?;
+        if request.version != VERSION {
+            return Err(Rejection::Version);
+        }
+        check_text("agent_version", &request.agent_version, VERSION_MAX)?;
+        let wireguard_key: tunnel::PublicKey = request.wireguard_key.parse().map_err(|_| {
+            Rejection::Invalid("wireguard_key is not the base64 of 32 bytes".to_owned())
+        })?;
+        let mut record = self
+            .store
+            .node(&request.node_id)
+            .await?
+            .ok_or(Rejection::Unknown)?;
+        if record.revoked_unix.is_some() {
+            return Err(Rejection::Revoked);
+        }
+        let identity = identity(&record.identity)?;
+        let message = register_message(&request.node_id, &request.wireguard_key, &request.nonce);
+        self.check_signed(
+            &identity,
+            &message,
+            &request.signature,
+            (&request.nonce, now_ms),
+        )?;
+        // Otherwise a node could take over another one's sessions.
+        if self.peers.uses_key(&wireguard_key.to_string(), &record.id) {
+            return Err(Rejection::KeyTaken);
+        }
+
+        record.wireguard_key = Some(wireguard_key.to_string());
+        record.agent_version = request.agent_version;
+        record.registered_unix = Some(unix_seconds(now_ms));
+        self.store.put_node(&record).await?;
+        let member = self.peers.admit(&record).await.map_err(|error| {
+            tracing::warn!(node = %record.id, %error, "a node was not taken into the tunnel");
+            Rejection::Tunnel
+        })?;
+        tracing::info!(node = %record.id, name = record.name, version = record.agent_version, "a node registered");
+        let hub = Hub {
+            public_key: self.facts.public_key.clone(),
+            endpoint: self.facts.endpoint.clone(),
+            address: config::wire::node::HUB_ADDRESS,
+        };
+        Ok(RegisterReply {
+            address: member.address,
+            hub,
+            preshared_key: STANDARD.encode(self.peers.preshared_key(&member)),
+            agent_token: member.agent_token.expose().clone(),
+            report_port: REPORT_PORT,
+            heartbeat_secs: self.facts.heartbeat.as_secs(),
+            server_time_ms: now_ms,
+        })
+    }
+
+    /// The nonce is checked first: it costs a hash, the signature a hundred times that.
+    fn check_signed(
+        &self,
+        identity: &[u8; IDENTITY_BYTES],
+        message: &[u8],
+        signature: &str,
+        (nonce, now_ms): (&str, u64),
+    ) -> Result<(), Rejection> {
+        if !self.nonces.is_valid(nonce, now_ms) {
+            return Err(Rejection::Nonce);
+        }
+        let signature = STANDARD
+            .decode(signature)
+            .map_err(|_| Rejection::Signature)?;
+        UnparsedPublicKey::new(&ED25519, identity)
+            .verify(message, &signature)
+            .map_err(|_| Rejection::Signature)
+    }
+}
+
+fn identity(text: &str) -> Result<[u8; IDENTITY_BYTES], Rejection> {
+    STANDARD
+        .decode(text)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| Rejection::Invalid("identity is not the base64 of 32 bytes".to_owned()))
+}
+
+/// Names end up in logs, headers and terminals.
+fn check_text(field: &str, text: &str, chars_max: usize) -> Result<(), Rejection> {
+    let chars = text.chars().count();
+    if chars == 0 || chars > chars_max || text.chars().any(char::is_control) {
+        let message = format!("{field} has 1 to {chars_max} characters and no control characters");
+        return Err(Rejection::Invalid(message));
+    }
+    Ok(())
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Rejection> {
+    // serde's message names fields and positions, never values of ours.
+    serde_json::from_slice(body)
+        .map_err(|error| Rejection::Invalid(format!("the body is not what is expected: {error}")))
+}
+
+fn unix_seconds(now_ms: u64) -> i64 {
+    i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX)
+}
+
+fn reply_with(status: StatusCode, reply: &impl Serialize) -> NodeReply {
+    let body = serde_json::to_vec(reply).unwrap_or_default();
+    NodeReply {
+        status,
+        body: body.into(),
+        refusal: None,
+    }
+}
+
+fn reject(what: &'static str, rejection: &Rejection) -> NodeReply {
+    tracing::info!(what, code = rejection.code(), "a node was refused");
+    let body = ErrorBody::new(
+        "invalid_request_error",
+        rejection.code(),
+        rejection.to_string(),
+    );
+    NodeReply {
+        status: rejection.status(),
+        body: body.to_bytes().into(),
+        refusal: Some(rejection.code()),
+    }
+}

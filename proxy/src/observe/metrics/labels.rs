@@ -1,0 +1,53 @@
+//! The label sets of all metrics: closed sets of words, names of nodes, and nothing that names a person.
+
+use prometheus_client::encoding::EncodeLabelSet;
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct RequestLabels {
+    pub(super) route: &'static str,
+    pub(super) code: u16,
+    pub(super) tier: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct TierLabel {
+    pub(super) tier: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct TokenLabels {
+    pub(super) direction: &'static str,
+    pub(super) tier: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct AttemptLabels {
+    pub(super) tier: &'static str,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct FallbackLabels {
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct PolicyLabel {
+    pub(super) policy: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct ReasonLabel {
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct NodeLabel {
+    pub(super) node: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct BuildLabels {
+    pub(super) version: &'static str,
+}

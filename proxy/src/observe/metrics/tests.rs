@@ -1,0 +1,55 @@
+//! The names are a promise to dashboards.
+
+use super::*;
+
+#[test]
+fn everything_counted_is_rendered() {
+    let metrics = Metrics::new();
+    let second = Duration::from_secs(1);
+    metrics.request("chat_completions", 200, Some(Tier::Fast), second);
+    metrics.request("not_found", 404, None, second);
+    metrics.tokens(Tier::Heavy, 3, 4);
+    metrics.queue_depth(Tier::Fast, 2);
+    metrics.queue_wait(second);
+    metrics.first_token(Tier::Fast, second);
+    metrics.token_time(Tier::Fast, second);
+    metrics.attempt(Tier::Fast, "ok");
+    metrics.fallback(Tier::Heavy, Tier::Primary);
+    metrics.limit_rejection("text-min");
+    metrics.auth_failure("expired_credential");
+    metrics.jwks_fetch("ok");
+    metrics.store_error("unavailable");
+    metrics.breaker(Tier::Fast, BreakerGauge::HalfOpen);
+    metrics.handshake_age("den", second);
+    let one = metrics.enter();
+    let two = metrics.enter();
+    drop(one);
+    let text = metrics.render();
+    for line in [
+        "hearth_requests_total{route=\"chat_completions\",code=\"200\",tier=\"fast\"} 1",
+        "hearth_requests_total{route=\"not_found\",code=\"404\",tier=\"none\"} 1",
+        "hearth_tokens_total{direction=\"output\",tier=\"heavy\"} 4",
+        "hearth_queue_depth{tier=\"fast\"} 2",
+        "hearth_queue_wait_seconds_count 1",
+        "gen_ai_server_request_duration_seconds_count{tier=\"fast\"} 1",
+        "gen_ai_server_time_to_first_token_seconds_count{tier=\"fast\"} 1",
+        "gen_ai_server_time_per_output_token_seconds_count{tier=\"fast\"} 1",
+        "hearth_attempts_total{tier=\"fast\",outcome=\"ok\"} 1",
+        "hearth_fallbacks_total{from=\"heavy\",to=\"primary\"} 1",
+        "hearth_limit_rejections_total{policy=\"text-min\"} 1",
+        "hearth_breaker_state{tier=\"fast\"} 2",
+        "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
+        "hearth_inflight 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .collect();
+    insta::assert_snapshot!("names", names.join("\n"));
+    drop(two);
+    metrics.forget_node("den");
+    let text = metrics.render();
+    assert!(text.contains("hearth_inflight 0") && !text.contains("node=\"den\""));
+}

@@ -1,0 +1,10 @@
+//! End-to-end stories: real TLS, real WireGuard over loopback UDP, real llama.cpp. One module a subject, one test a story.
+
+mod answer;
+mod auth;
+mod enrolment;
+mod failing;
+mod input;
+mod lifecycle;
+mod limits;
+mod stores;

@@ -1,0 +1,161 @@
+//! A real hearth-node with the tiny models of the repository, joined through the real enrolment.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{Process, free_tcp_port, program};
+use crate::proxy::Proxy;
+
+/// The tiny model of a tier.
+pub fn model(tier: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/tiny-{tier}-q8_0.gguf"));
+    assert!(path.exists(), "{} is missing", path.display());
+    path
+}
+
+/// A scripted engine that says so many words, one letter each so many milliseconds: slow enough to be interrupted.
+pub fn slow(words: usize, step_ms: u64) -> String {
+    format!("script:{}", json!({"say": "word ".repeat(words), "step_ms": step_ms}))
+}
+
+/// A scripted engine that loads and then fails every request.
+pub fn broken() -> String {
+    format!("script:{}", json!({"say": "never", "fault_on": ""}))
+}
+
+/// Settings of a node to be started.
+pub struct Builder {
+    name: String,
+    tiers: String,
+}
+
+impl Builder {
+    /// Serves the tiny model of this tier.
+    #[must_use]
+    pub fn tier(self, tier: &str) -> Self {
+        let file = model(tier);
+        self.tier_from(tier, &file.display().to_string(), 4)
+    }
+
+    /// Serves a model of the story's own on so many slots.
+    #[must_use]
+    pub fn tier_from(mut self, tier: &str, model: &str, slots: u32) -> Self {
+        write!(self.tiers, "[[tiers]]\ntier = \"{tier}\"\nmodel = '{model}'\nslots = {slots}\n\n").expect("a string grows");
+        self
+    }
+
+    /// Joins the proxy and runs.
+    pub async fn join(self, proxy: &Proxy) -> Node {
+        let mut node = self.prepare();
+        node.join(&proxy.invite());
+        node.restart();
+        node
+    }
+
+    /// Writes the settings and starts nothing.
+    pub fn prepare(self) -> Node {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let admin_port = free_tcp_port();
+        let settings = format!(
+            "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nadmin_listen = \"127.0.0.1:{admin_port}\"\n\n{}",
+            self.name,
+            folder.path().join("state").display(),
+            self.tiers,
+        );
+        fs::write(folder.path().join("node.toml"), settings).expect("settings can be written");
+        Node { folder, admin_port, process: None }
+    }
+}
+
+/// A running node.
+pub struct Node {
+    folder: TempDir,
+    admin_port: u16,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// A node by this name, without tiers yet.
+    pub fn named(name: &str) -> Builder {
+        Builder { name: name.to_owned(), tiers: String::new() }
+    }
+
+    /// A node with all three tiny models.
+    pub fn whole() -> Builder {
+        Self::named("den").tier("fast").tier("primary").tier("heavy")
+    }
+
+    /// `hearth-node join`.
+    pub fn join(&self, link: &str) {
+        let joined = self.command(&["join", link]).output().expect("hearth-node runs");
+        assert!(
+            joined.status.success(),
+            "join failed: {}{}",
+            String::from_utf8_lossy(&joined.stdout),
+            String::from_utf8_lossy(&joined.stderr)
+        );
+    }
+
+    /// What `hearth-node join` says when it is refused.
+    pub fn join_refused(&self, link: &str) -> String {
+        let joined = self.command(&["join", link]).output().expect("hearth-node runs");
+        assert!(!joined.status.success(), "join was accepted");
+        String::from_utf8_lossy(&joined.stderr).into_owned()
+    }
+
+    /// Starts the program (again).
+    pub fn restart(&mut self) {
+        self.process = None;
+        let mut command = self.command(&["run"]);
+        self.process = Some(Process::start("node", &mut command, self.folder.path()));
+    }
+
+    /// Another model for a tier, from the next start on.
+    pub fn replace_tier(&self, tier: &str, model: &str) {
+        let path = self.folder.path().join("node.toml");
+        let settings = fs::read_to_string(&path).expect("a prepared node has settings");
+        let start = settings.find(&format!("tier = \"{tier}\"")).expect("the tier is configured");
+        let (before, section) = settings.split_at(start);
+        let line = section.lines().find(|line| line.starts_with("model = ")).expect("a tier has a model");
+        let section = section.replacen(line, &format!("model = '{model}'"), 1);
+        fs::write(&path, format!("{before}{section}")).expect("settings can be written");
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// The process itself, for signals.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the node was started")
+    }
+
+    /// What it remembers of its registration.
+    pub fn registration(&self) -> Value {
+        let text = fs::read_to_string(self.folder.path().join("state/node.json")).expect("a joined node has node.json");
+        serde_json::from_str(&text).expect("node.json is JSON")
+    }
+
+    /// The sum over the series of `/metrics` that start with the prefix.
+    pub async fn metric(&self, prefix: &str) -> Option<f64> {
+        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port)).await.ok()?.text().await.ok()?;
+        let found: Vec<f64> = page
+            .lines()
+            .filter(|line| line.starts_with(prefix))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        (!found.is_empty()).then(|| found.iter().sum())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("hearth-node"));
+        command.args(arguments).arg("--config").arg(self.folder.path().join("node.toml"));
+        command
+    }
+}

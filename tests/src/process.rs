@@ -1,0 +1,104 @@
+//! The real programs as child processes: found beside the tests, stopped with them, their logs shown when a story fails.
+
+use std::fs::{self, File};
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// A program of this workspace in the folder of the build that made the tests.
+pub fn program(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().expect("a test knows its own file");
+    let folder = tests.parent().and_then(Path::parent).expect("tests run from target/<profile>/deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
+    path
+}
+
+/// A TCP port that was free a moment ago.
+pub fn free_tcp_port() -> u16 {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    socket.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A UDP port that was free a moment ago.
+pub fn free_udp_port() -> u16 {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    socket.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A running program; killed when dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts the command with both outputs in `folder/<name>.log`, appended over restarts.
+    pub fn start(name: &str, command: &mut Command, folder: &Path) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let output = File::options().create(true).append(true).open(&log).expect("a log file can be made");
+        let errors = output.try_clone().expect("a file handle can be shared");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// What the program printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The operating system's number of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs; panics with the log if it ended by itself with an error.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("a child can be asked") {
+            panic!("{} ended with {status}:\n{}", self.name, self.log());
+        }
+    }
+
+    /// Sends a signal by its name, as `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {} failed", self.name);
+    }
+
+    /// Waits for the end; panics after the deadline.
+    pub async fn ended(&mut self, deadline: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be asked") {
+                return status;
+            }
+            assert!(started.elapsed() < deadline, "{} still runs after {deadline:?}:\n{}", self.name, self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// SIGKILL, and waits.
+    pub fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines.len().saturating_sub(60);
+            eprintln!("--- {} ---\n{}", self.name, lines.get(tail..).unwrap_or_default().join("\n"));
+        }
+    }
+}

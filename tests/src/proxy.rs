@@ -1,0 +1,242 @@
+//! A real hearth-proxy with a folder of its own, on loopback ports, with settings a story may change.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::client::{Client, Reply};
+use crate::issuer::Issuer;
+use crate::process::{Process, free_tcp_port, free_udp_port, program};
+use crate::redis::Redis;
+use crate::wait::until;
+
+/// Settings of a proxy to be started.
+#[derive(Default)]
+pub struct Builder {
+    limits: String,
+    routing: String,
+    server: String,
+    issuers: String,
+    store: String,
+}
+
+impl Builder {
+    /// One line of `[limits]`.
+    #[must_use]
+    pub fn limit(mut self, line: &str) -> Self {
+        writeln!(self.limits, "{line}").expect("a string grows");
+        self
+    }
+
+    /// One line of `[routing]`.
+    #[must_use]
+    pub fn routing(mut self, line: &str) -> Self {
+        writeln!(self.routing, "{line}").expect("a string grows");
+        self
+    }
+
+    /// One line of `[server]`.
+    #[must_use]
+    pub fn server(mut self, line: &str) -> Self {
+        writeln!(self.server, "{line}").expect("a string grows");
+        self
+    }
+
+    /// Believes this issuer.
+    #[must_use]
+    pub fn trusting(mut self, issuer: &Issuer) -> Self {
+        write!(
+            self.issuers,
+            "[[auth.issuers]]\nissuer = \"{}\"\naudiences = [\"{}\"]\nalgorithms = [\"RS256\", \"ES256\", \"EdDSA\"]\njwks_url = \"{}\"\n",
+            issuer.name(),
+            Issuer::AUDIENCE,
+            issuer.jwks_url(),
+        )
+        .expect("a string grows");
+        self
+    }
+
+    /// Counts in this Redis.
+    #[must_use]
+    pub fn counting_in(mut self, redis: &Redis) -> Self {
+        self.store = format!("[store]\nkind = \"redis\"\nurl = \"{}\"\n", redis.url());
+        self
+    }
+
+    /// Starts it and waits until it answers.
+    pub async fn start(self) -> Proxy {
+        // The stories' own traffic comes from one address: only the stories about limits want them low.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let (port, admin_port, udp_port) = (free_tcp_port(), free_tcp_port(), free_udp_port());
+        let settings = format!(
+            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nadmin_listen = \"127.0.0.1:{admin_port}\"\nstate_dir = \"{state}\"\n\
+             public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
+             [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"127.0.0.1\"]\n\n\
+             [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
+             [routing]\n{routing}\n{store}\n{issuers}",
+            state = folder.path().join("state").display(),
+            server = self.server,
+            limits = self.limits,
+            routing = self.routing,
+            store = self.store,
+            issuers = self.issuers,
+        );
+        fs::write(folder.path().join("proxy.toml"), settings).expect("settings can be written");
+        let mut proxy = Proxy { folder, port, admin_port, process: None };
+        proxy.restart().await;
+        proxy
+    }
+}
+
+/// A running proxy.
+pub struct Proxy {
+    folder: TempDir,
+    port: u16,
+    admin_port: u16,
+    process: Option<Process>,
+}
+
+impl Proxy {
+    /// Settings to change before the start; generous limits unless a story sets them.
+    pub fn with() -> Builder {
+        Builder::default()
+    }
+
+    /// A proxy whose limits no story reaches by accident.
+    pub async fn start() -> Self {
+        Self::generous().start().await
+    }
+
+    /// Settings with limits out of the way.
+    pub fn generous() -> Builder {
+        ["text_per_minute_per_ip = 100000", "text_per_minute_per_user = 100000", "text_per_day = 100000",
+         "health_per_minute_per_ip = 100000", "health_per_minute_per_user = 100000", "concurrent_per_user = 1000"]
+            .into_iter()
+            .fold(Builder::default(), Builder::limit)
+    }
+
+    /// Starts the program (again) and waits until it is ready.
+    pub async fn restart(&mut self) {
+        self.process = None;
+        let mut command = Command::new(program("hearth-proxy"));
+        command.args(["serve", "--config"]).arg(self.config());
+        self.process = Some(Process::start("proxy", &mut command, self.folder.path()));
+        let admin = format!("http://127.0.0.1:{}/healthz", self.admin_port);
+        let process = self.process.as_mut().expect("just started");
+        until("the proxy answers", Duration::from_secs(20), || {
+            process.assert_running();
+            let asked = reqwest::get(admin.clone());
+            async move { asked.await.ok().filter(|answer| answer.status().is_success()) }
+        })
+        .await;
+    }
+
+    /// The process itself, for signals.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the proxy was started")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("proxy.toml")
+    }
+
+    /// `https://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// The address of the TLS listener.
+    pub fn address(&self) -> (&'static str, u16) {
+        ("127.0.0.1", self.port)
+    }
+
+    /// The certificate it made for itself.
+    pub fn certificate(&self) -> String {
+        let path = self.folder.path().join("state/tls/cert.pem");
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// Runs a management command and returns its JSON.
+    pub fn manage(&self, arguments: &[&str]) -> Value {
+        let ran = Command::new(program("hearth-proxy"))
+            .args(arguments)
+            .args(["--output", "json", "--config"])
+            .arg(self.config())
+            .output()
+            .expect("hearth-proxy runs");
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {said}"))
+    }
+
+    /// A new API key: its id and the key itself.
+    pub fn key(&self, name: &str) -> (String, String) {
+        let made = self.manage(&["key", "create", "--name", name]);
+        let text = |field: &str| made[field].as_str().unwrap_or_else(|| panic!("no {field} in {made}")).to_owned();
+        (text("id"), text("key"))
+    }
+
+    /// A join link for one node.
+    pub fn invite(&self) -> String {
+        let made = self.manage(&["node", "invite"]);
+        made["link"].as_str().unwrap_or_else(|| panic!("no link in {made}")).to_owned()
+    }
+
+    /// A client without a credential.
+    pub fn stranger(&self) -> Client {
+        Client::new(&self.url(), &self.certificate(), None)
+    }
+
+    /// A client with a new API key.
+    pub fn friend(&self) -> Client {
+        self.stranger().with_bearer(&self.key("friend").1)
+    }
+
+    /// A client with a new API key of another person.
+    pub fn friend_of(&self, owner: &str) -> Client {
+        let made = self.manage(&["key", "create", "--name", owner, "--owner", owner]);
+        self.stranger().with_bearer(made["key"].as_str().unwrap_or_else(|| panic!("no key in {made}")))
+    }
+
+    /// Waits until the models given can be asked.
+    pub async fn serves(&self, client: &Client, models: &[&str]) {
+        until(&format!("the proxy lists {models:?}"), Duration::from_secs(30), || async {
+            let list = client.try_get("/v1/models").await?;
+            let ready = |model: &str| {
+                list.json()["data"].as_array().is_some_and(|data| {
+                    data.iter().any(|entry| entry["id"] == model && entry["status"]["value"] == "loaded")
+                })
+            };
+            models.iter().all(|model| ready(model)).then_some(())
+        })
+        .await;
+    }
+
+    /// One sample of `/metrics`: the sum over the series whose line starts with the prefix.
+    pub async fn metric(&self, prefix: &str) -> f64 {
+        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port)).await.expect("metrics answer");
+        let page = page.text().await.expect("metrics are text");
+        page.lines()
+            .filter(|line| line.starts_with(prefix))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// A GET on the admin listener.
+    pub async fn admin(&self, path: &str) -> Reply {
+        let client = Client::new(&format!("http://127.0.0.1:{}", self.admin_port), &self.certificate(), None);
+        client.get(path).await
+    }
+}

@@ -1,0 +1,51 @@
+//! A real redis-server on a port of its own, which a story may kill and bring back.
+
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{Process, free_tcp_port};
+use crate::wait::until;
+
+/// A redis-server with its own folder.
+pub struct Redis {
+    folder: TempDir,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Redis {
+    /// Starts one and waits until it answers.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let mut redis = Self { folder, port: free_tcp_port(), process: None };
+        redis.restart().await;
+        redis
+    }
+
+    /// Starts it again on the same port, with what it had saved.
+    pub async fn restart(&mut self) {
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .args(["--appendfsync", "always", "--dir"])
+            .arg(self.folder.path());
+        self.process = Some(Process::start("redis", &mut command, self.folder.path()));
+        let port = self.port;
+        until("redis-server answers", Duration::from_secs(10), || async move {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// As in `[store] url`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}

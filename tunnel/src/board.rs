@@ -1,0 +1,56 @@
+//! The notice board: what anyone may know about the peers, without asking the driver.
+
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::keys::PublicKey;
+use crate::peer::PeerStatus;
+
+/// Facts about one peer, with instants instead of ages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Notice {
+    pub(crate) public_key: PublicKey,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) handshake_at: Option<Instant>,
+    pub(crate) heard_at: Option<Instant>,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) streams: usize,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Board(Mutex<HashMap<Ipv6Addr, Notice>>);
+
+impl Board {
+    pub(crate) fn post(&self, address: Ipv6Addr, notice: Notice) {
+        self.lock().insert(address, notice);
+    }
+
+    pub(crate) fn remove(&self, address: Ipv6Addr) {
+        self.lock().remove(&address);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    pub(crate) fn read(&self, address: Ipv6Addr, now: Instant) -> Option<PeerStatus> {
+        let notice = *self.lock().get(&address)?;
+        let age = |at: Instant| now.saturating_duration_since(at);
+        Some(PeerStatus {
+            public_key: notice.public_key,
+            endpoint: notice.endpoint,
+            since_handshake: notice.handshake_at.map(age),
+            since_heard: notice.heard_at.map(age),
+            rx_bytes: notice.rx_bytes,
+            tx_bytes: notice.tx_bytes,
+            streams: notice.streams,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ipv6Addr, Notice>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

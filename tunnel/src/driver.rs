@@ -1,0 +1,181 @@
+//! The only loop of the tunnel: waits for the socket, a command, a stream or a timer, lets the core
+//! work, and sends what comes out. Nothing is decided here.
+
+use std::future::poll_fn;
+use std::net::Ipv6Addr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+use crate::core::{Core, Windows};
+use crate::error::Error;
+use crate::netstack::backlog::Backlog;
+use crate::peer::Peer;
+use crate::socket::Socket;
+use crate::stream::Stream;
+
+/// Receive calls between two rounds of sending; each takes up to 16 x 64 KiB.
+const RECEIVES_PER_ROUND: usize = 2;
+
+type Reply<T> = oneshot::Sender<T>;
+
+/// What a handle asks of the driver.
+pub(crate) enum Command {
+    SetPeer(Box<Peer>, Reply<Result<(), Error>>),
+    RemovePeer(Ipv6Addr, Reply<bool>),
+    Connect(Ipv6Addr, u16, Reply<Result<Stream, Error>>),
+    Listen(u16, Reply<Result<Arc<Backlog>, Error>>),
+    Handshake(Ipv6Addr, Reply<Result<(), Error>>),
+    ShutDown(Reply<()>),
+}
+
+/// The task that owns the core and the socket.
+pub(crate) struct Driver {
+    core: Core,
+    socket: Socket,
+    windows: Windows,
+    commands: mpsc::Receiver<Command>,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Instant,
+}
+
+/// Why the driver woke up.
+enum Wake {
+    Datagrams,
+    Command(Option<Command>),
+    Ring,
+    Timer,
+}
+
+/// Whether to go on.
+enum Then {
+    Continue,
+    Stop(Option<Reply<()>>),
+}
+
+/// When the runtime ends, or the driver fails, nobody must wait for it in vain.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.core.shut_down(Instant::now());
+    }
+}
+
+impl Driver {
+    pub(crate) fn new(
+        core: Core,
+        socket: Socket,
+        windows: Windows,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            core,
+            socket,
+            windows,
+            commands,
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            timer_at: now,
+        }
+    }
+
+    /// Runs until every handle is gone or one asks to stop.
+    pub(crate) async fn run(mut self) {
+        let reply = loop {
+            self.core.set_segments_max(self.socket.segments_max());
+            let wake = poll_fn(|context| self.poll_wake(context)).await;
+            if let Then::Stop(reply) = self.handle(wake) {
+                break reply;
+            }
+            self.send_all().await;
+        };
+        self.core.shut_down(Instant::now());
+        self.send_all().await;
+        if let Some(reply) = reply {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(());
+        }
+    }
+
+    fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<Wake> {
+        if let Poll::Ready(command) = self.commands.poll_recv(context) {
+            return Poll::Ready(Wake::Command(command));
+        }
+        if self.socket.poll_readable(context).is_ready() {
+            return Poll::Ready(Wake::Datagrams);
+        }
+        if self.core.has_work() || self.windows.doorbell.poll_rung(context).is_ready() {
+            return Poll::Ready(Wake::Ring);
+        }
+        let at = self.core.poll_timeout();
+        if at != self.timer_at {
+            self.timer_at = at;
+            self.timer.as_mut().reset(at.into());
+        }
+        self.timer.as_mut().poll(context).map(|()| Wake::Timer)
+    }
+
+    fn handle(&mut self, wake: Wake) -> Then {
+        let now = Instant::now();
+        match wake {
+            Wake::Datagrams => self.receive(now),
+            Wake::Command(Some(command)) => return self.command(command, now),
+            Wake::Command(None) => return Then::Stop(None),
+            Wake::Ring | Wake::Timer => {}
+        }
+        self.core.handle_ring();
+        self.core.handle_timeout(now);
+        Then::Continue
+    }
+
+    fn receive(&mut self, now: Instant) {
+        let Self { socket, core, .. } = self;
+        for _ in 0..RECEIVES_PER_ROUND {
+            let more = socket.receive(|source, datagram| {
+                core.handle_datagram(source, datagram, now);
+            });
+            match more {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    // An ICMP error of an earlier datagram; the socket itself is well.
+                    tracing::debug!(%error, "receive failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets the core work and sends what comes out, one socket-full at a time.
+    async fn send_all(&mut self) {
+        self.core.work(Instant::now());
+        while let Some(batch) = self.core.poll_transmit() {
+            self.socket.send(&batch).await;
+            self.core.recycle(batch);
+        }
+    }
+
+    /// Every reply may find that nobody waits for it any more; a stream that nobody takes is reset
+    /// by being dropped.
+    fn command(&mut self, command: Command, now: Instant) -> Then {
+        let core = &mut self.core;
+        match command {
+            Command::SetPeer(peer, reply) => drop(reply.send(core.set_peer(*peer, now))),
+            Command::RemovePeer(address, reply) => {
+                let _ = reply.send(core.remove_peer(address, now));
+            }
+            Command::Connect(address, port, reply) => {
+                drop(reply.send(core.connect(address, port, now).map(Stream::new)));
+            }
+            Command::Listen(port, reply) => drop(reply.send(core.listen(port))),
+            Command::Handshake(address, reply) => {
+                drop(reply.send(core.force_handshake(address, now)));
+            }
+            Command::ShutDown(reply) => return Then::Stop(Some(reply)),
+        }
+        Then::Continue
+    }
+}

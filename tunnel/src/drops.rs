@@ -1,0 +1,85 @@
+//! Counts packets the tunnel threw away, by reason. Numbers only: no address, no content.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(usize)]
+pub(crate) enum Drop {
+    Malformed,
+    UnknownPeer,
+    Limited,
+    BadMac,
+    Unauthentic,
+    Replayed,
+    CounterExhausted,
+    ForeignSource,
+    ForeignDestination,
+    NotTcp,
+    TooManyStreams,
+    BacklogFull,
+    NoSession,
+}
+
+const REASONS: usize = Drop::NoSession as usize + 1;
+
+/// The live counters, shared by the core and whoever reads them.
+#[derive(Debug, Default)]
+pub(crate) struct Drops([AtomicU64; REASONS]);
+
+impl Drops {
+    pub(crate) fn count(&self, reason: Drop) {
+        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Counters {
+        let of = |reason: Drop| self.0[reason as usize].load(Ordering::Relaxed);
+        Counters {
+            malformed: of(Drop::Malformed),
+            unknown_peer: of(Drop::UnknownPeer),
+            limited: of(Drop::Limited),
+            bad_mac: of(Drop::BadMac),
+            unauthentic: of(Drop::Unauthentic),
+            replayed: of(Drop::Replayed),
+            counter_exhausted: of(Drop::CounterExhausted),
+            foreign_source: of(Drop::ForeignSource),
+            foreign_destination: of(Drop::ForeignDestination),
+            not_tcp: of(Drop::NotTcp),
+            too_many_streams: of(Drop::TooManyStreams),
+            backlog_full: of(Drop::BacklogFull),
+            no_session: of(Drop::NoSession),
+        }
+    }
+}
+
+/// Packets dropped since the tunnel started, by reason.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Not a WireGuard message.
+    pub malformed: u64,
+    /// For a receiver index or from a key nobody here has.
+    pub unknown_peer: u64,
+    /// Handshakes over the limit of their source, or answered with a cookie.
+    pub limited: u64,
+    /// Handshakes made without knowing our public key.
+    pub bad_mac: u64,
+    /// Failed authentication: wrong key, wrong pre-shared key, or forged.
+    pub unauthentic: u64,
+    /// Packets or handshakes seen before.
+    pub replayed: u64,
+    /// Data messages whose counter is at its end.
+    pub counter_exhausted: u64,
+    /// Overlay packets whose source is not the peer's address.
+    pub foreign_source: u64,
+    /// Overlay packets for another address than ours; peers never reach each other through us.
+    pub foreign_destination: u64,
+    /// Overlay packets that are not plain TCP over IPv6 (fragments and extension headers included).
+    pub not_tcp: u64,
+    /// Connection attempts over the peer's stream maximum.
+    pub too_many_streams: u64,
+    /// Connection attempts over a listener's backlog.
+    pub backlog_full: u64,
+    /// Overlay packets that could not be sent because there was no session.
+    pub no_session: u64,
+}

@@ -1,0 +1,231 @@
+//! WireGuard and TCP inside one process: no root, no TUN device, no kernel routes.
+//!
+//! A [`Tunnel`] binds one UDP socket and speaks WireGuard on it with any number of peers. Inside,
+//! every peer has one IPv6 address and TCP streams. Both sides use the same type: a hub is a tunnel
+//! whose peers have no endpoint yet, a node is a tunnel with one peer that `initiates`.
+//!
+//! ```no_run
+//! # use std::{net::Ipv6Addr, time::Duration};
+//! # use tunnel::{Peer, PrivateKey, PublicKey, Settings, Tunnel};
+//! # async fn node(hub_key: PublicKey) -> Result<(), tunnel::Error> {
+//! let hub: Ipv6Addr = "fd48:6561:7274::1".parse().expect("an address");
+//! let own: Ipv6Addr = "fd48:6561:7274::2".parse().expect("an address");
+//! let bind = "[::]:0".parse().expect("an address");
+//! let tunnel = Tunnel::start(Settings::new(bind, PrivateKey::generate(), own)).await?;
+//! tunnel
+//!     .set_peer(Peer {
+//!         public_key: hub_key,
+//!         preshared_key: None,
+//!         address: hub,
+//!         endpoint: "192.0.2.1:51820".parse().ok(),
+//!         keepalive: Some(Duration::from_secs(15)),
+//!         initiates: true,
+//!     })
+//!     .await?;
+//! let stream = tunnel.connect(hub, 9000, Duration::from_secs(5)).await?;
+//! # drop(stream);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything runs in one task on the runtime that called [`Tunnel::start`]; a thread of its own
+//! costs a third of the small requests per second.
+//!
+//! # What it does not do
+//!
+//! - It carries nothing but TCP over IPv6: no UDP, no ICMP, no fragments, no routing between peers.
+//! - smoltcp's loss recovery is weak: no SACK at the sender, no tail-loss probe, and a retransmission
+//!   timeout of at least one second. A lost packet at the end of a request costs that second; bulk
+//!   transfers over a lossy path are slow. Token streams are not affected much.
+//! - It does not probe the path MTU. Overlay packets are at most `mtu` bytes, 1280 by default, which
+//!   makes UDP payloads of 1312 bytes.
+//! - A hub with several addresses should bind one of them: replies leave by the route's own source.
+//! - boringtun and the timers inside it read the system clock themselves.
+
+mod agenda;
+mod board;
+mod core;
+mod driver;
+mod drops;
+mod error;
+mod keys;
+mod listener;
+mod netstack;
+mod outbox;
+mod peer;
+mod settings;
+mod socket;
+mod stream;
+mod wg;
+
+use std::future::poll_fn;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::{Core, Windows};
+use crate::driver::{Command, Driver};
+use crate::netstack::conn::{End, Failure};
+use crate::socket::Socket;
+
+pub use crate::drops::Counters;
+pub use crate::error::Error;
+pub use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+pub use crate::listener::Listener;
+pub use crate::peer::{Peer, PeerStatus};
+pub use crate::settings::{Bounds, Settings};
+pub use crate::stream::Stream;
+
+/// Commands that may wait for the driver; more senders wait themselves.
+const COMMANDS_MAX: usize = 256;
+
+/// A running tunnel. Clones are handles of the same one; dropping the last stops it.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    commands: mpsc::Sender<Command>,
+    facts: Arc<Facts>,
+}
+
+/// What never changes while the tunnel runs, and the windows into it.
+#[derive(Debug)]
+struct Facts {
+    local_addr: SocketAddr,
+    public_key: PublicKey,
+    address: Ipv6Addr,
+    windows: Windows,
+}
+
+impl Tunnel {
+    /// Binds the UDP socket and starts the driver on the current tokio runtime.
+    #[expect(
+        clippy::unused_async,
+        reason = "must run on a tokio runtime, which an async function makes hard to forget"
+    )]
+    pub async fn start(settings: Settings) -> Result<Self, Error> {
+        settings.bounds.check()?;
+        let socket = Socket::bind(settings.bind, settings.bounds.udp_buffer_bytes)?;
+        let windows = Windows::default();
+        let facts = Facts {
+            local_addr: socket.local_addr(),
+            public_key: settings.private_key.public_key(),
+            address: settings.address,
+            windows: windows.clone(),
+        };
+        let (sender, receiver) = mpsc::channel(COMMANDS_MAX);
+        let core = Core::new(settings, windows.clone(), rand::random(), Instant::now());
+        tokio::spawn(Driver::new(core, socket, windows, receiver).run());
+        Ok(Self {
+            commands: sender,
+            facts: Arc::new(facts),
+        })
+    }
+
+    /// The bound UDP address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.facts.local_addr
+    }
+
+    /// Our public key.
+    pub fn public_key(&self) -> PublicKey {
+        self.facts.public_key
+    }
+
+    /// Our overlay address.
+    pub fn address(&self) -> Ipv6Addr {
+        self.facts.address
+    }
+
+    /// Adds a peer, or replaces the one with its overlay address. With unchanged keys the session
+    /// and its streams live on; with new keys they die at once.
+    pub async fn set_peer(&self, peer: Peer) -> Result<(), Error> {
+        self.ask(|reply| Command::SetPeer(Box::new(peer), reply))
+            .await?
+    }
+
+    /// Forgets a peer and cuts its streams at once; false when there was none.
+    pub async fn remove_peer(&self, address: Ipv6Addr) -> Result<bool, Error> {
+        self.ask(|reply| Command::RemovePeer(address, reply)).await
+    }
+
+    /// Connects to a port of a peer. `deadline` covers the WireGuard handshake too, when one is
+    /// needed first. Cancel-safe: a dropped attempt leaves nothing behind.
+    pub async fn connect(
+        &self,
+        address: Ipv6Addr,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Stream, Error> {
+        match tokio::time::timeout(deadline, self.dial(address, port)).await {
+            Ok(outcome) => outcome,
+            Err(_) if self.has_session(address) => Err(Error::ConnectTimeout {
+                address,
+                port,
+                after: deadline,
+            }),
+            Err(_) => Err(Error::NoSession {
+                address,
+                after: deadline,
+            }),
+        }
+    }
+
+    /// Opens a port to all peers.
+    pub async fn listen(&self, port: u16) -> Result<Listener, Error> {
+        let backlog = self.ask(|reply| Command::Listen(port, reply)).await??;
+        Ok(Listener::new(backlog))
+    }
+
+    /// What is known about a peer; `None` when there is no such peer.
+    pub fn peer_status(&self, address: Ipv6Addr) -> Option<PeerStatus> {
+        self.facts.windows.board.read(address, Instant::now())
+    }
+
+    /// Starts a handshake with a peer at once, for when it has not been heard of as expected.
+    pub async fn handshake_now(&self, address: Ipv6Addr) -> Result<(), Error> {
+        self.ask(|reply| Command::Handshake(address, reply)).await?
+    }
+
+    /// Packets dropped so far, by reason.
+    pub fn counters(&self) -> Counters {
+        self.facts.windows.drops.read()
+    }
+
+    /// Cuts all streams, closes all listeners and the socket. Returns when that is done.
+    pub async fn shutdown(&self) {
+        // An error means that it is done already.
+        drop(self.ask(Command::ShutDown).await);
+        self.commands.closed().await;
+    }
+
+    async fn dial(&self, address: Ipv6Addr, port: u16) -> Result<Stream, Error> {
+        let stream = self
+            .ask(|reply| Command::Connect(address, port, reply))
+            .await??;
+        match poll_fn(|context| stream.conn().poll_connected(context)).await {
+            Ok(()) => Ok(stream),
+            Err(Failure::Refused) => Err(Error::Refused { address, port }),
+            Err(Failure::Cut(End::PeerRemoved)) => Err(Error::PeerRemoved(address)),
+            Err(Failure::Cut(End::TunnelClosed)) => Err(Error::Closed),
+            Err(Failure::Cut(End::SessionLost)) => Err(Error::NoSession {
+                address,
+                after: core::SESSIONLESS_MAX,
+            }),
+        }
+    }
+
+    fn has_session(&self, address: Ipv6Addr) -> bool {
+        self.peer_status(address)
+            .is_some_and(|status| status.since_handshake.is_some())
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)
+    }
+}

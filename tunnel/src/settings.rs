@@ -1,0 +1,115 @@
+//! What a tunnel is built from, with the bounds that keep it small.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use crate::error::Error;
+use crate::keys::PrivateKey;
+
+/// IPv6 demands 1280; anything over 1500 does not fit the underlay.
+const MTU_MIN: usize = 1280;
+pub(crate) const MTU_MAX: usize = 1500;
+
+/// What a tunnel is built from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The UDP address to bind. `[::]:port` serves IPv4 too, and falls back to `0.0.0.0:port` on
+    /// hosts without IPv6.
+    pub bind: SocketAddr,
+    /// Our static key.
+    pub private_key: PrivateKey,
+    /// Our own overlay address.
+    pub address: Ipv6Addr,
+    /// How large the tunnel may become.
+    pub bounds: Bounds,
+}
+
+impl Settings {
+    /// Settings with default bounds.
+    pub fn new(bind: SocketAddr, private_key: PrivateKey, address: Ipv6Addr) -> Self {
+        Self {
+            bind,
+            private_key,
+            address,
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+/// How large a tunnel may become.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Bounds {
+    /// Peers known at once.
+    pub peers_max: usize,
+    /// TCP sockets with one peer at once, both directions together.
+    pub sockets_per_peer_max: usize,
+    /// Size of each socket's send and receive buffer.
+    pub tcp_buffer_bytes: usize,
+    /// Largest overlay packet.
+    pub mtu: usize,
+    /// Connections that may wait for [`crate::Listener::accept`], half-open ones included.
+    pub backlog_max: usize,
+    /// Handshakes per second, from all sources together, above which senders must prove their
+    /// address with a cookie.
+    pub handshakes_per_second_max: u64,
+    /// Size asked for the UDP socket's buffers; the kernel may grant less (`net.core.rmem_max`).
+    pub udp_buffer_bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            peers_max: 10_000,
+            sockets_per_peer_max: 2_048,
+            // 100 Mbit/s at 20 ms; more makes loss recovery worse, see the crate's limits.
+            tcp_buffer_bytes: 256 * 1024,
+            mtu: MTU_MIN,
+            backlog_max: 512,
+            // About 5 % of a core.
+            handshakes_per_second_max: 250,
+            udp_buffer_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
+
+impl Bounds {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let rules = [
+            ("peers_max", self.peers_max, 1, 1_000_000, "1 to 1000000"),
+            ("sockets_per_peer_max", self.sockets_per_peer_max, 1, 40_000, "1 to 40000"),
+            ("tcp_buffer_bytes", self.tcp_buffer_bytes, 4_096, 64 << 20, "4 KiB to 64 MiB"),
+            ("mtu", self.mtu, MTU_MIN, MTU_MAX, "1280 to 1500"),
+            ("backlog_max", self.backlog_max, 1, 65_536, "1 to 65536"),
+            ("udp_buffer_bytes", self.udp_buffer_bytes, 65_536, 1 << 30, "64 KiB to 1 GiB"),
+        ];
+        for (name, value, min, max, expected) in rules {
+            if !(min..=max).contains(&value) {
+                return Err(Error::Setting {
+                    name,
+                    value,
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_bounds_are_valid() {
+        Bounds::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_senseless_bound_is_named() {
+        let bounds = Bounds {
+            mtu: 576,
+            ..Bounds::default()
+        };
+        let message = bounds.check().unwrap_err().to_string();
+        assert_eq!(message, "tunnel setting mtu is 576, must be 1280 to 1500");
+    }
+}

@@ -1,0 +1,433 @@
+//! One peer's WireGuard session: boringtun's `Tunn` plus what it leaves to its user.
+//!
+//! - initiations follow our own schedule ([`Retry`]) and never cease while somebody wants a session;
+//! - nothing is encapsulated without a session, so boringtun never queues packets;
+//! - packets are padded to 16 bytes, so that their length says less;
+//! - the endpoint moves only on an authenticated data packet: a replayed initiation or a cookie
+//!   cannot redirect a peer;
+//! - data that stays unanswered for 2 s starts a handshake, since everything inside is TCP and a
+//!   living peer acknowledges within a round trip.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+
+use super::PeerId;
+use super::message::Message;
+use super::retry::Retry;
+use crate::drops::Drop;
+use crate::keys::{PresharedKey, PrivateKey};
+use crate::netstack::segment::expects_answer;
+use crate::outbox::{Outbox, ROOM_MIN};
+use crate::peer::Peer;
+use crate::settings::MTU_MAX;
+
+/// Head, counter and tag around a packet.
+const OVERHEAD_BYTES: usize = 32;
+/// WireGuard paper, section 5.4.6.
+const PADDING: usize = 16;
+/// `REKEY_AFTER_TIME` of the paper. boringtun rekeys only when it sends data; we also do when idle.
+const REKEY_AFTER: Duration = Duration::from_mins(2);
+/// Spreads rekeys of peers that started together.
+const REKEY_SPREAD: Duration = Duration::from_secs(10);
+/// Unanswered data for this long means the other side lost the session: one lost packet is repeated
+/// by TCP after a second.
+const UNANSWERED_MAX: Duration = Duration::from_secs(2);
+/// boringtun keeps at most this many packets while a handshake runs.
+const QUEUE_MAX: usize = 256;
+
+/// A datagram off the wire, its head read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Datagram<'a> {
+    pub(crate) message: Message,
+    pub(crate) source: SocketAddr,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// An authenticated packet for the overlay.
+#[derive(Debug)]
+pub(crate) struct Plain<'a> {
+    pub(crate) packet: &'a [u8],
+    pub(crate) source: Ipv6Addr,
+}
+
+/// One peer's session state.
+pub(crate) struct Session {
+    tunn: Box<Tunn>,
+    peer: Peer,
+    endpoint: Option<SocketAddr>,
+    retry: Retry,
+    /// Cached answer of boringtun: asking costs a clock read.
+    established: bool,
+    /// A handshake asked for from outside and not made yet.
+    forced: bool,
+    last_sent: Instant,
+    last_heard: Option<Instant>,
+    unanswered_since: Option<Instant>,
+    sessionless_since: Option<Instant>,
+    /// The peer is back after data went unanswered: what it was sent meanwhile is lost.
+    renewed: bool,
+    /// The operator has been told why there is no session.
+    complained: bool,
+    rx_bytes: u64,
+    tx_bytes: u64,
+}
+
+impl Session {
+    pub(crate) fn new(
+        id: PeerId,
+        peer: Peer,
+        private: &PrivateKey,
+        mac: Arc<RateLimiter>,
+        now: Instant,
+    ) -> Self {
+        let tunn = Tunn::new(
+            private.secret().clone(),
+            x25519_dalek::PublicKey::from(peer.public_key.to_bytes()),
+            peer.preshared_key.as_ref().map(PresharedKey::to_bytes),
+            None,
+            id.index(),
+            Some(mac),
+        );
+        Self {
+            tunn: Box::new(tunn),
+            endpoint: peer.endpoint,
+            peer,
+            retry: Retry::default(),
+            established: false,
+            forced: false,
+            last_sent: now,
+            last_heard: None,
+            unanswered_since: None,
+            sessionless_since: Some(now),
+            renewed: false,
+            complained: false,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        }
+    }
+
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        self.established
+    }
+
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.rx_bytes, self.tx_bytes)
+    }
+
+    pub(crate) fn last_heard(&self) -> Option<Instant> {
+        self.last_heard
+    }
+
+    pub(crate) fn since_handshake(&self) -> Option<Duration> {
+        self.tunn.time_since_last_handshake()
+    }
+
+    /// How long there has been no session.
+    pub(crate) fn sessionless(&self, now: Instant) -> Duration {
+        self.sessionless_since
+            .map_or(Duration::ZERO, |since| now.duration_since(since))
+    }
+
+    /// Whether the peer has come back since the last call, having missed what it was sent.
+    pub(crate) fn take_renewed(&mut self) -> bool {
+        std::mem::take(&mut self.renewed)
+    }
+
+    /// Takes over settings that need no new session: the keys are the same.
+    pub(crate) fn adopt(&mut self, peer: Peer) {
+        if peer.endpoint.is_some() && peer.endpoint != self.peer.endpoint {
+            self.endpoint = peer.endpoint;
+        }
+        self.peer = peer;
+    }
+
+    /// Encrypts `scratch[..len]`, a packet with room for padding behind it, to the peer.
+    pub(crate) fn seal(&mut self, scratch: &mut [u8], len: usize, outbox: &mut Outbox, now: Instant) {
+        let (Some(endpoint), true) = (self.endpoint, self.established) else {
+            return;
+        };
+        let padded = len.next_multiple_of(PADDING).min(scratch.len());
+        scratch[len..padded].fill(0);
+        let tunn = &mut self.tunn;
+        outbox.push(endpoint, padded + OVERHEAD_BYTES, |room| {
+            written(&tunn.encapsulate(&scratch[..padded], room))
+        });
+        self.last_sent = now;
+        if len > 0 {
+            self.tx_bytes += len as u64;
+        }
+        if expects_answer(&scratch[..len]) {
+            self.unanswered_since.get_or_insert(now);
+        }
+    }
+
+    /// Handles a datagram that claims to belong to this session. `plain` must be at least as long as
+    /// the datagram and no shorter than [`ROOM_MIN`]: boringtun panics otherwise.
+    pub(crate) fn open<'a>(
+        &mut self,
+        datagram: &Datagram<'_>,
+        plain: &'a mut [u8],
+        outbox: &mut Outbox,
+        now: Instant,
+    ) -> Result<Option<Plain<'a>>, Drop> {
+        let Datagram {
+            message,
+            source,
+            bytes,
+        } = *datagram;
+        if plain.len() < bytes.len().max(ROOM_MIN) || bytes.is_empty() {
+            return Err(Drop::Malformed);
+        }
+        match self.tunn.decapsulate(Some(source.ip()), bytes, plain) {
+            TunnResult::Done => {
+                if matches!(message, Message::Data(_)) {
+                    self.heard(source, now);
+                }
+                Ok(None)
+            }
+            TunnResult::WriteToNetwork(reply) => {
+                self.answer(datagram, reply, outbox, now);
+                Ok(None)
+            }
+            TunnResult::WriteToTunnelV6(packet, from) => {
+                self.heard(source, now);
+                self.rx_bytes += packet.len() as u64;
+                Ok(Some(Plain {
+                    packet,
+                    source: from,
+                }))
+            }
+            TunnResult::WriteToTunnelV4(..) => {
+                self.heard(source, now);
+                Err(Drop::NotTcp)
+            }
+            TunnResult::Err(error) => {
+                let reason = reason(&error);
+                self.complain(message, reason);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Runs boringtun's timers and ours. `wanted` says that streams wait for a session; `jitter` is
+    /// uniform in 0..1. Must be called about four times a second.
+    pub(crate) fn tick(&mut self, wanted: bool, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        let mut room = [0u8; ROOM_MIN];
+        match self.tunn.update_timers(&mut room) {
+            TunnResult::WriteToNetwork(datagram) => {
+                let initiation = matches!(Message::parse(datagram), Ok(Message::Initiation));
+                if !initiation {
+                    self.transmit(datagram, outbox, now);
+                } else if self.retry.is_due(now) {
+                    self.transmit(datagram, outbox, now);
+                    self.retry.sent(jitter, now);
+                }
+            }
+            // ConnectionExpired is reported for ever once it happened; `wants_handshake` below is
+            // what brings the session back.
+            TunnResult::Err(_)
+            | TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => {}
+        }
+        self.refresh(now);
+        if self.wants_handshake(wanted, jitter, now) {
+            if self.retry.is_due(now) {
+                self.initiate(jitter, outbox, now);
+            }
+        } else if self.retry.is_active() && self.established {
+            self.retry.done();
+        }
+        self.keep_alive(outbox, now);
+    }
+
+    /// Starts a handshake at once, whatever the schedule says.
+    pub(crate) fn force(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        self.forced = true;
+        self.initiate(jitter, outbox, now);
+    }
+
+    fn wants_handshake(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
+        if self.endpoint.is_none() {
+            return false;
+        }
+        if self.forced || (!self.established && (self.peer.initiates || wanted)) {
+            return true;
+        }
+        if !self.peer.initiates || !self.established {
+            return false;
+        }
+        let unanswered = self
+            .unanswered_since
+            .is_some_and(|since| now.duration_since(since) >= UNANSWERED_MAX);
+        let age = self.since_handshake().unwrap_or_default();
+        let stale = age >= REKEY_AFTER + REKEY_SPREAD.mul_f64(jitter);
+        // A young session with a schedule still running: the peer's own initiation made it.
+        let unfinished = self.retry.is_active() && age >= UNANSWERED_MAX;
+        unanswered || stale || unfinished
+    }
+
+    fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        let mut room = [0u8; ROOM_MIN];
+        if let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.format_handshake_initiation(&mut room, true)
+        {
+            self.transmit(datagram, outbox, now);
+            self.retry.sent(jitter, now);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        datagram: &Datagram<'_>,
+        reply: &[u8],
+        outbox: &mut Outbox,
+        now: Instant,
+    ) {
+        match datagram.message {
+            // A response goes where the initiation came from, which proves nothing yet: the
+            // endpoint itself stays.
+            Message::Initiation => outbox.push_copy(datagram.source, reply),
+            Message::Response(_) => {
+                outbox.push_copy(self.endpoint.unwrap_or(datagram.source), reply);
+                self.last_sent = now;
+                self.last_heard = Some(now);
+                self.established(now);
+                self.flush_queue(outbox);
+            }
+            Message::Cookie(_) | Message::Data(_) => {}
+        }
+    }
+
+    fn heard(&mut self, source: SocketAddr, now: Instant) {
+        self.last_heard = Some(now);
+        self.answered(now);
+        if self.endpoint != Some(source) {
+            tracing::debug!(peer = %self.peer.address, endpoint = %source, "peer endpoint moved");
+            self.endpoint = Some(source);
+        }
+        if !self.established {
+            self.refresh(now);
+            if self.established {
+                self.established(now);
+            }
+        }
+    }
+
+    fn established(&mut self, now: Instant) {
+        self.retry.done();
+        self.forced = false;
+        self.answered(now);
+        self.refresh(now);
+    }
+
+    fn answered(&mut self, now: Instant) {
+        if let Some(since) = self.unanswered_since.take() {
+            self.renewed |= now.duration_since(since) >= UNANSWERED_MAX;
+        }
+    }
+
+    fn refresh(&mut self, now: Instant) {
+        let before = self.established;
+        self.established = self.tunn.time_since_last_handshake().is_some();
+        let peer = self.peer.address;
+        match (before, self.established) {
+            (false, true) => {
+                tracing::info!(%peer, endpoint = ?self.endpoint, "tunnel session established");
+                self.sessionless_since = None;
+                self.complained = false;
+            }
+            (true, false) => {
+                tracing::info!(%peer, endpoint = ?self.endpoint, "tunnel session lost");
+                self.sessionless_since = Some(now);
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Says once per outage what only a person can mend.
+    fn complain(&mut self, message: Message, reason: Drop) {
+        let mismatch = matches!(message, Message::Response(_)) && reason == Drop::Unauthentic;
+        if mismatch && !self.complained {
+            self.complained = true;
+            tracing::warn!(
+                peer = %self.peer.address,
+                "the peer's handshake response does not authenticate: the pre-shared keys differ"
+            );
+        }
+    }
+
+    fn keep_alive(&mut self, outbox: &mut Outbox, now: Instant) {
+        let silent = now.duration_since(self.last_sent);
+        if self.established && self.peer.keepalive.is_some_and(|after| silent >= after) {
+            self.seal(&mut [], 0, outbox, now);
+        }
+    }
+
+    fn flush_queue(&mut self, outbox: &mut Outbox) {
+        let Some(endpoint) = self.endpoint else {
+            return;
+        };
+        let mut room = [0u8; MTU_MAX + OVERHEAD_BYTES + PADDING];
+        for _ in 0..QUEUE_MAX {
+            match self.tunn.decapsulate(None, &[], &mut room) {
+                TunnResult::WriteToNetwork(datagram) => outbox.push_copy(endpoint, datagram),
+                TunnResult::Done
+                | TunnResult::Err(_)
+                | TunnResult::WriteToTunnelV4(..)
+                | TunnResult::WriteToTunnelV6(..) => break,
+            }
+        }
+    }
+
+    fn transmit(&mut self, datagram: &[u8], outbox: &mut Outbox, now: Instant) {
+        if let Some(endpoint) = self.endpoint {
+            outbox.push_copy(endpoint, datagram);
+            self.last_sent = now;
+        }
+    }
+}
+
+fn written(result: &TunnResult<'_>) -> usize {
+    match result {
+        TunnResult::WriteToNetwork(datagram) => datagram.len(),
+        TunnResult::Done
+        | TunnResult::Err(_)
+        | TunnResult::WriteToTunnelV4(..)
+        | TunnResult::WriteToTunnelV6(..) => 0,
+    }
+}
+
+fn reason(error: &WireGuardError) -> Drop {
+    match error {
+        WireGuardError::InvalidCounter
+        | WireGuardError::DuplicateCounter
+        | WireGuardError::WrongTai64nTimestamp
+        | WireGuardError::InvalidTai64nTimestamp => Drop::Replayed,
+        WireGuardError::WrongIndex
+        | WireGuardError::NoCurrentSession
+        | WireGuardError::UnexpectedPacket => Drop::UnknownPeer,
+        WireGuardError::InvalidMac => Drop::BadMac,
+        WireGuardError::UnderLoad => Drop::Limited,
+        WireGuardError::WrongKey | WireGuardError::InvalidAeadTag => Drop::Unauthentic,
+        WireGuardError::DestinationBufferTooSmall
+        | WireGuardError::IncorrectPacketLength
+        | WireGuardError::WrongPacketType
+        | WireGuardError::InvalidPacket
+        | WireGuardError::LockFailed
+        | WireGuardError::ConnectionExpired => Drop::Malformed,
+    }
+}

@@ -1,0 +1,235 @@
+//! What strangers and dishonest peers can send, and that nothing comes of it.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use boringtun::noise::{Tunn, TunnResult};
+use tokio::net::UdpSocket;
+use tunnel::{Counters, Peer, PrivateKey, Tunnel};
+
+use crate::support::{
+    HUB, PATIENCE, echo, hub, node, node_address, pair, pattern, ping, soon, until,
+};
+
+/// A peer made of a bare boringtun, so that it can lie inside the tunnel.
+struct Rogue {
+    tunn: Tunn,
+    socket: UdpSocket,
+}
+
+impl Rogue {
+    /// Becomes a peer of the hub with the given overlay address and makes a session.
+    async fn join(hub: &Tunnel, address: Ipv6Addr) -> Self {
+        let key = PrivateKey::generate();
+        hub.set_peer(Peer {
+            public_key: key.public_key(),
+            preshared_key: None,
+            address,
+            endpoint: None,
+            keepalive: None,
+            initiates: false,
+        })
+        .await
+        .unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(hub.local_addr()).await.unwrap();
+        let mut rogue = Self {
+            tunn: Tunn::new(
+                key.to_bytes().into(),
+                hub.public_key().to_bytes().into(),
+                None,
+                None,
+                1,
+                None,
+            ),
+            socket,
+        };
+        let mut room = [0; 2048];
+        let TunnResult::WriteToNetwork(initiation) =
+            rogue.tunn.format_handshake_initiation(&mut room, false)
+        else {
+            panic!("no initiation");
+        };
+        rogue.socket.send(initiation).await.unwrap();
+        let mut received = [0; 2048];
+        let len = soon("a response", rogue.socket.recv(&mut received)).await.unwrap();
+        let TunnResult::WriteToNetwork(keepalive) =
+            rogue.tunn.decapsulate(None, &received[..len], &mut room)
+        else {
+            panic!("no session");
+        };
+        rogue.socket.send(keepalive).await.unwrap();
+        rogue
+    }
+
+    fn seal(&mut self, packet: &[u8]) -> Vec<u8> {
+        let mut room = vec![0; packet.len() + 256];
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, &mut room) else {
+            panic!("no session");
+        };
+        datagram.to_vec()
+    }
+
+    async fn send(&mut self, packet: &[u8]) {
+        let datagram = self.seal(packet);
+        self.socket.send(&datagram).await.unwrap();
+    }
+}
+
+/// A TCP SYN to port 9000 inside IPv6.
+fn syn(source: Ipv6Addr, destination: Ipv6Addr, next_header: u8) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 20, next_header, 64];
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&destination.octets());
+    packet.extend_from_slice(&40_000u16.to_be_bytes());
+    packet.extend_from_slice(&9000u16.to_be_bytes());
+    packet.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    packet
+}
+
+async fn counted(hub: &Tunnel, what: &str, of: impl Fn(Counters) -> u64) {
+    until(what, || of(hub.counters()) > 0).await;
+}
+
+#[tokio::test]
+async fn a_peer_can_speak_only_for_itself_and_only_to_us() {
+    let hub = hub().await;
+    let listener = hub.listen(9000).await.unwrap();
+    let (own, other) = (node_address(1), node_address(2));
+    let mut rogue = Rogue::join(&hub, own).await;
+
+    rogue.send(&syn(other, HUB, 6)).await;
+    counted(&hub, "a spoofed source", |counters| counters.foreign_source).await;
+    rogue.send(&syn(own, other, 6)).await;
+    counted(&hub, "peer to peer", |counters| counters.foreign_destination).await;
+    rogue.send(&syn(own, HUB, 44)).await;
+    counted(&hub, "a fragment", |counters| counters.not_tcp).await;
+    assert_eq!(hub.peer_status(own).unwrap().streams, 0);
+
+    rogue.send(&syn(own, HUB, 6)).await;
+    until("an honest attempt", || hub.peer_status(own).unwrap().streams == 1).await;
+    let nobody = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+    assert!(nobody.is_err(), "a half-open connection must not be accepted");
+}
+
+#[tokio::test]
+async fn a_replayed_packet_neither_counts_twice_nor_moves_the_endpoint() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    let home = rogue.socket.local_addr().unwrap();
+    let datagram = rogue.seal(&syn(own, HUB, 44));
+    rogue.socket.send(&datagram).await.unwrap();
+    counted(&hub, "the packet", |counters| counters.not_tcp).await;
+
+    let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    elsewhere.send_to(&datagram, hub.local_addr()).await.unwrap();
+    counted(&hub, "the replay", |counters| counters.replayed).await;
+    assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));
+    assert_eq!(hub.counters().not_tcp, 1);
+}
+
+#[tokio::test]
+async fn an_initiation_alone_does_not_move_the_endpoint() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    let home = rogue.socket.local_addr().unwrap();
+    until("the endpoint", || {
+        hub.peer_status(own).unwrap().endpoint == Some(home)
+    })
+    .await;
+    let mut room = [0; 256];
+    let TunnResult::WriteToNetwork(initiation) =
+        rogue.tunn.format_handshake_initiation(&mut room, true)
+    else {
+        panic!("no initiation");
+    };
+    let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    elsewhere.send_to(initiation, hub.local_addr()).await.unwrap();
+    soon("a response to where it came from", elsewhere.recv(&mut [0; 256]))
+        .await
+        .unwrap();
+    // The board is posted four times a second.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));
+}
+
+#[tokio::test]
+async fn a_flood_of_handshakes_from_one_source_is_limited_and_others_get_in() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    for _ in 0..400 {
+        let mut room = [0; 256];
+        if let TunnResult::WriteToNetwork(initiation) =
+            rogue.tunn.format_handshake_initiation(&mut room, true)
+        {
+            rogue.socket.send(initiation).await.unwrap();
+        }
+    }
+    counted(&hub, "the limit", |counters| counters.limited).await;
+    // The flooder shares 127.0.0.1 with the node: even then it gets in by its retries.
+    let node = node(&hub, 2, hub.local_addr()).await;
+    tokio::spawn(echo(node.listen(8080).await.unwrap()));
+    let mut stream = hub.connect(node.address(), 8080, PATIENCE).await;
+    if stream.is_err() {
+        stream = hub.connect(node.address(), 8080, PATIENCE).await;
+    }
+    soon("an answer", ping(&mut stream.unwrap())).await.unwrap();
+}
+
+#[tokio::test]
+async fn garbage_of_every_length_is_ignored_while_streams_run() {
+    let (hub, node) = pair().await;
+    tokio::spawn(echo(node.listen(8080).await.unwrap()));
+    let mut stream = hub.connect(node.address(), 8080, PATIENCE).await.unwrap();
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for target in [hub.local_addr(), node.local_addr()] {
+        throw_garbage(&stranger, target).await;
+    }
+    counted(&hub, "the garbage", |counters| counters.malformed).await;
+    counted(&hub, "unknown receivers", |counters| counters.unknown_peer).await;
+    counted(&hub, "bad macs", |counters| counters.bad_mac).await;
+    soon("an answer", ping(&mut stream)).await.unwrap();
+}
+
+async fn throw_garbage(from: &UdpSocket, to: SocketAddr) {
+    for len in (0..200).chain([1280, 1500, 9000, 65_507]) {
+        for kind in 0..6u8 {
+            let mut datagram = pattern(len, u64::from(kind) + 1);
+            if len >= 4 {
+                datagram[..4].copy_from_slice(&[kind, 0, 0, 0]);
+            }
+            from.send_to(&datagram, to).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn oversized_and_truncated_packets_of_a_real_peer_are_survived() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    for len in [60, 100, 1280, 9000, 65_000] {
+        let mut packet = syn(own, HUB, 6);
+        packet.resize(len, 0xff);
+        rogue.send(&packet).await;
+        let datagram = rogue.seal(&packet);
+        for cut in [16, 31, 32, 33, datagram.len() - 1] {
+            rogue.socket.send(&datagram[..cut]).await.unwrap();
+        }
+    }
+    for first in 0..=255u8 {
+        let mut packet = vec![first; 61];
+        packet[0] = first;
+        rogue.send(&packet).await;
+    }
+    let stream = node(&hub, 2, hub.local_addr()).await;
+    until("the hub to live on", || {
+        hub.peer_status(stream.address())
+            .is_some_and(|status| status.since_handshake.is_some())
+    })
+    .await;
+}
