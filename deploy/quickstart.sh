@@ -270,7 +270,7 @@ rm -rf "$state"
 mkdir -m 700 "$state"
 port=$(free_port tcp 8443) admin_port=$(free_port tcp 9464) tunnel_port=$(free_port udp 51820)
 url="https://127.0.0.1:$port"
-ca="$state/proxy/tls/cert.pem"
+ca="$state/proxy/self-signed.cert.pem"
 write_settings
 
 say "starting the proxy on $url, WireGuard on 127.0.0.1:$tunnel_port/udp"

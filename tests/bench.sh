@@ -69,7 +69,7 @@ concurrent_per_user = 10000
 TOML
   "$bin/hearth-proxy" serve --config "$work/proxy.toml" > "$work/proxy.log" 2>&1 &
   pids+=($!)
-  ca="$work/state/tls/cert.pem"
+  ca="$work/state/self-signed.cert.pem"
   until_ready curl -fsS --cacert "$ca" "https://127.0.0.1:$port/healthz"
   HEARTH_KEY=$("$bin/hearth-proxy" key create --name bench --output json --config "$work/proxy.toml" | jq -r .key)
   export HEARTH_KEY
@@ -89,7 +89,7 @@ http {
   server {
     listen 127.0.0.1:$nginx_port ssl http2;
     ssl_certificate $ca;
-    ssl_certificate_key $work/state/tls/key.pem;
+    ssl_certificate_key $work/state/self-signed.key.pem;
     location / { proxy_pass http://node; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }
   }
 }

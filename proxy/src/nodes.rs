@@ -9,3 +9,6 @@ pub mod peers;
 pub mod register;
 pub mod report;
 pub mod upstream;
+
+#[cfg(test)]
+mod tests;

@@ -164,7 +164,7 @@ impl Proxy {
 
     /// The certificate it made for itself.
     pub fn certificate(&self) -> String {
-        let path = self.folder.path().join("state/tls/cert.pem");
+        let path = self.folder.path().join("state/self-signed.cert.pem");
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 

@@ -95,8 +95,8 @@ fn thinking_is_turned_off_where_it_has_no_room() {
     for (fields, want) in [
         (json!({}), "</think>"),
         (json!({"reasoning_effort": "high"}), "high</think>"),
-        (json!({"reasoning_effort": "none"}), "falsenone</think>"),
-        (json!({"response_format": {"type": "json_object"}}), "false</think>"),
+        (json!({"reasoning_effort": "none"}), "Falsenone</think>"),
+        (json!({"response_format": {"type": "json_object"}}), "False</think>"),
     ] {
         let plan = planned(shows, body(fields)).expect("a plan");
         let spec = plan.specs.first().expect("a choice");

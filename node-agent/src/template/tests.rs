@@ -65,7 +65,7 @@ fn a_model_without_a_template_speaks_chatml_with_tools() {
 fn python_ways_of_writing_templates_work() {
     let source = "{%- for message in messages if message.role != 'system' %}\n  {% generation %}{{ message['content'].strip().split('\\n')[-1].upper() }}{% endgeneration %}\n{%- if loop.last %}{% break %}{% endif %}{%- endfor %}|{{ strftime_now('%Y') }}|{{ messages|length }}|{{ tools is defined }}|{{ {'a': 1}.items()|list }}";
     let text = render(&template(source), &talk()).expect("renders");
-    assert_eq!(text, "THERE|1970|2|false|[[\"a\", 1]]");
+    assert_eq!(text, "THERE|1970|2|False|[[\"a\", 1]]");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn the_callers_variables_reach_the_template_but_not_the_reserved_ones() {
     let shows = template("{{ enable_thinking }}");
     let mut body = talk();
     body["chat_template_kwargs"] = json!({"enable_thinking": false});
-    assert_eq!(render(&shows, &body), Ok("false".to_owned()));
+    assert_eq!(render(&shows, &body), Ok("False".to_owned()));
     body["chat_template_kwargs"] = json!({"bos_token": "x"});
     assert_eq!(render(&shows, &body), Err(TemplateError::Reserved("bos_token".to_owned())));
 }

@@ -87,7 +87,7 @@ impl Ground {
             pepper: secret(&*store, PEPPER).await?,
         };
         let facts = facts(settings, &tunnel);
-        let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), secrets, facts);
+        let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), &secrets, facts);
         Ok(Self {
             store,
             metrics,
@@ -180,7 +180,7 @@ impl Ground {
         let pages = admin_http::Pages {
             metrics: Arc::clone(&self.metrics),
             refresh: Box::new(move |metrics| {
-                background::refresh(metrics, &fleet, &members, &tunnel)
+                background::refresh(metrics, &fleet, &members, &tunnel);
             }),
             failing: Box::new(move || failing_of(failing.clone())),
         };

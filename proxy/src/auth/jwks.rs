@@ -22,8 +22,9 @@ const AGE_DEFAULT: Duration = Duration::from_hours(1);
 const KEPT_MAX: Duration = Duration::from_hours(24);
 /// Between two fetches because of an unknown `kid`.
 const UNKNOWN_KID_PAUSE: Duration = Duration::from_mins(1);
-/// Between two fetches while they fail.
+/// Between two fetches while they fail; in the background it doubles up to the maximum.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+const FAILURE_PAUSE_MAX: Duration = Duration::from_mins(5);
 /// Between two looks at whether a refresh is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at a file's time.
@@ -76,6 +77,8 @@ struct State {
     /// The value of `fetches` then: while it stands, that fetch is on its way.
     asked_for_unknown_at_fetch: Option<u64>,
     failed_at: Option<Instant>,
+    /// In a row.
+    failures: u32,
     modified: Option<SystemTime>,
     looked_at: Option<Instant>,
 }
@@ -227,8 +230,10 @@ impl Jwks {
                 tracing::warn!(issuer = self.issuer, %error, "issuer keys cannot be fetched");
                 self.metrics.jwks_fetch("failed");
                 let now = Instant::now();
+                let pause = FAILURE_PAUSE.saturating_mul(2_u32.saturating_pow(state.failures));
+                state.failures = state.failures.saturating_add(1);
                 state.failed_at = Some(now);
-                state.refresh_at = Some(now + FAILURE_PAUSE);
+                state.refresh_at = Some(now + pause.min(FAILURE_PAUSE_MAX));
             }
         }
     }
@@ -283,6 +288,7 @@ impl State {
         self.fetched_at = Some(now);
         self.refresh_at = Some(now + age * 4 / 5);
         self.failed_at = None;
+        self.failures = 0;
         self.modified = modified;
     }
 }

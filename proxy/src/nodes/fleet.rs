@@ -110,10 +110,10 @@ fn tell(member: &Member, change: &Change) {
     match change {
         Change::NodeUp(node) => tracing::info!(%node, name = member.name, "a node reports"),
         Change::Draining(node, draining) => {
-            tracing::info!(%node, draining, "a node changed its mind about new work")
+            tracing::info!(%node, draining, "a node changed its mind about new work");
         }
         Change::Backend { backend, from, to } => {
-            tracing::info!(%backend, ?from, ?to, "a tier changed")
+            tracing::info!(%backend, ?from, ?to, "a tier changed");
         }
     }
 }

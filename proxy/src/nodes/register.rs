@@ -152,10 +152,10 @@ impl Desk {
     pub fn new(
         store: Arc<dyn Store>,
         peers: Arc<Peers>,
-        secrets: DeskSecrets,
+        secrets: &DeskSecrets,
         facts: HubFacts,
     ) -> Self {
-        let DeskSecrets { nonce, pepper } = secrets;
+        let DeskSecrets { nonce, pepper } = *secrets;
         Self {
             store,
             peers,

@@ -9,4 +9,3 @@ mod tiny;
 mod tiny_rules;
 #[cfg(feature = "llama")]
 mod window;
-mod zz_scratch;

@@ -153,33 +153,20 @@ impl House {
             Arc::clone(&store),
             Arc::clone(&metrics),
         );
-        let authenticator = Arc::new(authenticator.unwrap());
-        let readiness = Readiness {
-            store: Arc::clone(&store),
-            authenticator: Arc::clone(&authenticator),
+        let dispatcher = Dispatcher {
             fleet: Arc::clone(&fleet),
-        };
-        let rooms = peers::Rooms {
+            members,
             upstream: upstream.clone(),
-            fleet: Arc::clone(&fleet),
-            members: Arc::clone(&members),
-        };
-        let limits = Arc::new(ArcSwap::from_pointee(plans.limits));
-        let rooms = Rooms {
-            authenticator,
-            admission: Admission::new(Arc::clone(&store), limits, Arc::clone(&metrics)),
-            reader: Reader::new(64 * 1024, 256 * 1024),
-            desk: Arc::new(desk(Arc::clone(&store), rooms).await),
-            dispatcher: Dispatcher {
-                fleet: Arc::clone(&fleet),
-                members,
-                upstream: upstream.clone(),
-                rules: plans.routing.clone(),
-                metrics: Arc::clone(&metrics),
-            },
-            readiness,
+            rules: plans.routing.clone(),
             metrics,
         };
+        let rooms = rooms(
+            plans.limits,
+            store,
+            Arc::new(authenticator.unwrap()),
+            dispatcher,
+        )
+        .await;
         let figures = Figures {
             request_timeout: plans.request_timeout,
             thresholds: Thresholds::from(&plans.routing),
@@ -263,6 +250,34 @@ pub(super) fn stream_to(model: &str) -> serde_json::Value {
     let mut body = to(model);
     body["stream"] = true.into();
     body
+}
+
+async fn rooms(
+    limits: Limits,
+    store: Arc<dyn Store>,
+    authenticator: Arc<Authenticator>,
+    dispatcher: Dispatcher,
+) -> Rooms {
+    let metrics = Arc::clone(&dispatcher.metrics);
+    let around = peers::Rooms {
+        upstream: dispatcher.upstream.clone(),
+        fleet: Arc::clone(&dispatcher.fleet),
+        members: Arc::clone(&dispatcher.members),
+    };
+    let limits = Arc::new(ArcSwap::from_pointee(limits));
+    Rooms {
+        readiness: Readiness {
+            store: Arc::clone(&store),
+            authenticator: Arc::clone(&authenticator),
+            fleet: Arc::clone(&dispatcher.fleet),
+        },
+        authenticator,
+        admission: Admission::new(Arc::clone(&store), limits, Arc::clone(&metrics)),
+        reader: Reader::new(64 * 1024, 256 * 1024),
+        desk: Arc::new(desk(store, around).await),
+        dispatcher,
+        metrics,
+    }
 }
 
 async fn put_key(store: &dyn Store, scopes: &[Scope]) -> String {
@@ -359,5 +374,5 @@ async fn desk(store: Arc<dyn Store>, rooms: peers::Rooms) -> Desk {
         heartbeat: Duration::from_secs(5),
         nodes_max: 10,
     };
-    Desk::new(store, peers, secrets, facts)
+    Desk::new(store, peers, &secrets, facts)
 }
