@@ -36,6 +36,8 @@ pub struct Plan {
     pub specs: Vec<GenerateSpec>,
     /// How answers are split.
     pub rules: SplitRules,
+    /// The field that asked for a grammar, if one did.
+    pub form_param: &'static str,
 }
 
 /// Plans a chat.
@@ -79,6 +81,11 @@ pub fn plan(chat: &ValidChat, setting: &Setting<'_>) -> Result<Plan, Refused> {
             thoughts: setting.template.thinks(),
             start,
         },
+        form_param: match calling {
+            Calling::Forced(_) => "tools",
+            Calling::Off | Calling::Free if chat.generation.grammar.is_some() => "grammar",
+            Calling::Off | Calling::Free => "response_format",
+        },
     })
 }
 
@@ -103,6 +110,7 @@ pub fn plan_completion(completion: &ValidCompletion, setting: &Setting<'_>) -> P
     Plan {
         specs,
         rules: SplitRules::default(),
+        form_param: "grammar",
     }
 }
 

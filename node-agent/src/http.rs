@@ -207,25 +207,20 @@ impl Front {
         let ready = room.ready()?;
         let plan = asked.plan(&ready, room, &call)?;
         drop(held);
+        let form_param = plan.form_param;
         let choices = plan.specs.len();
         let envelope = asked.envelope(&call, room);
-        let mut flow = Flow::start(&ready.worker, plan.specs, call.ends_at).await?;
+        let flow = Flow::start(&ready.worker, plan.specs, call.ends_at).await?;
         drop(ready);
-        if asked.streams() {
+        let made = if asked.streams() {
             let writer = asked.writer(envelope, plan.rules, choices);
-            let live = Live::open(flow, writer, in_flight, record).await?;
-            return Ok(Made::Streaming(Box::new(live)));
-        }
-        let mut gathered = asked.gatherer(envelope, plan.rules, choices);
-        while let Some((choice, event)) = flow.next().await {
-            record.see(&event);
-            if let engine::Event::Refused(refusal) = event {
-                return Err(Refused::Engine(refusal));
-            }
-            gathered.take(choice, &event);
-        }
-        record.complete();
-        Ok(Made::Whole(gathered.response()))
+            let live = Live::open(flow, writer, in_flight, record).await;
+            live.map(|live| Made::Streaming(Box::new(live)))
+        } else {
+            let gatherer = asked.gatherer(envelope, plan.rules, choices);
+            gather(flow, gatherer, record).await.map(Made::Whole)
+        };
+        made.map_err(|refused| refused.about_form(form_param))
     }
 
     fn room(&self, call: &Call) -> Result<&Arc<TierRoom>, Refused> {
@@ -426,6 +421,22 @@ impl Gatherer {
             Self::Text(text) => json_response(&text.finish()),
         }
     }
+}
+
+async fn gather(
+    mut flow: Flow,
+    mut gatherer: Gatherer,
+    record: &mut Record,
+) -> Result<Response<Body>, Refused> {
+    while let Some((choice, event)) = flow.next().await {
+        record.see(&event);
+        if let engine::Event::Refused(refusal) = event {
+            return Err(Refused::Engine(refusal));
+        }
+        gatherer.take(choice, &event);
+    }
+    record.complete();
+    Ok(gatherer.response())
 }
 
 #[derive(Debug, Deserialize)]

@@ -59,6 +59,14 @@ pub enum Refused {
     /// The template does not take the messages.
     #[error("{0}")]
     Template(#[from] TemplateError),
+    /// The form that was asked for cannot be used.
+    #[error("the form of the answer cannot be used: {reason}")]
+    Form {
+        /// The field that asked for it.
+        param: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The tools cannot be forced.
     #[error("{0}")]
     Tools(#[from] DefinitionClash),
@@ -115,6 +123,15 @@ impl Wire {
 }
 
 impl Refused {
+    /// Names the field that asked for a grammar which the engine cannot use.
+    #[must_use]
+    pub fn about_form(self, param: &'static str) -> Self {
+        match self {
+            Self::Engine(engine::Refusal::BadGrammar { reason }) => Self::Form { param, reason },
+            other => other,
+        }
+    }
+
     /// The word for logs and metrics: the `code` of the body.
     pub fn label(&self) -> String {
         self.wire().body.error.code.unwrap_or_default()
@@ -155,6 +172,7 @@ impl Refused {
             | Self::Body(_)
             | Self::Unsupported { .. }
             | Self::Template(_)
+            | Self::Form { .. }
             | Self::Tools(_)
             | Self::TierUnavailable { .. }
             | Self::Draining
@@ -183,11 +201,15 @@ impl Refused {
                 "request_too_large",
                 message,
             ),
-            Self::BodyLost => {
-                Wire::new(StatusCode::REQUEST_TIMEOUT, CALLER, "body_incomplete", message)
-            }
-            Self::Crowded => Wire::unavailable("overloaded", message, BUSY_SECS),
-            Self::Header(name) => Wire::caller("invalid_value", message).param(*name),
+            // The caller's body is whole by now: what got lost, got lost between proxy and node.
+            Self::BodyLost | Self::Crowded => Wire::unavailable("overloaded", message, BUSY_SECS),
+            // The proxy writes these, not the caller.
+            Self::Header(_) => Wire::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                SERVER,
+                "invalid_hop_header",
+                message,
+            ),
             Self::Body(invalid) => {
                 let mut wire = Wire::caller(invalid.code.as_str(), message);
                 wire.body = wire.body.with_param(invalid.param.clone());
@@ -197,6 +219,7 @@ impl Refused {
                 Wire::caller("unsupported_parameter", message).param(param)
             }
             Self::Template(error) => template(error, message),
+            Self::Form { param, .. } => Wire::caller("invalid_value", message).param(*param),
             Self::Tools(_) => Wire::caller("invalid_value", message).param("tools"),
             Self::TierUnavailable { .. } | Self::Draining => {
                 Wire::unavailable("tier_unavailable", message, UNAVAILABLE_SECS)

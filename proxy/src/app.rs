@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
 
 use crate::auth::AuthError;
-use crate::front::lifecycle::{Drained, Phase, Signals};
+use crate::front::lifecycle::{Drained, Phase, Signals, reached};
 use crate::front::sink::ClientSink;
 use crate::front::tls::Certificates;
 use crate::front::{Front, FrontError, FrontSettings, Handler};
@@ -164,10 +164,8 @@ impl App {
         } = self;
         let mut seen = phase.subscribe();
         let farewell = async {
-            let waited = seen.wait_for(|phase| *phase >= Phase::Draining).await;
-            if waited.is_ok() {
-                reports.drain();
-            }
+            reached(&mut seen, Phase::Draining).await;
+            reports.drain();
             std::future::pending::<()>().await;
         };
         let drained = tokio::select! {
@@ -198,3 +196,6 @@ impl Handler for Entrance {
         self.metrics.limit_rejection(reason);
     }
 }
+
+#[cfg(test)]
+mod tests;

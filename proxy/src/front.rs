@@ -47,8 +47,8 @@ pub mod tls;
 
 /// Pingora's own 64 KiB a connection would be 600 MiB at the default cap; TLS has a buffer of its own behind this one.
 const READ_BUFFER_BYTES: usize = 1024;
-/// Two segments: an SSE event leaves with one system call.
-const WRITE_BUFFER_BYTES: usize = 3 * 1024;
+/// One segment, as Pingora has it: the records of one SSE event leave with one system call.
+const WRITE_BUFFER_BYTES: usize = 1460;
 
 /// Who answers what came through the gate.
 #[async_trait]

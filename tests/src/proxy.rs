@@ -184,8 +184,8 @@ impl Proxy {
     /// A new API key: its id and the key itself.
     pub fn key(&self, name: &str) -> (String, String) {
         let made = self.manage(&["key", "create", "--name", name]);
-        let text = |field: &str| made[field].as_str().unwrap_or_else(|| panic!("no {field} in {made}")).to_owned();
-        (text("id"), text("key"))
+        let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("no key in {made}")).to_owned();
+        (text(&made["record"]["id"]), text(&made["key"]))
     }
 
     /// A join link for one node.

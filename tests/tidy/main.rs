@@ -23,8 +23,8 @@ const DOORS: [(&str, &[&str]); 8] = [
     ("redb::", &["proxy/src/store/embedded"]),
     ("jsonwebtoken::", &["proxy/src/auth"]),
     ("governor::", &["proxy/src/front"]),
-    ("boringtun::", &["tunnel/src/"]),
-    ("smoltcp::", &["tunnel/src/"]),
+    ("boringtun::", &["tunnel/"]),
+    ("smoltcp::", &["tunnel/"]),
     ("llama_cpp_2::", &["node-agent/engine/src/llama"]),
 ];
 

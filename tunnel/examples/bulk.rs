@@ -46,7 +46,9 @@ impl Options {
             let name = word
                 .strip_prefix("--")
                 .ok_or_else(|| format!("unexpected {word}"))?;
-            let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
+            let value = words
+                .next()
+                .ok_or_else(|| format!("{word} needs a value"))?;
             options.insert(name.to_owned(), value);
         }
         Ok(Self(options))
@@ -146,7 +148,9 @@ async fn answer(mut stream: Stream) -> io::Result<()> {
             let mut left = stream.read_u64().await?;
             while left > 0 {
                 let now = left.min(CHUNK as u64);
-                stream.write_all(&chunk[..usize::try_from(now).unwrap_or(CHUNK)]).await?;
+                stream
+                    .write_all(&chunk[..usize::try_from(now).unwrap_or(CHUNK)])
+                    .await?;
                 left -= now;
             }
         }
@@ -245,7 +249,9 @@ async fn push(mut stream: Stream, bytes: u64) -> io::Result<()> {
     let mut left = bytes;
     while left > 0 {
         let now = left.min(CHUNK as u64);
-        stream.write_all(&chunk[..usize::try_from(now).unwrap_or(CHUNK)]).await?;
+        stream
+            .write_all(&chunk[..usize::try_from(now).unwrap_or(CHUNK)])
+            .await?;
         left -= now;
     }
     stream.shutdown().await?;
@@ -256,7 +262,9 @@ fn complete(got: u64, expected: u64) -> io::Result<()> {
     if got == expected {
         return Ok(());
     }
-    Err(io::Error::other(format!("{got} bytes instead of {expected}")))
+    Err(io::Error::other(format!(
+        "{got} bytes instead of {expected}"
+    )))
 }
 
 /// The sorted times of small requests on one kept connection.

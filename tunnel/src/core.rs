@@ -4,6 +4,8 @@
 //! [`Core::poll_timeout`] says when to come back. No I/O and no waiting happen here.
 //! One clock escapes: boringtun reads the system's clock itself for its own timers.
 
+mod member;
+
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,8 +14,9 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use self::member::Member;
 use crate::agenda::Agenda;
-use crate::board::{Board, Notice};
+use crate::board::Board;
 use crate::drops::{Drop, Drops};
 use crate::error::Error;
 use crate::netstack::backlog::Backlog;
@@ -66,14 +69,6 @@ pub(crate) struct Core {
     rung: Vec<ConnKey>,
     random: StdRng,
     tick_at: Instant,
-}
-
-/// One peer: its session, and the connections inside it.
-struct Member {
-    session: Session,
-    stack: Stack,
-    /// The connections know that there is a session.
-    open: bool,
 }
 
 impl Core {
@@ -450,20 +445,5 @@ fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, Dr
     Ok(segment)
 }
 
-impl Member {
-    fn notice(&self, now: Instant) -> Notice {
-        let (rx_bytes, tx_bytes) = self.session.bytes();
-        Notice {
-            public_key: self.session.peer().public_key,
-            endpoint: self.session.endpoint(),
-            handshake_at: self
-                .session
-                .since_handshake()
-                .and_then(|age| now.checked_sub(age)),
-            heard_at: self.session.last_heard(),
-            rx_bytes,
-            tx_bytes,
-            streams: self.stack.len(),
-        }
-    }
-}
+#[cfg(test)]
+mod sim;

@@ -91,6 +91,8 @@ impl Driver {
                 break reply;
             }
             self.send_all().await;
+            // Nothing above waits while there is work; let other tasks run too.
+            tokio::task::consume_budget().await;
         };
         self.core.shut_down(Instant::now());
         self.send_all().await;

@@ -136,7 +136,10 @@ mod tests {
     fn secrets_do_not_print() {
         let private = PrivateKey::from_bytes([7; 32]);
         let shared = PresharedKey::from_bytes([9; 32]);
-        assert_eq!(format!("{private:?} {shared:?}"), "PrivateKey(***) PresharedKey(***)");
+        assert_eq!(
+            format!("{private:?} {shared:?}"),
+            "PrivateKey(***) PresharedKey(***)"
+        );
     }
 
     #[test]

@@ -220,7 +220,10 @@ impl Tunnel {
             .is_some_and(|status| status.since_handshake.is_some())
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(command(reply))

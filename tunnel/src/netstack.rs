@@ -8,6 +8,7 @@ pub(crate) mod backlog;
 pub(crate) mod clock;
 pub(crate) mod conn;
 pub(crate) mod doorbell;
+mod entry;
 pub(crate) mod link;
 pub(crate) mod ports;
 pub(crate) mod segment;

@@ -140,10 +140,7 @@ impl Outbox {
     }
 
     fn open(&mut self, destination: SocketAddr, len: usize) {
-        let buffer = self
-            .spares
-            .pop()
-            .unwrap_or_else(|| vec![0; BATCH_BYTES]);
+        let buffer = self.spares.pop().unwrap_or_else(|| vec![0; BATCH_BYTES]);
         self.batches.push_back(Batch {
             destination,
             segment: len,

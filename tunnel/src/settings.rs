@@ -75,11 +75,29 @@ impl Bounds {
     pub(crate) fn check(&self) -> Result<(), Error> {
         let rules = [
             ("peers_max", self.peers_max, 1, 1_000_000, "1 to 1000000"),
-            ("sockets_per_peer_max", self.sockets_per_peer_max, 1, 40_000, "1 to 40000"),
-            ("tcp_buffer_bytes", self.tcp_buffer_bytes, 4_096, 64 << 20, "4 KiB to 64 MiB"),
+            (
+                "sockets_per_peer_max",
+                self.sockets_per_peer_max,
+                1,
+                40_000,
+                "1 to 40000",
+            ),
+            (
+                "tcp_buffer_bytes",
+                self.tcp_buffer_bytes,
+                4_096,
+                64 << 20,
+                "4 KiB to 64 MiB",
+            ),
             ("mtu", self.mtu, MTU_MIN, MTU_MAX, "1280 to 1500"),
             ("backlog_max", self.backlog_max, 1, 65_536, "1 to 65536"),
-            ("udp_buffer_bytes", self.udp_buffer_bytes, 65_536, 1 << 30, "64 KiB to 1 GiB"),
+            (
+                "udp_buffer_bytes",
+                self.udp_buffer_bytes,
+                65_536,
+                1 << 30,
+                "64 KiB to 1 GiB",
+            ),
         ];
         for (name, value, min, max, expected) in rules {
             if !(min..=max).contains(&value) {

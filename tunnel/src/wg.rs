@@ -8,6 +8,7 @@ pub(crate) mod gate;
 pub(crate) mod message;
 pub(crate) mod retry;
 pub(crate) mod session;
+mod verdict;
 
 /// The local 24-bit index of a peer: what the peer puts above the low 8 bits of the receiver index.
 ///

@@ -2,4 +2,7 @@
 
 mod chat;
 mod failures;
+mod fake_proxy;
+mod program;
 mod support;
+mod uplink;

@@ -89,7 +89,13 @@ mod tests {
     #[test]
     fn ports_and_intent_are_read() {
         let segment = Segment::parse(&packet(TCP, SYN)).unwrap();
-        assert_eq!(segment.ports, PortPair { local: 80, remote: 8080 });
+        assert_eq!(
+            segment.ports,
+            PortPair {
+                local: 80,
+                remote: 8080
+            }
+        );
         assert_eq!(segment.destination, "::1".parse::<Ipv6Addr>().unwrap());
         assert!(segment.opens);
         assert!(!Segment::parse(&packet(TCP, SYN | ACK)).unwrap().opens);
@@ -98,7 +104,11 @@ mod tests {
     #[test]
     fn fragments_extension_headers_and_other_protocols_are_refused() {
         for protocol in [0, 17, 43, 44, 51, 58, 60] {
-            assert_eq!(Segment::parse(&packet(protocol, SYN)), Err(Drop::NotTcp), "{protocol}");
+            assert_eq!(
+                Segment::parse(&packet(protocol, SYN)),
+                Err(Drop::NotTcp),
+                "{protocol}"
+            );
         }
     }
 

@@ -15,8 +15,9 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
 
 use super::backlog::{Backlog, Room};
 use super::clock::Clock;
-use super::conn::{Conn, ConnKey, End, Inner};
+use super::conn::{Conn, ConnKey, End};
 use super::doorbell::Doorbell;
+use super::entry::{Entry, Fate};
 use super::link::{Link, Shape};
 use super::ports::Ports;
 use super::segment::{PortPair, Segment};
@@ -34,16 +35,12 @@ const KEEP_ALIVE: StackDuration = StackDuration::from_secs(20);
 /// A peer with a live session that does not answer TCP for this long has lost the connection.
 /// Must exceed smoltcp's longest pause between two window probes, 60 s.
 const SILENCE_MAX: StackDuration = StackDuration::from_secs(300);
-/// A connection whose stream is gone may take this long to deliver what was written.
-const LINGER: Duration = Duration::from_secs(10);
 /// A connection that begins may take this long.
 const HALF_OPEN_MAX: Duration = Duration::from_secs(30);
 /// Packets a connection may send per turn: one full GSO batch.
 const TURN_PACKETS: usize = 48;
 /// smoltcp sometimes wants to be polled at once and then has nothing to send.
 const IDLE_TURN: Duration = Duration::from_millis(1);
-/// In TIME-WAIT an acknowledgement is due within [`ACK_DELAY`]; the next date is 10 s away.
-const ACK_PENDING: Duration = Duration::from_secs(1);
 
 /// The sizes a stack is built with.
 #[derive(Clone, Copy, Debug)]
@@ -88,21 +85,6 @@ pub(crate) struct Stack {
     ports: Ports,
     /// For packets of no connection: smoltcp answers them with a reset.
     nobody: SocketSet<'static>,
-}
-
-struct Entry {
-    conn: Arc<Conn>,
-    place: Place,
-    /// The listener that has not been given this connection yet.
-    backlog: Option<Arc<Backlog>>,
-    /// When to give the connection up: half-open too long, or lingering without a stream.
-    give_up_at: Option<Instant>,
-}
-
-/// What becomes of a connection after its turn.
-enum Fate {
-    Keep,
-    Forget,
 }
 
 impl Stack {
@@ -413,66 +395,5 @@ impl Stack {
         socket.set_timeout(Some(SILENCE_MAX));
         socket.set_congestion_control(CongestionControl::Cubic);
         socket
-    }
-}
-
-impl Entry {
-    /// Gives a made connection to its listener.
-    fn hand_over(&mut self, conn: &Arc<Conn>, inner: &mut Inner) {
-        let made = match inner.state() {
-            State::Established | State::CloseWait => true,
-            State::Closed
-            | State::Listen
-            | State::SynSent
-            | State::SynReceived
-            | State::FinWait1
-            | State::FinWait2
-            | State::Closing
-            | State::LastAck
-            | State::TimeWait => false,
-        };
-        if !made {
-            return;
-        }
-        if let Some(backlog) = self.backlog.take() {
-            self.give_up_at = None;
-            if !backlog.deliver(conn) {
-                inner.abandoned = true;
-                inner.socket().abort();
-            }
-        }
-    }
-
-    /// Resets a connection that takes too long to begin or to end.
-    fn lose_patience(&mut self, inner: &mut Inner, now: Instant) {
-        if inner.abandoned && self.give_up_at.is_none() {
-            self.give_up_at = Some(now + LINGER);
-        }
-        if self.give_up_at.is_some_and(|at| at <= now) {
-            inner.socket().abort();
-        }
-    }
-
-    fn fate(&self, inner: &Inner, next: Option<Instant>, now: Instant) -> Fate {
-        let over = match inner.state() {
-            // A reset is still to be sent while the socket knows its remote end.
-            State::Closed => {
-                inner.is_silent() || self.give_up_at.is_some_and(|at| at <= now)
-            }
-            // A reset of a half-open connection brings smoltcp back here.
-            State::Listen => self.backlog.is_some(),
-            // The stream keeps what it has not read. The port is not reused before all others.
-            State::TimeWait => next.is_none_or(|next| next > now + ACK_PENDING),
-            // Nobody will read what may still come.
-            State::FinWait2 => inner.abandoned,
-            State::SynSent
-            | State::SynReceived
-            | State::Established
-            | State::FinWait1
-            | State::CloseWait
-            | State::Closing
-            | State::LastAck => false,
-        };
-        if over { Fate::Forget } else { Fate::Keep }
     }
 }

@@ -88,7 +88,9 @@ impl Gate {
             Ok(
                 Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_),
             ) => return Err(Drop::Malformed),
-            Err(TunnResult::WriteToNetwork(cookie)) => return Ok(Admission::Prove(cookie.to_vec())),
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                return Ok(Admission::Prove(cookie.to_vec()));
+            }
             Err(other) => return Err(refusal(&other)),
         };
         parse_handshake_anon(self.private.secret(), &self.public, &initiation)
@@ -221,7 +223,11 @@ mod tests {
         let mut sources = Sources::new(100, now);
         let taken = (0..10_000).filter(|n| sources.take(v4(*n), now)).count();
         assert!(sources.full_at.len() <= 101, "bounded");
-        assert_eq!(taken, 100 + SOURCE_BURST as usize, "the rest share one budget");
+        assert_eq!(
+            taken,
+            100 + SOURCE_BURST as usize,
+            "the rest share one budget"
+        );
         let later = now + Duration::from_secs(10);
         assert!(sources.take(v4(20_000), later));
         assert!(sources.full_at.len() <= 2, "forgotten when full again");

@@ -90,10 +90,22 @@ mod tests {
         let mut reserved = data(0);
         reserved[1] = 1;
         assert_eq!(Message::parse(&reserved), Err(Drop::Malformed));
-        for (kind, len) in [(1u8, 147), (1, 149), (2, 91), (3, 65), (4, 31), (0, 64), (5, 64)] {
+        for (kind, len) in [
+            (1u8, 147),
+            (1, 149),
+            (2, 91),
+            (3, 65),
+            (4, 31),
+            (0, 64),
+            (5, 64),
+        ] {
             let mut datagram = vec![0; len];
             datagram[0] = kind;
-            assert_eq!(Message::parse(&datagram), Err(Drop::Malformed), "type {kind} length {len}");
+            assert_eq!(
+                Message::parse(&datagram),
+                Err(Drop::Malformed),
+                "type {kind} length {len}"
+            );
         }
     }
 

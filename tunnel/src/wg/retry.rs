@@ -37,6 +37,13 @@ impl Retry {
             .is_none_or(|attempt| attempt.next_at <= now)
     }
 
+    /// Whether the handshake has been tried for so long that the peer is surely away.
+    pub(crate) fn is_old(&self, now: Instant) -> bool {
+        self.attempt
+            .as_ref()
+            .is_some_and(|attempt| now.duration_since(attempt.first_at) >= YOUNG)
+    }
+
     /// Notes that an initiation was sent. `jitter` is uniform in 0..1.
     pub(crate) fn sent(&mut self, jitter: f64, now: Instant) {
         let attempt = self.attempt.get_or_insert(Attempt {

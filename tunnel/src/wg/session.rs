@@ -12,13 +12,13 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::PeerId;
 use super::message::Message;
 use super::retry::Retry;
+use super::verdict::{reason, written};
 use crate::drops::Drop;
 use crate::keys::{PresharedKey, PrivateKey};
 use crate::netstack::segment::expects_answer;
@@ -150,12 +150,19 @@ impl Session {
     pub(crate) fn adopt(&mut self, peer: Peer) {
         if peer.endpoint.is_some() && peer.endpoint != self.peer.endpoint {
             self.endpoint = peer.endpoint;
+            self.forced |= peer.initiates;
         }
         self.peer = peer;
     }
 
     /// Encrypts `scratch[..len]`, a packet with room for padding behind it, to the peer.
-    pub(crate) fn seal(&mut self, scratch: &mut [u8], len: usize, outbox: &mut Outbox, now: Instant) {
+    pub(crate) fn seal(
+        &mut self,
+        scratch: &mut [u8],
+        len: usize,
+        outbox: &mut Outbox,
+        now: Instant,
+    ) {
         let (Some(endpoint), true) = (self.endpoint, self.established) else {
             return;
         };
@@ -244,11 +251,14 @@ impl Session {
             | TunnResult::WriteToTunnelV6(..) => {}
         }
         self.refresh(now);
+        if self.forced && !self.peer.initiates && self.retry.is_old(now) {
+            self.forced = false;
+        }
         if self.wants_handshake(wanted, jitter, now) {
             if self.retry.is_due(now) {
                 self.initiate(jitter, outbox, now);
             }
-        } else if self.retry.is_active() && self.established {
+        } else {
             self.retry.done();
         }
         self.keep_alive(outbox, now);
@@ -290,13 +300,7 @@ impl Session {
         }
     }
 
-    fn answer(
-        &mut self,
-        datagram: &Datagram<'_>,
-        reply: &[u8],
-        outbox: &mut Outbox,
-        now: Instant,
-    ) {
+    fn answer(&mut self, datagram: &Datagram<'_>, reply: &[u8], outbox: &mut Outbox, now: Instant) {
         match datagram.message {
             // A response goes where the initiation came from, which proves nothing yet: the
             // endpoint itself stays.
@@ -398,36 +402,5 @@ impl Session {
             outbox.push_copy(endpoint, datagram);
             self.last_sent = now;
         }
-    }
-}
-
-fn written(result: &TunnResult<'_>) -> usize {
-    match result {
-        TunnResult::WriteToNetwork(datagram) => datagram.len(),
-        TunnResult::Done
-        | TunnResult::Err(_)
-        | TunnResult::WriteToTunnelV4(..)
-        | TunnResult::WriteToTunnelV6(..) => 0,
-    }
-}
-
-fn reason(error: &WireGuardError) -> Drop {
-    match error {
-        WireGuardError::InvalidCounter
-        | WireGuardError::DuplicateCounter
-        | WireGuardError::WrongTai64nTimestamp
-        | WireGuardError::InvalidTai64nTimestamp => Drop::Replayed,
-        WireGuardError::WrongIndex
-        | WireGuardError::NoCurrentSession
-        | WireGuardError::UnexpectedPacket => Drop::UnknownPeer,
-        WireGuardError::InvalidMac => Drop::BadMac,
-        WireGuardError::UnderLoad => Drop::Limited,
-        WireGuardError::WrongKey | WireGuardError::InvalidAeadTag => Drop::Unauthentic,
-        WireGuardError::DestinationBufferTooSmall
-        | WireGuardError::IncorrectPacketLength
-        | WireGuardError::WrongPacketType
-        | WireGuardError::InvalidPacket
-        | WireGuardError::LockFailed
-        | WireGuardError::ConnectionExpired => Drop::Malformed,
     }
 }

@@ -52,7 +52,9 @@ impl Rogue {
         };
         rogue.socket.send(initiation).await.unwrap();
         let mut received = [0; 2048];
-        let len = soon("a response", rogue.socket.recv(&mut received)).await.unwrap();
+        let len = soon("a response", rogue.socket.recv(&mut received))
+            .await
+            .unwrap();
         let TunnResult::WriteToNetwork(keepalive) =
             rogue.tunn.decapsulate(None, &received[..len], &mut room)
         else {
@@ -101,15 +103,24 @@ async fn a_peer_can_speak_only_for_itself_and_only_to_us() {
     rogue.send(&syn(other, HUB, 6)).await;
     counted(&hub, "a spoofed source", |counters| counters.foreign_source).await;
     rogue.send(&syn(own, other, 6)).await;
-    counted(&hub, "peer to peer", |counters| counters.foreign_destination).await;
+    counted(&hub, "peer to peer", |counters| {
+        counters.foreign_destination
+    })
+    .await;
     rogue.send(&syn(own, HUB, 44)).await;
     counted(&hub, "a fragment", |counters| counters.not_tcp).await;
     assert_eq!(hub.peer_status(own).unwrap().streams, 0);
 
     rogue.send(&syn(own, HUB, 6)).await;
-    until("an honest attempt", || hub.peer_status(own).unwrap().streams == 1).await;
+    until("an honest attempt", || {
+        hub.peer_status(own).unwrap().streams == 1
+    })
+    .await;
     let nobody = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
-    assert!(nobody.is_err(), "a half-open connection must not be accepted");
+    assert!(
+        nobody.is_err(),
+        "a half-open connection must not be accepted"
+    );
 }
 
 #[tokio::test]
@@ -123,7 +134,10 @@ async fn a_replayed_packet_neither_counts_twice_nor_moves_the_endpoint() {
     counted(&hub, "the packet", |counters| counters.not_tcp).await;
 
     let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    elsewhere.send_to(&datagram, hub.local_addr()).await.unwrap();
+    elsewhere
+        .send_to(&datagram, hub.local_addr())
+        .await
+        .unwrap();
     counted(&hub, "the replay", |counters| counters.replayed).await;
     assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));
     assert_eq!(hub.counters().not_tcp, 1);
@@ -146,10 +160,16 @@ async fn an_initiation_alone_does_not_move_the_endpoint() {
         panic!("no initiation");
     };
     let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    elsewhere.send_to(initiation, hub.local_addr()).await.unwrap();
-    soon("a response to where it came from", elsewhere.recv(&mut [0; 256]))
+    elsewhere
+        .send_to(initiation, hub.local_addr())
         .await
         .unwrap();
+    soon(
+        "a response to where it came from",
+        elsewhere.recv(&mut [0; 256]),
+    )
+    .await
+    .unwrap();
     // The board is posted four times a second.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));

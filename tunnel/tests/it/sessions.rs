@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
-use tunnel::{Error, Peer, PresharedKey, PrivateKey, Tunnel};
+use tunnel::{Bounds, Error, Peer, PresharedKey, PrivateKey, Tunnel};
 
 use crate::relay::Relay;
 use crate::support::{
-    HUB, PATIENCE, echo, exchange, has_session, hub, hub_as_peer, loopback, node, node_address,
-    node_as_peer, pair, pattern, ping, settings, soon, until,
+    HUB, PATIENCE, echo, exchange, has_session, hub, hub_as_peer, hub_with, loopback, node,
+    node_address, node_as_peer, pair, pattern, ping, settings, soon, until,
 };
 
 #[tokio::test]
@@ -20,7 +20,11 @@ async fn a_connection_waits_for_the_first_handshake() {
     let began = Instant::now();
     let mut stream = node.connect(HUB, 9000, PATIENCE).await.unwrap();
     soon("an answer", ping(&mut stream)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -39,7 +43,8 @@ async fn dials_made_before_the_session_all_go_through_once_it_is_there() {
         });
     }
     until("the dials to be begun", || {
-        node.peer_status(HUB).is_some_and(|status| status.streams == 50)
+        node.peer_status(HUB)
+            .is_some_and(|status| status.streams == 50)
     })
     .await;
     relay.set_cut(false);
@@ -58,7 +63,11 @@ async fn a_lost_first_initiation_costs_about_a_second() {
     until("the first initiation", || relay.lost() > 0).await;
     relay.set_cut(false);
     until("a session", || has_session(&node, HUB)).await;
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -85,6 +94,54 @@ async fn eighty_peers_share_one_hub_port() {
     while let Some(done) = soon("all nodes", tasks.join_next()).await {
         done.unwrap();
     }
+}
+
+#[tokio::test]
+async fn under_load_a_node_proves_its_address_with_a_cookie() {
+    let bounds = Bounds {
+        handshakes_per_second_max: 0,
+        ..Bounds::default()
+    };
+    let hub = hub_with(bounds).await;
+    let node = node(&hub, 1, hub.local_addr()).await;
+    until("a session", || has_session(&hub, node.address())).await;
+    assert!(hub.counters().limited > 0, "the first attempt got a cookie");
+}
+
+#[tokio::test]
+async fn a_dual_stack_hub_serves_ipv4_nodes() {
+    let mut settings = settings(PrivateKey::generate(), HUB);
+    settings.bind = "[::]:0".parse().unwrap();
+    let hub = Tunnel::start(settings).await.unwrap();
+    let endpoint = SocketAddr::from(([127, 0, 0, 1], hub.local_addr().port()));
+    let node = node(&hub, 1, endpoint).await;
+    tokio::spawn(echo(node.listen(8080).await.unwrap()));
+    until("a session", || has_session(&hub, node.address())).await;
+    let mut stream = hub.connect(node.address(), 8080, PATIENCE).await.unwrap();
+    soon("an answer", ping(&mut stream)).await.unwrap();
+    let seen = hub.peer_status(node.address()).unwrap().endpoint;
+    assert_eq!(
+        seen,
+        Some(node.local_addr()),
+        "shown as IPv4, not as mapped"
+    );
+}
+
+#[tokio::test]
+async fn a_peer_told_a_new_endpoint_goes_there_at_once() {
+    let hub = hub().await;
+    let relay = Relay::start(hub.local_addr(), 0, 1).await;
+    let node = node(&hub, 1, relay.address).await;
+    until("a session", || has_session(&hub, node.address())).await;
+    relay.set_cut(true);
+    let shared = Some(PresharedKey::from_bytes([7; 32]));
+    node.set_peer(hub_as_peer(&hub, hub.local_addr(), shared))
+        .await
+        .unwrap();
+    until("the hub to see the direct path", || {
+        hub.peer_status(node.address()).unwrap().endpoint == Some(node.local_addr())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -139,8 +196,15 @@ async fn a_removed_peers_streams_fail_on_both_sides_within_a_second() {
         soon("their end", server.read(&mut two)),
     );
     assert!(here.is_err() && there.is_err(), "{here:?} {there:?}");
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    let again = hub.connect(node.address(), 8080, PATIENCE).await.unwrap_err();
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    let again = hub
+        .connect(node.address(), 8080, PATIENCE)
+        .await
+        .unwrap_err();
     assert!(matches!(again, Error::UnknownPeer(_)), "{again}");
 }
 
@@ -197,7 +261,11 @@ async fn a_node_finds_a_restarted_hub_by_itself() {
     let began = Instant::now();
     let mut stream = node.connect(HUB, 9000, PATIENCE).await.unwrap();
     soon("an answer", ping(&mut stream)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -223,9 +291,16 @@ async fn a_restarted_hub_that_remembers_the_endpoint_is_back_in_a_round_trip() {
         })
         .await
         .unwrap();
-    let mut stream = second.connect(node.address(), 8080, PATIENCE).await.unwrap();
+    let mut stream = second
+        .connect(node.address(), 8080, PATIENCE)
+        .await
+        .unwrap();
     soon("an answer", ping(&mut stream)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -254,7 +329,9 @@ async fn a_stream_survives_a_new_nat_port() {
     let mut down = hub.connect(node.address(), 8080, PATIENCE).await.unwrap();
     soon("an answer", ping(&mut up)).await.unwrap();
     let moved = relay.rebind(hub.local_addr()).await;
-    soon("an answer through the new port", ping(&mut up)).await.unwrap();
+    soon("an answer through the new port", ping(&mut up))
+        .await
+        .unwrap();
     until("the hub to follow", || {
         hub.peer_status(node.address()).unwrap().endpoint == Some(moved)
     })
@@ -271,7 +348,10 @@ async fn an_idle_path_makes_no_handshakes() {
     // The last packet of an exchange is a bare acknowledgement that nobody answers.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let age = node.peer_status(HUB).unwrap().since_handshake.unwrap();
-    assert!(age > Duration::from_millis(2900), "a new session after {age:?}");
+    assert!(
+        age > Duration::from_millis(2900),
+        "a new session after {age:?}"
+    );
 }
 
 #[tokio::test]
@@ -306,7 +386,10 @@ async fn a_transfer_over_a_path_that_loses_one_in_twenty_completes() {
     let stream = node.connect(HUB, 9000, patience).await.unwrap();
     let bytes = pattern(60_000, 8);
     let back = tokio::time::timeout(patience, exchange(stream, bytes.clone())).await;
-    assert!(back.expect("in time").unwrap() == bytes, "loss must not change bytes");
+    assert!(
+        back.expect("in time").unwrap() == bytes,
+        "loss must not change bytes"
+    );
     assert!(relay.lost() > 0 && relay.passed() > 0);
 }
 
@@ -318,8 +401,15 @@ async fn a_shut_down_tunnel_ends_everything_it_gave_out() {
     let (mut server, _) = soon("a connection", listener.accept()).await.unwrap();
     hub.shutdown().await;
     assert!(soon("our stream", server.read(&mut [0; 1])).await.is_err());
-    assert!(soon("their stream", client.read(&mut [0; 1])).await.is_err());
-    assert!(matches!(soon("the listener", listener.accept()).await, Err(Error::Closed)));
+    assert!(
+        soon("their stream", client.read(&mut [0; 1]))
+            .await
+            .is_err()
+    );
+    assert!(matches!(
+        soon("the listener", listener.accept()).await,
+        Err(Error::Closed)
+    ));
     let after = hub.connect(node.address(), 8080, PATIENCE).await;
     assert!(matches!(after, Err(Error::Closed)));
     hub.shutdown().await;
@@ -331,7 +421,10 @@ async fn dropping_the_last_handle_stops_the_driver_and_frees_the_port() {
     let listener = hub.listen(9000).await.unwrap();
     let bind = hub.local_addr();
     drop(hub);
-    assert!(matches!(soon("the listener", listener.accept()).await, Err(Error::Closed)));
+    assert!(matches!(
+        soon("the listener", listener.accept()).await,
+        Err(Error::Closed)
+    ));
     let give_up = Instant::now() + PATIENCE;
     while tokio::net::UdpSocket::bind(bind).await.is_err() {
         assert!(Instant::now() < give_up, "the port stays bound");
@@ -344,7 +437,10 @@ async fn dropping_the_last_handle_stops_the_driver_and_frees_the_port() {
 async fn a_port_has_one_listener_until_it_is_dropped() {
     let hub = hub().await;
     let listener = hub.listen(9000).await.unwrap();
-    assert!(matches!(hub.listen(9000).await, Err(Error::PortInUse(9000))));
+    assert!(matches!(
+        hub.listen(9000).await,
+        Err(Error::PortInUse(9000))
+    ));
     drop(listener);
     hub.listen(9000).await.unwrap();
     assert!(matches!(hub.listen(0).await, Err(Error::PortZero)));
@@ -368,6 +464,9 @@ async fn two_peers_cannot_share_a_key_and_the_table_is_bounded() {
     assert!(matches!(shared, Error::KeyInUse(_)), "{shared}");
     let many = hub.set_peer(peer(2, 2)).await.unwrap_err();
     assert!(matches!(many, Error::TooManyPeers(1)), "{many}");
-    let own = Peer { address: HUB, ..peer(3, 3) };
+    let own = Peer {
+        address: HUB,
+        ..peer(3, 3)
+    };
     assert!(matches!(hub.set_peer(own).await, Err(Error::BadAddress(_))));
 }

@@ -1,6 +1,5 @@
 //! Streams through two real tunnels over loopback UDP.
 
-
 use std::time::{Duration, Instant};
 
 use crate::support::{
@@ -68,7 +67,10 @@ async fn six_hundred_streams_stay_open_with_one_peer() {
 async fn a_dial_to_a_port_nobody_listens_on_is_refused() {
     let (hub, node) = pair().await;
     let refused = hub.connect(node.address(), 81, PATIENCE).await.unwrap_err();
-    assert!(matches!(refused, Error::Refused { port: 81, .. }), "{refused}");
+    assert!(
+        matches!(refused, Error::Refused { port: 81, .. }),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -82,7 +84,9 @@ async fn each_side_can_finish_on_its_own() {
     client.write_all(b"question").await.unwrap();
     client.shutdown().await.unwrap();
     let mut asked = Vec::new();
-    soon("the question", server.read_to_end(&mut asked)).await.unwrap();
+    soon("the question", server.read_to_end(&mut asked))
+        .await
+        .unwrap();
     assert_eq!(asked, b"question");
 
     let answer = pattern(300_000, 3);
@@ -94,7 +98,9 @@ async fn each_side_can_finish_on_its_own() {
         }
     });
     let mut got = Vec::new();
-    soon("the answer", client.read_to_end(&mut got)).await.unwrap();
+    soon("the answer", client.read_to_end(&mut got))
+        .await
+        .unwrap();
     writing.await.unwrap();
     assert!(got == answer, "the half-closed stream lost bytes");
 }
@@ -110,7 +116,9 @@ async fn what_was_written_before_a_shutdown_survives_the_drop() {
     client.shutdown().await.unwrap();
     drop(client);
     let mut got = Vec::new();
-    soon("the bytes", server.read_to_end(&mut got)).await.unwrap();
+    soon("the bytes", server.read_to_end(&mut got))
+        .await
+        .unwrap();
     assert!(got == bytes, "a drop after shutdown lost bytes");
 }
 
@@ -153,7 +161,9 @@ async fn a_stalled_reader_stops_the_writer_within_the_two_buffers() {
         client.shutdown().await.unwrap();
     });
     let mut got = Vec::new();
-    soon("the rest", server.read_to_end(&mut got)).await.unwrap();
+    soon("the rest", server.read_to_end(&mut got))
+        .await
+        .unwrap();
     writing.await.unwrap();
     assert!(got == bytes, "the stall lost bytes");
 }
@@ -198,7 +208,9 @@ async fn dial_often(hub: &tunnel::Tunnel, to: std::net::Ipv6Addr, times: u32) ->
         let began = Instant::now();
         let mut stream = hub.connect(to, 8080, PATIENCE).await.unwrap();
         let mut back = Vec::new();
-        soon("the greeting", stream.read_to_end(&mut back)).await.unwrap();
+        soon("the greeting", stream.read_to_end(&mut back))
+            .await
+            .unwrap();
         assert_eq!(back, b"x");
         slowest = slowest.max(began.elapsed());
     }
@@ -220,7 +232,10 @@ async fn a_full_backlog_neither_grows_nor_blocks_later_connections() {
         let to = node.address();
         tasks.spawn(async move { hub.connect(to, 8080, PATIENCE).await.map(drop) });
     }
-    until("the backlog to be full", || node.counters().backlog_full > 0).await;
+    until("the backlog to be full", || {
+        node.counters().backlog_full > 0
+    })
+    .await;
     let accepting = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             drop(stream);

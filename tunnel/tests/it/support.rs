@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tunnel::{Bounds, Listener, Peer, PresharedKey, PrivateKey, Settings, Stream, Tunnel};
 
-
 pub(crate) const HUB: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 1);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -153,7 +152,9 @@ pub(crate) async fn exchange(stream: Stream, bytes: Vec<u8>) -> std::io::Result<
 }
 
 /// One small request and its answer.
-pub(crate) async fn ping(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<()> {
+pub(crate) async fn ping(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> std::io::Result<()> {
     stream.write_all(b"ping").await?;
     let mut back = [0; 4];
     stream.read_exact(&mut back).await?;

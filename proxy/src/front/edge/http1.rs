@@ -60,6 +60,8 @@ async fn read_head(
     let mut phase = connection.shared.phase.clone();
     buffer.reserve(HEAD_BYTES_FIRST);
     let first = tokio::select! {
+        // a request that is already here is still served while draining
+        biased;
         read = timeout(patience, stream.read_buf(buffer)) => read,
         () = reached(&mut phase, Phase::Draining) => return Ok(None),
     };

@@ -269,6 +269,39 @@ async fn a_paused_redis_costs_no_more_than_the_timeout() {
     .await;
 }
 
+#[tokio::test]
+async fn a_redis_that_cannot_write_refuses_everybody_until_it_can() {
+    let server = RedisServer::start().await;
+    let store = server.store().await;
+    let counters = [minute("u:w", 2), minute("i:w", 2)];
+    let mut client = server.client().await.unwrap();
+    let [full, roomy] = ["1", "0"].map(|bytes| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("maxmemory").arg(bytes);
+        command
+    });
+    let [replica, master] = [("127.0.0.1", "1"), ("NO", "ONE")].map(|(host, port)| {
+        let mut command = redis::cmd("REPLICAOF");
+        command.arg(host).arg(port);
+        command
+    });
+    for (worse, better) in [(full, roomy), (replica, master)] {
+        worse.exec_async(&mut client).await.unwrap();
+        let refused = store.admit(&counters, now_ms()).await;
+        assert!(
+            matches!(refused, Err(StoreError::Unavailable(_))),
+            "{refused:?}"
+        );
+        better.exec_async(&mut client).await.unwrap();
+        until("answers again", async || store.ping().await.is_ok()).await;
+        let decision = store.admit(&counters, now_ms()).await.unwrap();
+        assert!(
+            matches!(decision, Decision::Admitted { .. }),
+            "what was refused was charged"
+        );
+    }
+}
+
 /// One admission or return at some time after the one before.
 #[derive(Clone, Debug)]
 struct Act {

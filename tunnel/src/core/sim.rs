@@ -1,0 +1,255 @@
+//! Two cores and a bad wire, in invented time.
+//!
+//! smoltcp and our own timers follow the invented clock; boringtun's own timers read the real one and
+//! never come due in a test this short.
+
+use std::collections::BTreeMap;
+use std::task::{Context, Poll, Waker};
+
+use proptest::prelude::*;
+use rand::Rng as _;
+
+use super::*;
+use crate::keys::{PresharedKey, PrivateKey};
+use crate::settings::Bounds;
+
+const OWN: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2),
+];
+const PORT: u16 = 8080;
+
+/// What the wire does to datagrams, per mille.
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    lose: u32,
+    duplicate: u32,
+    delay: u32,
+}
+
+struct Sim {
+    cores: [Core; 2],
+    now: Instant,
+    wire: BTreeMap<(Instant, u64), (usize, Vec<u8>)>,
+    sent: u64,
+    random: StdRng,
+    weather: Weather,
+}
+
+impl Sim {
+    fn new(seed: u64, weather: Weather) -> Self {
+        let now = Instant::now();
+        let keys = [
+            PrivateKey::from_bytes([1; 32]),
+            PrivateKey::from_bytes([2; 32]),
+        ];
+        let cores = [0, 1].map(|me| {
+            let settings = Settings {
+                bounds: Bounds {
+                    tcp_buffer_bytes: 65_536,
+                    ..Bounds::default()
+                },
+                ..Settings::new(address(me), keys[me].clone(), OWN[me])
+            };
+            let mut core = Core::new(settings, Windows::default(), seed + me as u64, now);
+            core.set_segments_max(64);
+            let other = 1 - me;
+            core.set_peer(
+                Peer {
+                    public_key: keys[other].public_key(),
+                    preshared_key: Some(PresharedKey::from_bytes([3; 32])),
+                    address: OWN[other],
+                    endpoint: (me == 0).then(|| address(other)),
+                    keepalive: None,
+                    initiates: me == 0,
+                },
+                now,
+            )
+            .unwrap();
+            core
+        });
+        Self {
+            cores,
+            now,
+            wire: BTreeMap::new(),
+            sent: 0,
+            random: StdRng::seed_from_u64(seed),
+            weather,
+        }
+    }
+
+    /// Lets both cores work, moves what they send onto the wire, and goes on to what comes next.
+    fn step(&mut self) {
+        for me in [0, 1] {
+            self.cores[me].handle_ring();
+            self.cores[me].work(self.now);
+            while let Some(batch) = self.cores[me].poll_transmit() {
+                for datagram in batch.contents().chunks(batch.segment) {
+                    self.put(1 - me, datagram);
+                }
+                self.cores[me].recycle(batch);
+            }
+        }
+        if self.cores.iter().any(Core::has_work) {
+            return;
+        }
+        let timers = self.cores.iter().map(Core::poll_timeout);
+        let arrival = self.wire.keys().map(|(at, _)| *at);
+        let next = timers.chain(arrival.take(1)).min().unwrap_or(self.now);
+        self.now = self.now.max(next);
+        while let Some(first) = self.wire.first_entry()
+            && first.key().0 <= self.now
+        {
+            let (to, datagram) = first.remove();
+            self.cores[to].handle_datagram(address(1 - to), &datagram, self.now);
+        }
+        for core in &mut self.cores {
+            core.handle_timeout(self.now);
+        }
+    }
+
+    fn put(&mut self, to: usize, datagram: &[u8]) {
+        if self.happens(self.weather.lose) {
+            return;
+        }
+        let copies = 1 + usize::from(self.happens(self.weather.duplicate));
+        for _ in 0..copies {
+            let late = if self.happens(self.weather.delay) {
+                35
+            } else {
+                0
+            };
+            let at = self.now + Duration::from_millis(20 + late);
+            self.sent += 1;
+            self.wire.insert((at, self.sent), (to, datagram.to_vec()));
+        }
+    }
+
+    fn happens(&mut self, per_mille: u32) -> bool {
+        self.random.random_range(0..1000) < per_mille
+    }
+
+    /// Steps until `ready` gives something.
+    fn until<T>(&mut self, limit: Duration, mut ready: impl FnMut(&mut Self) -> Option<T>) -> T {
+        let end = self.now + limit;
+        loop {
+            if let Some(value) = ready(self) {
+                return value;
+            }
+            assert!(self.now < end, "nothing came of it within {limit:?}");
+            self.step();
+        }
+    }
+
+    /// Makes a connection from the first core to the second.
+    fn connect(&mut self) -> (Arc<Conn>, Arc<Conn>) {
+        let backlog = self.cores[1].listen(PORT).unwrap();
+        let now = self.now;
+        let near = self.cores[0].connect(OWN[1], PORT, now).unwrap();
+        let limit = Duration::from_mins(2);
+        let far = self.until(limit, |_| match backlog.poll_next(&context()) {
+            Poll::Ready(far) => far,
+            Poll::Pending => None,
+        });
+        self.until(limit, |_| {
+            near.poll_connected(&context()).is_ready().then_some(())
+        });
+        (near, far)
+    }
+
+    /// Moves bytes over the connection and returns what arrived.
+    fn carry(&mut self, from: &Conn, to: &Conn, bytes: &[u8]) -> Vec<u8> {
+        let mut sent = 0;
+        let mut got = Vec::new();
+        let mut buffer = [0; 4096];
+        self.until(Duration::from_mins(30), |_| {
+            while sent < bytes.len()
+                && let Poll::Ready(taken) =
+                    from.poll_write(&context(), &[std::io::IoSlice::new(&bytes[sent..])])
+            {
+                sent += taken.unwrap();
+                if sent == bytes.len() {
+                    from.finish().unwrap();
+                }
+            }
+            while let Poll::Ready(taken) = to.poll_read(&context(), &mut buffer) {
+                match taken.unwrap() {
+                    0 => return Some(()),
+                    len => got.extend_from_slice(&buffer[..len]),
+                }
+            }
+            None
+        });
+        got
+    }
+}
+
+fn address(core: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 1000 + u16::try_from(core).unwrap()))
+}
+
+fn context() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len)
+        .map(|n| u8::try_from(n * 7 % 251).unwrap())
+        .collect()
+}
+
+#[test]
+fn on_a_clear_path_a_transfer_takes_a_few_round_trips() {
+    let clear = Weather {
+        lose: 0,
+        duplicate: 0,
+        delay: 0,
+    };
+    let mut sim = Sim::new(1, clear);
+    let (near, far) = sim.connect();
+    let began = sim.now;
+    let bytes = bytes(500_000);
+    assert!(sim.carry(&near, &far, &bytes) == bytes);
+    let took = sim.now - began;
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+    let drops = sim.cores[1].windows.drops.read();
+    assert_eq!(drops, crate::drops::Counters::default());
+}
+
+#[test]
+fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
+    let clear = Weather {
+        lose: 0,
+        duplicate: 0,
+        delay: 0,
+    };
+    let mut sim = Sim::new(2, clear);
+    let (near, far) = sim.connect();
+    sim.carry(&near, &far, b"once");
+    let before = (sim.sent, sim.now);
+    while sim.now < before.1 + Duration::from_secs(15) {
+        sim.step();
+    }
+    let chatter = sim.sent - before.0;
+    assert!(chatter < 10, "{chatter} datagrams in 15 idle seconds");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn bytes_survive_any_weather_in_both_directions(
+        seed in any::<u32>(),
+        lose in 0u32..80,
+        duplicate in 0u32..100,
+        delay in 0u32..200,
+        len in 1usize..60_000,
+    ) {
+        let weather = Weather { lose, duplicate, delay };
+        let mut sim = Sim::new(u64::from(seed), weather);
+        let (near, far) = sim.connect();
+        let bytes = bytes(len);
+        prop_assert!(sim.carry(&near, &far, &bytes) == bytes);
+        prop_assert!(sim.carry(&far, &near, &bytes) == bytes);
+    }
+}
