@@ -74,9 +74,15 @@ impl AdminPage {
 }
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = request
+        .headers()
+        .get(HOST)
+        .and_then(|host| host.to_str().ok());
     if !host.is_some_and(is_this_machine) {
-        return plain(StatusCode::FORBIDDEN, "ask by the name localhost\n".to_owned());
+        return plain(
+            StatusCode::FORBIDDEN,
+            "ask by the name localhost\n".to_owned(),
+        );
     }
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
@@ -105,7 +111,10 @@ fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
@@ -115,10 +124,22 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_answered() {
-        for host in ["localhost", "LOCALHOST:9465", "127.0.0.1:1", "[::1]:9465", "127.9.9.9"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:9465",
+            "127.0.0.1:1",
+            "[::1]:9465",
+            "127.9.9.9",
+        ] {
             assert!(is_this_machine(host), "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example", "192.168.0.2", "", "[fe80::1]"] {
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "192.168.0.2",
+            "",
+            "[fe80::1]",
+        ] {
             assert!(!is_this_machine(host), "{host}");
         }
     }

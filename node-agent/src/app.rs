@@ -23,6 +23,8 @@ use crate::tiers::{Launcher, Tiers};
 use crate::uplink::{Standing, Uplink};
 use crate::work::Work;
 
+/// The proxy must know that we go before its next request; a lost proxy must not hold us.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Answers that could not finish get this long to say so.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -33,7 +35,9 @@ pub enum AppError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The machine belongs to no proxy.
-    #[error("this machine has not joined a proxy yet; run `hearth-node join LINK` with the link that `hearth-proxy node invite` prints")]
+    #[error(
+        "this machine has not joined a proxy yet; run `hearth-node join LINK` with the link that `hearth-proxy node invite` prints"
+    )]
     NotJoined,
     /// The join failed.
     #[error(transparent)]
@@ -115,6 +119,8 @@ struct Agent {
     work: Work,
     tiers: Arc<Tiers>,
     connections: TaskTracker,
+    farewell: CancellationToken,
+    standing: watch::Receiver<Standing>,
     uplink_stop: CancellationToken,
     uplink: tokio::task::JoinHandle<()>,
     /// Parts without an end of their own.
@@ -136,7 +142,7 @@ impl Agent {
         let metrics = Arc::new(Metrics::new(tiers.clone()));
         let work = Work::default();
         let token = AgentToken::default();
-        let (standing, _receiver) = watch::channel(Standing::default());
+        let (standing, present) = watch::channel(Standing::default());
         let mut background = Vec::new();
         if let Some(address) = node.admin_listen {
             let page = AdminPage::bind(address, metrics.clone())
@@ -153,18 +159,25 @@ impl Agent {
         background.push(tokio::spawn(teller.serve(node.state_dir)));
         let connections = TaskTracker::new();
         let uplink_stop = CancellationToken::new();
+        let farewell = CancellationToken::new();
         let uplink = Uplink {
             hub,
             identity,
             member,
             bind: node.bind,
-            front: Arc::new(Front::new(tiers.clone(), token.clone(), work.clone(), metrics.clone())),
+            front: Arc::new(Front::new(
+                tiers.clone(),
+                token.clone(),
+                work.clone(),
+                metrics.clone(),
+            )),
             token,
             tiers: tiers.clone(),
             work: work.clone(),
             metrics,
             standing,
             connections: connections.clone(),
+            farewell: farewell.clone(),
         };
         let uplink = tokio::spawn(uplink.run(uplink_stop.clone()));
         Ok(Self {
@@ -172,6 +185,8 @@ impl Agent {
             work,
             tiers,
             connections,
+            farewell,
+            standing: present,
             uplink_stop,
             uplink,
             background,
@@ -179,18 +194,7 @@ impl Agent {
     }
 
     async fn stop(self) {
-        self.work.drain();
-        tracing::info!(
-            requests_running = self.work.running(),
-            grace_secs = self.grace.as_secs(),
-            "going down: no new work, running answers finish"
-        );
-        if timeout(self.grace, self.work.idle()).await.is_err() {
-            tracing::warn!(
-                requests_running = self.work.running(),
-                "the grace is over; answers are cut"
-            );
-        }
+        self.drain().await;
         // Answers still running end with an error event now, which the connections below still carry.
         self.tiers.shutdown().await;
         self.connections.close();
@@ -205,5 +209,23 @@ impl Agent {
             part.abort();
         }
         tracing::info!("stopped");
+    }
+
+    /// Tells the proxy and waits for running answers.
+    async fn drain(&self) {
+        self.work.drain();
+        tracing::info!(
+            requests_running = self.work.running(),
+            grace_secs = self.grace.as_secs(),
+            "going down: no new work, running answers finish"
+        );
+        let connected = *self.standing.borrow() == Standing::Connected;
+        if connected && timeout(FAREWELL, self.farewell.cancelled()).await.is_err() {
+            tracing::debug!("the proxy could not be told");
+        }
+        if timeout(self.grace, self.work.idle()).await.is_err() {
+            let requests_running = self.work.running();
+            tracing::warn!(requests_running, "the grace is over; answers are cut");
+        }
     }
 }

@@ -186,9 +186,7 @@ fn text_only(chat: &ValidChat) -> Result<(), Refused> {
 fn form(chat: &ValidChat, calling: &Calling<'_>) -> Result<Option<Grammar>, Refused> {
     let asked = match (&chat.response_format, &chat.generation.grammar) {
         (ResponseFormat::Text, None) => None,
-        (ResponseFormat::Text, Some(grammar)) => {
-            Some(("grammar", Grammar::Gbnf(grammar.clone())))
-        }
+        (ResponseFormat::Text, Some(grammar)) => Some(("grammar", Grammar::Gbnf(grammar.clone()))),
         (ResponseFormat::JsonObject { .. } | ResponseFormat::JsonSchema { .. }, None) => {
             let schema = chat.response_format.schema().cloned();
             let schema = schema.unwrap_or_else(|| json!({"type": "object"}));
@@ -204,9 +202,7 @@ fn form(chat: &ValidChat, calling: &Calling<'_>) -> Result<Option<Grammar>, Refu
     match (calling, asked) {
         (Calling::Off, asked) => Ok(asked.map(|(_param, grammar)| grammar)),
         (Calling::Free, None) => Ok(None),
-        (Calling::Forced(tools), None) => {
-            Ok(Some(Grammar::JsonSchema(tools::call_schema(tools)?)))
-        }
+        (Calling::Forced(tools), None) => Ok(Some(Grammar::JsonSchema(tools::call_schema(tools)?))),
         (Calling::Free | Calling::Forced(_), Some((param, _grammar))) => Err(unsupported(
             param,
             "a form of the answer and tools exclude each other; send one of them, or tool_choice none",
@@ -250,8 +246,12 @@ fn sampling(asked: &valid::Sampling, defaults: &SamplingDefaults) -> Sampling {
             .or(defaults.temperature)
             .unwrap_or(engine.temperature),
         top_k: asked.top_k.or(defaults.top_k).unwrap_or(engine.top_k),
-        top_p: number(asked.top_p).or(defaults.top_p).unwrap_or(engine.top_p),
-        min_p: number(asked.min_p).or(defaults.min_p).unwrap_or(engine.min_p),
+        top_p: number(asked.top_p)
+            .or(defaults.top_p)
+            .unwrap_or(engine.top_p),
+        min_p: number(asked.min_p)
+            .or(defaults.min_p)
+            .unwrap_or(engine.min_p),
         typical_p: number(asked.typical_p).unwrap_or(engine.typical_p),
         repeat_penalty: number(asked.repeat_penalty)
             .or(defaults.repeat_penalty)

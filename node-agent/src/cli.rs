@@ -1,7 +1,7 @@
 //! The command line: what was asked, with which settings, and the exit code. 0: done; 1: failed; 64: the settings are wrong.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -43,7 +43,12 @@ enum Command {
         #[command(flatten)]
         settings: SettingsFile,
         /// Join with this link first, if this machine has not joined that proxy yet.
-        #[arg(long, value_name = "LINK", env = "HEARTH_NODE_JOIN", hide_env_values = true)]
+        #[arg(
+            long,
+            value_name = "LINK",
+            env = "HEARTH_NODE_JOIN",
+            hide_env_values = true
+        )]
         join: Option<String>,
     },
     /// Look at the settings.
@@ -119,12 +124,12 @@ pub fn main() -> ExitCode {
     };
     let done = match arguments.command {
         Command::Worker => return engine::worker::run(),
-        Command::Join { link, settings } => join_command(&link, settings),
-        Command::Run { settings, join } => run_command(settings, join.as_deref()),
+        Command::Join { link, settings } => join_command(&link, &settings),
+        Command::Run { settings, join } => run_command(&settings, join.as_deref()),
         Command::Config {
             command: ConfigCommand::Check { file },
-        } => check_command(file),
-        Command::Status { settings, output } => status_command(settings, output),
+        } => check_command(file.as_deref()),
+        Command::Status { settings, output } => status_command(&settings, output),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,8 +154,8 @@ fn say(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn settings_of(file: Option<PathBuf>) -> Result<Settings, Failure> {
-    load::node(file.as_deref()).map_err(|problems| Failure::Settings(problems.to_string()))
+fn settings_of(file: Option<&Path>) -> Result<Settings, Failure> {
+    load::node(file).map_err(|problems| Failure::Settings(problems.to_string()))
 }
 
 fn runtime() -> Result<Runtime, Failure> {
@@ -158,8 +163,8 @@ fn runtime() -> Result<Runtime, Failure> {
     Ok(runtime)
 }
 
-fn join_command(link: &str, file: SettingsFile) -> Result<(), Failure> {
-    let settings = settings_of(file.config)?;
+fn join_command(link: &str, file: &SettingsFile) -> Result<(), Failure> {
+    let settings = settings_of(file.config.as_deref())?;
     let link = JoinLink::parse(link)?;
     let node = &settings.node;
     let identity = Identity::open(&node.state_dir)?;
@@ -178,8 +183,8 @@ fn join_command(link: &str, file: SettingsFile) -> Result<(), Failure> {
     }
 }
 
-fn run_command(file: SettingsFile, link: Option<&str>) -> Result<(), Failure> {
-    let settings = settings_of(file.config)?;
+fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {
+    let settings = settings_of(file.config.as_deref())?;
     let link = link.map(JoinLink::parse).transpose()?;
     log::init(&settings.log);
     let launcher = Launcher {
@@ -218,7 +223,7 @@ fn watch_signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Fa
     })
 }
 
-fn check_command(file: Option<PathBuf>) -> Result<(), Failure> {
+fn check_command(file: Option<&Path>) -> Result<(), Failure> {
     let settings = settings_of(file)?;
     let mut problems = Vec::new();
     for tier in &settings.tiers {
@@ -232,15 +237,17 @@ fn check_command(file: Option<PathBuf>) -> Result<(), Failure> {
     Err(Failure::Settings(problems.join("\n")))
 }
 
-fn status_command(file: SettingsFile, output: Output) -> Result<(), Failure> {
-    let settings = settings_of(file.config)?;
+fn status_command(file: &SettingsFile, output: Output) -> Result<(), Failure> {
+    let settings = settings_of(file.config.as_deref())?;
     let state_dir = settings.node.state_dir;
-    let status = runtime()?.block_on(status::ask(&state_dir)).map_err(|error| {
-        Failure::Other(format!(
-            "no agent answers in {}: {error}",
-            state_dir.display()
-        ))
-    })?;
+    let status = runtime()?
+        .block_on(status::ask(&state_dir))
+        .map_err(|error| {
+            Failure::Other(format!(
+                "no agent answers in {}: {error}",
+                state_dir.display()
+            ))
+        })?;
     match output {
         Output::Json => say(&serde_json::to_string_pretty(&status)?),
         Output::Text => say(&text_of(&status)),
@@ -265,7 +272,10 @@ fn text_of(status: &Status) -> String {
         };
         let model = tier.model.as_ref();
         let model = model.map_or_else(String::new, |model| {
-            format!(" {} ({}, {} tokens)", model.id, model.quantization, model.n_ctx)
+            format!(
+                " {} ({}, {} tokens)",
+                model.id, model.quantization, model.n_ctx
+            )
         });
         let reason = tier.reason.as_ref();
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));

@@ -74,7 +74,8 @@ impl AgentToken {
     /// The header that the hub accepts.
     pub fn header(&self) -> Option<HeaderValue> {
         let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.as_ref()?.expose())).ok()?;
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", token.as_ref()?.expose())).ok()?;
         value.set_sensitive(true);
         Some(value)
     }
@@ -174,7 +175,11 @@ impl Front {
         }
     }
 
-    async fn infer(&self, request: Request<Incoming>, surface: Surface) -> Result<Response<Body>, Refused> {
+    async fn infer(
+        &self,
+        request: Request<Incoming>,
+        surface: Surface,
+    ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
         let mut record = Record::begin(&call, surface.as_str(), self.metrics.clone());
         let outcome = self.generate(request, surface, call, &mut record).await;
@@ -266,7 +271,9 @@ impl Front {
             .worker
             .tokenize(asked.content, asked.add_special, asked.parse_special);
         match tokio::time::timeout_at(call.ends_at, tokens).await {
-            Ok(tokens) => Ok(json_response(&json!({"tokens": tokens.map_err(Refused::Engine)?}))),
+            Ok(tokens) => Ok(json_response(
+                &json!({"tokens": tokens.map_err(Refused::Engine)?}),
+            )),
             Err(_elapsed) => Err(Refused::Deadline),
         }
     }
@@ -277,7 +284,10 @@ impl Front {
             .rooms()
             .iter()
             .map(|room| {
-                let template = room.ready().ok().map(|ready| ready.card.chat_template.clone());
+                let template = room
+                    .ready()
+                    .ok()
+                    .map(|ready| ready.card.chat_template.clone());
                 json!({
                     "report": room.report(),
                     "chat_template": template,
@@ -352,7 +362,9 @@ impl Asked {
             Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
             Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
         };
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Envelope {
             id: call.completion_id(prefix),
             created: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

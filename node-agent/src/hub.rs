@@ -39,13 +39,17 @@ pub enum HubError {
         reason: String,
     },
     /// The proxy shows another key than the join link named.
-    #[error("the proxy {url} shows another key than the join link names: either its certificate was made anew (ask for a new join link), or somebody stands in between")]
+    #[error(
+        "the proxy {url} shows another key than the join link names: either its certificate was made anew (ask for a new join link), or somebody stands in between"
+    )]
     WrongKey {
         /// Its origin.
         url: String,
     },
     /// The certificate is not trusted.
-    #[error("the certificate of {url} is not trusted ({reason}); a proxy with a self-signed certificate prints join links with a pin")]
+    #[error(
+        "the certificate of {url} is not trusted ({reason}); a proxy with a self-signed certificate prints join links with a pin"
+    )]
     Untrusted {
         /// Its origin.
         url: String,
@@ -104,18 +108,14 @@ fn explain(code: &str, message: &str) -> String {
             "the proxy does not know this join link; was it made by another proxy, or revoked?"
         }
         "join_token_malformed" => "the join link is damaged; copy it again, whole and in quotes",
-        "node_unknown" => {
-            "the proxy does not know this node any more; join again with a new link"
-        }
+        "node_unknown" => "the proxy does not know this node any more; join again with a new link",
         "node_revoked" => {
             "this node was revoked at the proxy; it stays out until it joins with a new link"
         }
         "signature_invalid" => {
             "the proxy does not accept this node's signature; was the identity file replaced? join again with a new link"
         }
-        "version_unsupported" => {
-            "proxy and node are of different versions; update the older one"
-        }
+        "version_unsupported" => "proxy and node are of different versions; update the older one",
         _ => "",
     };
     match (known, message) {
@@ -228,7 +228,11 @@ impl Hub {
         let mut response = sent.map_err(|error| self.failure(&error))?;
         let status = response.status();
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failure(&error))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.failure(&error))?
+        {
             if bytes.len() + chunk.len() > REPLY_BYTES_MAX {
                 return Err(self.odd("its answer is too long".to_owned()));
             }

@@ -83,16 +83,16 @@ impl Identity {
             path: path.to_owned(),
             reason,
         };
-        let key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|error| damaged(error.to_string()))?;
+        let key =
+            PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|error| damaged(error.to_string()))?;
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der())
             .map_err(|error| damaged(format!("not an Ed25519 key ({error})")))?;
         Ok(Self { pair })
     }
 
     fn make(path: &Path) -> Result<Self, StateError> {
-        let no_key = |_unspecified| {
-            io_error(path, io::Error::other("the system gives no random numbers"))
-        };
+        let no_key =
+            |_unspecified| io_error(path, io::Error::other("the system gives no random numbers"));
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(no_key)?;
         let text = Zeroizing::new(STANDARD.encode(pkcs8.as_ref()));
         let mut pem = Zeroizing::new(String::with_capacity(256));
@@ -220,13 +220,16 @@ mod tests {
         let decode = |text: String| STANDARD.decode(text).expect("base64");
         let public = UnparsedPublicKey::new(&ED25519, decode(first.public()));
         let signature = decode(again.sign(b"message"));
-        public.verify(b"message", &signature).expect("the signature is right");
+        public
+            .verify(b"message", &signature)
+            .expect("the signature is right");
     }
 
     #[test]
     fn a_key_that_others_can_read_is_refused_with_the_remedy() {
         let folder = tempfile::tempdir().expect("folder");
-        drop(Identity::open(folder.path()).expect("makes"));
+        let made = Identity::open(folder.path());
+        assert!(made.is_ok(), "{made:?}");
         let path = folder.path().join(KEY_FILE);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("changes");
         let error = Identity::open(folder.path()).expect_err("refused");
@@ -251,7 +254,10 @@ mod tests {
         assert_eq!(Member::load(folder.path()).expect("reads"), Some(member));
 
         let lock = StateLock::take(folder.path()).expect("free");
-        assert!(matches!(StateLock::take(folder.path()), Err(StateError::Taken(_))));
+        assert!(matches!(
+            StateLock::take(folder.path()),
+            Err(StateError::Taken(_))
+        ));
         drop(lock);
         StateLock::take(folder.path()).expect("free again");
     }

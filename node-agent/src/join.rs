@@ -61,7 +61,9 @@ pub struct JoinLink {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum LinkError {
     /// Another scheme, or none.
-    #[error("a join link starts with https://; copy the whole line that `hearth-proxy node invite` printed, in quotes")]
+    #[error(
+        "a join link starts with https://; copy the whole line that `hearth-proxy node invite` printed, in quotes"
+    )]
     NotHttps,
     /// The part after `#` is missing, as when a shell cut the link at `&` or `#`.
     #[error("the join link has no token after #; put the link in quotes")]
@@ -86,7 +88,10 @@ pub enum LinkError {
 impl JoinLink {
     /// Reads a link.
     pub fn parse(text: &str) -> Result<Self, LinkError> {
-        let rest = text.trim().strip_prefix("https://").ok_or(LinkError::NotHttps)?;
+        let rest = text
+            .trim()
+            .strip_prefix("https://")
+            .ok_or(LinkError::NotHttps)?;
         let (place, fragment) = rest.split_once('#').ok_or(LinkError::NoToken)?;
         let authority = place.split(['/', '?']).next().unwrap_or_default();
         let uri: http::Uri = format!("https://{authority}/")
@@ -153,8 +158,10 @@ mod tests {
     #[test]
     fn a_link_gives_proxy_token_and_pin() {
         let token = token(TokenKind::Join);
-        let link = JoinLink::parse(&format!("https://home.example:8443/join#{token}&pin={PIN}\n"))
-            .expect("parses");
+        let link = JoinLink::parse(&format!(
+            "https://home.example:8443/join#{token}&pin={PIN}\n"
+        ))
+        .expect("parses");
         assert_eq!(link.proxy, "https://home.example:8443");
         assert_eq!(link.pin.map(|pin| pin.to_string()).as_deref(), Some(PIN));
         let plain = JoinLink::parse(&format!("https://[::1]/join#{token}")).expect("parses");
@@ -173,9 +180,15 @@ mod tests {
             ("https://a/join#".to_owned(), LinkError::NoToken),
             (format!("https:///join#{good}"), LinkError::NoHost),
             (format!("https://u:p@a/join#{good}"), LinkError::NoHost),
-            (format!("https://a/join#{typo}"), LinkError::Token(TokenError::Malformed)),
+            (
+                format!("https://a/join#{typo}"),
+                LinkError::Token(TokenError::Malformed),
+            ),
             (format!("https://a/join#{other}"), LinkError::WrongKind),
-            (format!("https://a/join#{good}&pin=sha256-AA"), LinkError::Pin),
+            (
+                format!("https://a/join#{good}&pin=sha256-AA"),
+                LinkError::Pin,
+            ),
             (format!("https://a/join#{good}&x=1"), LinkError::Unknown),
         ] {
             let error = JoinLink::parse(&text).expect_err("damaged");

@@ -176,9 +176,11 @@ const GAUGES: [TierGauge; 8] = [
     ("kv_tokens", "Tokens in the KV cache", |room| {
         precise(room.stats().kv_tokens)
     }),
-    ("kv_tokens_max", "Tokens that fit into the KV cache", |room| {
-        precise(room.stats().kv_tokens_max)
-    }),
+    (
+        "kv_tokens_max",
+        "Tokens that fit into the KV cache",
+        |room| precise(room.stats().kv_tokens_max),
+    ),
 ];
 
 const COUNTERS: [TierCounter; 4] = [

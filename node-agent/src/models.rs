@@ -213,7 +213,10 @@ mod tests {
         fs::write(&path, b"").expect("writes");
         let run = CancellationToken::new();
         let mut hashes = Hashes::open(folder.path());
-        assert_eq!(hashes.sha256(&path, &run).expect("hashes").as_deref(), Some(EMPTY_SHA256));
+        assert_eq!(
+            hashes.sha256(&path, &run).expect("hashes").as_deref(),
+            Some(EMPTY_SHA256)
+        );
 
         let stopped = CancellationToken::new();
         stopped.cancel();
@@ -222,8 +225,15 @@ mod tests {
         assert_eq!(known.as_deref(), Some(EMPTY_SHA256), "comes from the cache");
 
         fs::write(&path, b"changed").expect("writes");
-        assert_eq!(again.sha256(&path, &stopped).expect("hashes"), None, "must be read anew");
-        let new = again.sha256(&path, &run).expect("hashes").expect("was not stopped");
+        assert_eq!(
+            again.sha256(&path, &stopped).expect("hashes"),
+            None,
+            "must be read anew"
+        );
+        let new = again
+            .sha256(&path, &run)
+            .expect("hashes")
+            .expect("was not stopped");
         assert_ne!(new, EMPTY_SHA256);
     }
 }

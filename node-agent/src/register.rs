@@ -67,7 +67,12 @@ impl Place {
         let preshared: [u8; 32] = preshared
             .and_then(|bytes| bytes.try_into().ok())
             .ok_or(PlaceError::Field("pre-shared key"))?;
-        if reply.agent_token.len() < 16 || !reply.agent_token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if reply.agent_token.len() < 16
+            || !reply
+                .agent_token
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic())
+        {
             return Err(PlaceError::Field("agent token"));
         }
         let endpoint = full_endpoint(&reply.hub.endpoint, host);
@@ -84,7 +89,9 @@ impl Place {
             },
             agent_token: Secret::new(reply.agent_token),
             report_port: reply.report_port,
-            heartbeat: Duration::from_secs(reply.heartbeat_secs.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)),
+            heartbeat: Duration::from_secs(
+                reply.heartbeat_secs.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX),
+            ),
         })
     }
 }
@@ -115,7 +122,9 @@ async fn resolve(endpoint: &str, bind: SocketAddr, turn: usize) -> Result<Socket
     chosen
         .and_then(|place| reachable.get(place))
         .copied()
-        .ok_or_else(|| failed("it has no address of our kind; set node.bind to \"[::]:0\"".to_owned()))
+        .ok_or_else(|| {
+            failed("it has no address of our kind; set node.bind to \"[::]:0\"".to_owned())
+        })
 }
 
 /// Pauses that double from 1 s to 30 s, each shortened by up to half at random, so that nodes do not come back in step.
@@ -185,19 +194,32 @@ mod tests {
     async fn useless_answers_are_named() {
         let mut bad_key = reply(":1");
         bad_key.hub.public_key = "short".to_owned();
-        assert_eq!(place(bad_key).await.err(), Some(PlaceError::Field("hub key")));
+        assert_eq!(
+            place(bad_key).await.err(),
+            Some(PlaceError::Field("hub key"))
+        );
         let mut bad_token = reply(":1");
         bad_token.agent_token = "line\r\nbreak and more".to_owned();
-        assert_eq!(place(bad_token).await.err(), Some(PlaceError::Field("agent token")));
+        assert_eq!(
+            place(bad_token).await.err(),
+            Some(PlaceError::Field("agent token"))
+        );
         let ipv6 = place(reply("[::1]:1")).await;
-        assert!(matches!(ipv6, Err(PlaceError::Resolve { .. })), "an IPv4 socket cannot reach it");
+        assert!(
+            matches!(ipv6, Err(PlaceError::Resolve { .. })),
+            "an IPv4 socket cannot reach it"
+        );
     }
 
     #[test]
     fn pauses_grow_to_half_a_minute_and_vary() {
         let mut backoff = Backoff::default();
         let pauses: Vec<Duration> = (0..9).map(|_try| backoff.pause()).collect();
-        assert!(pauses.iter().all(|pause| *pause >= Backoff::MIN / 2 && *pause <= Backoff::MAX));
+        assert!(
+            pauses
+                .iter()
+                .all(|pause| *pause >= Backoff::MIN / 2 && *pause <= Backoff::MAX)
+        );
         assert!(pauses.last().is_some_and(|last| *last >= Backoff::MAX / 2));
         backoff.reset();
         assert!(backoff.pause() <= Backoff::MIN);

@@ -126,9 +126,10 @@ impl Refused {
     /// Names the field that asked for a grammar which the engine cannot use.
     #[must_use]
     pub fn about_form(self, param: &'static str) -> Self {
-        match self {
-            Self::Engine(engine::Refusal::BadGrammar { reason }) => Self::Form { param, reason },
-            other => other,
+        if let Self::Engine(engine::Refusal::BadGrammar { reason }) = self {
+            Self::Form { param, reason }
+        } else {
+            self
         }
     }
 
@@ -185,9 +186,12 @@ impl Refused {
     fn wire(&self) -> Wire {
         let message = self.to_string();
         match self {
-            Self::Unauthorised => {
-                Wire::new(StatusCode::UNAUTHORIZED, CALLER, "invalid_agent_token", message)
-            }
+            Self::Unauthorised => Wire::new(
+                StatusCode::UNAUTHORIZED,
+                CALLER,
+                "invalid_agent_token",
+                message,
+            ),
             Self::NotFound => Wire::new(StatusCode::NOT_FOUND, CALLER, "not_found", message),
             Self::Method(_) => Wire::new(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -258,7 +262,9 @@ fn engine_refusal(refusal: &engine::Refusal) -> Wire {
             n_ctx,
         } => {
             let wanted = match max_tokens {
-                Some(answer) => format!("{prompt_tokens} tokens in the messages, {answer} in the answer"),
+                Some(answer) => {
+                    format!("{prompt_tokens} tokens in the messages, {answer} in the answer")
+                }
                 None => format!("{prompt_tokens} tokens in the messages"),
             };
             let message = format!(

@@ -128,7 +128,11 @@ impl Reporter {
             // The hub had closed the kept connection.
             Err(request) => {
                 self.connection = None;
-                self.open().await?.send_request(*request).await.map_err(broken)?
+                self.open()
+                    .await?
+                    .send_request(*request)
+                    .await
+                    .map_err(|error| broken(&error))?
             }
         };
         let status = response.status();
@@ -151,7 +155,8 @@ impl Reporter {
     async fn kept(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Result<http::Response<hyper::body::Incoming>, Box<Request<Full<Bytes>>>>, ReportError> {
+    ) -> Result<Result<http::Response<hyper::body::Incoming>, Box<Request<Full<Bytes>>>>, ReportError>
+    {
         let sender = self.open().await?;
         if sender.ready().await.is_err() {
             return Ok(Err(Box::new(request)));
@@ -160,32 +165,34 @@ impl Reporter {
             Ok(response) => Ok(Ok(response)),
             Err(mut error) => match error.take_message() {
                 Some(request) => Ok(Err(Box::new(request))),
-                None => Err(broken(error.into_error())),
+                None => Err(broken(&error.into_error())),
             },
         }
     }
 
     async fn open(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, ReportError> {
         let kept = self.connection.take().filter(|sender| !sender.is_closed());
-        let sender = match kept {
-            Some(sender) => sender,
-            None => {
-                let stream = self.tunnel.connect(self.hub, self.port, REPORT_MAX).await?;
-                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-                // Ends with the sender.
-                tokio::spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "the report connection ended");
-                    }
-                });
-                sender
-            }
+        let sender = if let Some(sender) = kept {
+            sender
+        } else {
+            let stream = self.tunnel.connect(self.hub, self.port, REPORT_MAX).await?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| broken(&error))?;
+            // Ends with the sender.
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "the report connection ended");
+                }
+            });
+            sender
         };
         Ok(self.connection.insert(sender))
     }
 
     fn request(&self, report: &Report) -> Result<Request<Full<Bytes>>, ReportError> {
-        let body = serde_json::to_vec(report).map_err(|error| ReportError::Broken(error.to_string()))?;
+        let body =
+            serde_json::to_vec(report).map_err(|error| ReportError::Broken(error.to_string()))?;
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(PATH)
@@ -200,7 +207,7 @@ impl Reporter {
     }
 }
 
-fn broken(error: hyper::Error) -> ReportError {
+fn broken(error: &hyper::Error) -> ReportError {
     ReportError::Broken(error.to_string())
 }
 

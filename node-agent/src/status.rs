@@ -67,7 +67,12 @@ impl Teller {
             reason: standing.reason().map(str::to_owned),
             draining: self.work.is_draining(),
             requests_running: self.work.running(),
-            tiers: self.tiers.rooms().iter().map(|room| room.report()).collect(),
+            tiers: self
+                .tiers
+                .rooms()
+                .iter()
+                .map(|room| room.report())
+                .collect(),
         }
     }
 
@@ -108,7 +113,10 @@ pub async fn ask(state_dir: &Path) -> io::Result<Status> {
     let exchange = async {
         let stream = UnixStream::connect(state_dir.join(SOCKET_FILE)).await?;
         let mut bytes = Vec::new();
-        stream.take(STATUS_BYTES_MAX).read_to_end(&mut bytes).await?;
+        stream
+            .take(STATUS_BYTES_MAX)
+            .read_to_end(&mut bytes)
+            .await?;
         serde_json::from_slice(&bytes).map_err(io::Error::other)
     };
     match timeout(EXCHANGE_MAX, exchange).await {

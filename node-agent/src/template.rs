@@ -69,7 +69,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Parses `source`, or ChatML if a model brings none. `strip_bos`: the tokenizer writes the begin token itself.
+    /// Parses `source`, or `ChatML` if a model brings none. `strip_bos`: the tokenizer writes the begin token itself.
     pub fn new(
         source: Option<&str>,
         bos_token: &str,
@@ -221,7 +221,9 @@ fn arguments_value(text: &str) -> serde_json::Value {
 
 /// The message of the innermost error without the excerpt of the template.
 fn one_line(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
         Some(line) if error.kind() == ErrorKind::SyntaxError => format!("{detail} (line {line})"),
         Some(_) | None => detail,

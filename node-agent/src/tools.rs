@@ -1,5 +1,5 @@
 //! Tools: how a model is told about them, made to call them, and how its calls are found in its text ([`splitter`]).
-//! One syntax so far, Hermes' `<tool_call>{json}</tool_call>`, which ChatML models write. Pure; runs no tool.
+//! One syntax so far, Hermes' `<tool_call>{json}</tool_call>`, which `ChatML` models write. Pure; runs no tool.
 
 pub mod splitter;
 
@@ -140,9 +140,9 @@ fn as_text(message: &Message) -> Message {
                 }
                 let name = Value::from(call.function.name.as_str());
                 let arguments = &call.function.arguments;
-                text.push_str(&format!(
-                    "{OPEN}\n{{\"name\": {name}, \"arguments\": {arguments}}}\n{CLOSE}"
-                ));
+                let call =
+                    format!("{OPEN}\n{{\"name\": {name}, \"arguments\": {arguments}}}\n{CLOSE}");
+                text.push_str(&call);
             }
             text_message(Role::Assistant, text)
         }

@@ -25,7 +25,7 @@ use crate::work::Work;
 use session::{End, Session};
 
 /// A proxy that says no is asked again only this often.
-const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+const REFUSED_PAUSE: Duration = Duration::from_mins(1);
 
 /// How the node stands with its proxy.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -92,6 +92,8 @@ pub struct Uplink {
     pub standing: watch::Sender<Standing>,
     /// Connections of the proxy.
     pub connections: TaskTracker,
+    /// Cancelled when the proxy knows that we are going down.
+    pub farewell: CancellationToken,
 }
 
 impl Uplink {
@@ -137,7 +139,11 @@ impl Uplink {
             match self.register(key, try_count).await {
                 Ok(place) => return place,
                 Err(lasting) => {
-                    let pause = if lasting { REFUSED_PAUSE } else { backoff.pause() };
+                    let pause = if lasting {
+                        REFUSED_PAUSE
+                    } else {
+                        backoff.pause()
+                    };
                     sleep(pause).await;
                 }
             }
@@ -162,7 +168,12 @@ impl Uplink {
         }
     }
 
-    async fn place(&self, reply: RegisterReply, turn: usize, began: Instant) -> Result<Place, bool> {
+    async fn place(
+        &self,
+        reply: RegisterReply,
+        turn: usize,
+        began: Instant,
+    ) -> Result<Place, bool> {
         let host = self.hub.host().unwrap_or_default();
         match Place::from_reply(reply, &host, self.bind, turn).await {
             Ok(place) => {

@@ -61,7 +61,9 @@ impl Work {
     pub async fn idle(&self) {
         let mut state = self.state.subscribe();
         // The sender lives as long as `self`.
-        let _closed = state.wait_for(|state| state.draining && state.running == 0).await;
+        let _closed = state
+            .wait_for(|state| state.draining && state.running == 0)
+            .await;
     }
 
     /// Resolves when the door is closed.
@@ -73,7 +75,8 @@ impl Work {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.state.send_modify(|state| state.running = state.running.saturating_sub(1));
+        self.state
+            .send_modify(|state| state.running = state.running.saturating_sub(1));
     }
 }
 

@@ -6,12 +6,16 @@ mod ground;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use config::settings::proxy::{Limits, Settings};
+use config::wire::node::REPORT_PORT;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tunnel::Tunnel;
 
 use crate::auth::AuthError;
@@ -25,6 +29,9 @@ use crate::observe::log;
 use crate::observe::metrics::Metrics;
 use crate::store::StoreError;
 use ground::Ground;
+
+/// Tasks end when they are told to; one that does not keeps nobody waiting.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why the proxy cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +91,7 @@ pub struct App {
     phase: watch::Sender<Phase>,
     reports: Arc<ReportDesk>,
     tunnel: Tunnel,
-    stop: CancellationToken,
+    crew: Crew,
 }
 
 impl App {
@@ -92,7 +99,7 @@ impl App {
     pub async fn start(settings: Settings) -> Result<Self, AppError> {
         let ground = Ground::lay(&settings).await?;
         let (phase, seen) = watch::channel(Phase::default());
-        let stop = CancellationToken::new();
+        let crew = Crew::default();
         let readiness = ground.readiness();
         let gateway = Arc::new(ground.gateway(&settings, readiness.clone()));
         let metrics = Arc::clone(&ground.metrics);
@@ -108,18 +115,15 @@ impl App {
         let front = Front::new(front, handler, seen)?;
         let certificates = Arc::clone(front.certificates());
         ground
-            .manage(&settings, &readiness, (&certificates, &stop))
+            .manage(&settings, &readiness, (&certificates, &crew))
             .await?;
-        let reports = Arc::new(ReportDesk::new(
-            Arc::clone(&ground.members),
-            Arc::clone(&ground.fleet),
-        ));
-        Arc::clone(&reports)
-            .serve(&ground.tunnel, stop.clone())
-            .await?;
+        let (members, fleet) = (Arc::clone(&ground.members), Arc::clone(&ground.fleet));
+        let reports = Arc::new(ReportDesk::new(members, fleet));
+        let listener = ground.tunnel.listen(REPORT_PORT).await?;
+        crew.employ(Arc::clone(&reports).serve(listener));
         let limits = Arc::clone(&ground.limits);
         let tunnel = ground.tunnel.clone();
-        ground.background().start(&stop);
+        ground.background().start(&crew);
         tracing::info!(udp = %tunnel.local_addr(), "the tunnel is up");
         Ok(Self {
             front,
@@ -128,7 +132,7 @@ impl App {
             phase,
             reports,
             tunnel,
-            stop,
+            crew,
         })
     }
 
@@ -159,7 +163,7 @@ impl App {
             phase,
             reports,
             tunnel,
-            stop,
+            crew,
             ..
         } = self;
         let mut seen = phase.subscribe();
@@ -172,9 +176,34 @@ impl App {
             drained = front.run() => drained,
             () = farewell => Ok(Drained { cut: 0 }),
         };
-        stop.cancel();
+        crew.dismiss().await;
         tunnel.shutdown().await;
         Ok(drained?)
+    }
+}
+
+/// What runs beside the requests, and its end.
+#[derive(Default)]
+struct Crew {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Crew {
+    /// Runs a task until it ends or everything does.
+    fn employ(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        let task = stop.run_until_cancelled_owned(task);
+        self.tasks.spawn(task);
+    }
+
+    /// Ends all tasks and waits until what they held is free.
+    async fn dismiss(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if timeout(FAREWELL, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "tasks do not end");
+        }
     }
 }
 

@@ -83,7 +83,8 @@ impl Authenticator {
             .map_err(|why| match why {
                 StoreOr::Refused(refusal) => refusal,
                 StoreOr::Store(error) => {
-                    tracing::error!(%error, "a key cannot be looked up");
+                    // The store itself tells once that it is away; strangers must not fill the log.
+                    tracing::debug!(%error, "a key cannot be looked up");
                     self.metrics.store_error(error.label());
                     Refusal::StoreAway
                 }

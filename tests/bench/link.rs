@@ -25,7 +25,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Link for T {}
 async fn answer(mut link: impl Link) -> Result<(), Failure> {
     let mut piece = vec![7; PIECE];
     loop {
-        let Ok(kind) = link.read_u8().await else { return Ok(()) };
+        let Ok(kind) = link.read_u8().await else {
+            return Ok(());
+        };
         let mut left = usize::try_from(link.read_u64().await?)?;
         match kind {
             b'd' => {
@@ -68,7 +70,11 @@ fn megabits(bytes: usize, took: Duration) -> f64 {
     (bytes as f64) * 8.0 / took.as_secs_f64() / 1e6
 }
 
-async fn drive(mut link: impl Link, bytes: usize, pings: usize) -> Result<serde_json::Value, Failure> {
+async fn drive(
+    mut link: impl Link,
+    bytes: usize,
+    pings: usize,
+) -> Result<serde_json::Value, Failure> {
     let mut piece = vec![7; PIECE];
     let started = Instant::now();
     order(&mut link, b'd', bytes).await?;
@@ -101,12 +107,17 @@ async fn drive(mut link: impl Link, bytes: usize, pings: usize) -> Result<serde_
     }
     trips.sort_unstable();
     let at = |share: usize| trips.get(pings * share / 1000).copied().unwrap_or_default();
-    Ok(json!({"down_mbit": down.round(), "up_mbit": up.round(), "p50_us": at(500), "p99_us": at(990)}))
+    Ok(
+        json!({"down_mbit": down.round(), "up_mbit": up.round(), "p50_us": at(500), "p99_us": at(990)}),
+    )
 }
 
 /// Both ends know both keys: they come from the seeds 1 and 2, on loopback or in namespaces of the benchmark only.
 fn keys() -> (PrivateKey, PrivateKey) {
-    (PrivateKey::from_bytes([1; 32]), PrivateKey::from_bytes([2; 32]))
+    (
+        PrivateKey::from_bytes([1; 32]),
+        PrivateKey::from_bytes([2; 32]),
+    )
 }
 
 fn peer(public_key: PublicKey, address: Ipv6Addr, endpoint: Option<SocketAddr>) -> Peer {
@@ -140,16 +151,27 @@ async fn serve(over: &str, at: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-async fn measure(over: &str, at: SocketAddr, bytes: usize, pings: usize) -> Result<serde_json::Value, Failure> {
+async fn measure(
+    over: &str,
+    at: SocketAddr,
+    bytes: usize,
+    pings: usize,
+) -> Result<serde_json::Value, Failure> {
     if over == "tcp" {
         let link = TcpStream::connect(at).await?;
         link.set_nodelay(true)?;
         return drive(link, bytes, pings).await;
     }
     let (hub, node) = keys();
-    let any: SocketAddr = if at.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let any: SocketAddr = if at.is_ipv4() {
+        "0.0.0.0:0".parse()?
+    } else {
+        "[::]:0".parse()?
+    };
     let tunnel = Tunnel::start(Settings::new(any, node, NODE)).await?;
-    tunnel.set_peer(peer(hub.public_key(), HUB, Some(at))).await?;
+    tunnel
+        .set_peer(peer(hub.public_key(), HUB, Some(at)))
+        .await?;
     let link = tunnel.connect(HUB, PORT, Duration::from_secs(10)).await?;
     drive(link, bytes, pings).await
 }
@@ -161,10 +183,19 @@ async fn main() -> Result<(), Failure> {
     match words.as_slice() {
         ["serve", over, at] => serve(over, at.parse()?).await,
         ["drive", over, at, megabytes, pings] => {
-            let figures = measure(over, at.parse()?, megabytes.parse::<usize>()? << 20, pings.parse()?).await?;
+            let figures = measure(
+                over,
+                at.parse()?,
+                megabytes.parse::<usize>()? << 20,
+                pings.parse()?,
+            )
+            .await?;
             writeln!(std::io::stdout(), "{figures}")?;
             Ok(())
         }
-        _ => Err("usage: bench-link serve tcp|tunnel ADDRESS | drive tcp|tunnel ADDRESS MEGABYTES PINGS".into()),
+        _ => Err(
+            "usage: bench-link serve tcp|tunnel ADDRESS | drive tcp|tunnel ADDRESS MEGABYTES PINGS"
+                .into(),
+        ),
     }
 }

@@ -14,14 +14,21 @@ const ANSWER: &str = r#"{"id":"chatcmpl-bench","object":"chat.completion","creat
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
-    rustls::crypto::ring::default_provider().install_default().ok();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let mut arguments = std::env::args().skip(1);
-    let (Some(link), Some(certificate), Some(port)) = (arguments.next(), arguments.next(), arguments.next()) else {
+    let (Some(link), Some(certificate), Some(port)) =
+        (arguments.next(), arguments.next(), arguments.next())
+    else {
         return Err("usage: bench-upstream JOIN_LINK CERTIFICATE_FILE TCP_PORT".into());
     };
     let answer: Answer = Arc::new(|_| {
         let mut response = Response::new(Full::new(Bytes::from_static(ANSWER.as_bytes())));
-        response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(
+            "content-type",
+            http::HeaderValue::from_static("application/json"),
+        );
         response
     });
     let model = ModelReport {
@@ -35,7 +42,13 @@ async fn main() -> Result<(), Failure> {
         architecture: "llama".to_owned(),
         modalities: Vec::new(),
     };
-    let _node = FakeNode::join(&link, &std::fs::read_to_string(certificate)?, model, Arc::clone(&answer)).await?;
+    let _node = FakeNode::join(
+        &link,
+        &std::fs::read_to_string(certificate)?,
+        model,
+        Arc::clone(&answer),
+    )
+    .await?;
     let listener = TcpListener::bind(("127.0.0.1", port.parse()?)).await?;
     loop {
         let (stream, _) = listener.accept().await?;

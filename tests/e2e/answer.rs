@@ -15,11 +15,18 @@ async fn a_question_is_answered_by_the_llama_at_home() {
 
     for tier in ["fast", "primary", "heavy"] {
         let reply = friend.ask(tier, "Which tier are you?").await;
-        assert_eq!(reply.text(), format!("I am the {tier} tier."), "the tier asked for is the tier that answers");
+        assert_eq!(
+            reply.text(),
+            format!("I am the {tier} tier."),
+            "the tier asked for is the tier that answers"
+        );
         assert_eq!(reply.routing()["tier"], tier);
         assert_eq!(reply.routing()["node"], "den");
         assert_eq!(reply.header("x-routing-tier"), tier);
-        assert!(reply.routing()["fallback"].is_null(), "no detour was needed");
+        assert!(
+            reply.routing()["fallback"].is_null(),
+            "no detour was needed"
+        );
     }
 
     let reply = friend.ask("tiny-fast", PARIS).await;
@@ -30,7 +37,10 @@ async fn a_question_is_answered_by_the_llama_at_home() {
     assert!(body["choices"][0]["message"]["refusal"].is_null());
     let usage = &body["usage"];
     let count = |field: &str| usage[field].as_u64().expect("usage counts");
-    assert_eq!(count("total_tokens"), count("prompt_tokens") + count("completion_tokens"));
+    assert_eq!(
+        count("total_tokens"),
+        count("prompt_tokens") + count("completion_tokens")
+    );
     assert_eq!(reply.routing()["tokens"], usage["completion_tokens"]);
 }
 
@@ -42,7 +52,11 @@ async fn a_stream_says_the_same_and_ends_properly() {
     proxy.serves(&friend, &["fast"]).await;
 
     let stream = friend.stream("fast", PARIS).await;
-    assert!(stream.headers["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/event-stream")));
+    assert!(
+        stream.headers["content-type"]
+            .to_str()
+            .is_ok_and(|kind| kind.starts_with("text/event-stream"))
+    );
     assert!(stream.headers.contains_key("x-request-id"));
     let transcript = stream.collect().await;
 
@@ -50,9 +64,21 @@ async fn a_stream_says_the_same_and_ends_properly() {
     assert_eq!(transcript.finish_reason().as_deref(), Some("stop"));
     assert!(transcript.done, "the stream ends with [DONE]");
     assert_eq!(transcript.routing()["tier"], "fast");
-    assert_eq!(transcript.routing()["tokens"], transcript.usage()["completion_tokens"]);
-    assert_eq!(transcript.chunks[0]["choices"][0]["delta"]["role"], "assistant");
-    assert!(transcript.chunks.iter().all(|chunk| chunk["id"] == transcript.chunks[0]["id"]), "one id for one answer");
+    assert_eq!(
+        transcript.routing()["tokens"],
+        transcript.usage()["completion_tokens"]
+    );
+    assert_eq!(
+        transcript.chunks[0]["choices"][0]["delta"]["role"],
+        "assistant"
+    );
+    assert!(
+        transcript
+            .chunks
+            .iter()
+            .all(|chunk| chunk["id"] == transcript.chunks[0]["id"]),
+        "one id for one answer"
+    );
 }
 
 #[tokio::test]
@@ -62,11 +88,23 @@ async fn the_classifier_decides_unless_the_request_does() {
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast", "primary", "heavy"]).await;
 
-    assert_eq!(friend.ask("auto", "Hello").await.routing()["tier"], "fast", "a greeting needs no more");
+    assert_eq!(
+        friend.ask("auto", "Hello").await.routing()["tier"],
+        "fast",
+        "a greeting needs no more"
+    );
     let hard = "Prove step by step that the square root of 2 is irrational, then write a Rust function that checks it and analyse its complexity.";
-    assert_eq!(friend.ask("auto", hard).await.routing()["tier"], "heavy", "a proof and code deserve the strongest");
+    assert_eq!(
+        friend.ask("auto", hard).await.routing()["tier"],
+        "heavy",
+        "a proof and code deserve the strongest"
+    );
     let wished = json!({"model": "auto", "tier": "primary", "messages": [{"role": "user", "content": "Hello"}]});
-    assert_eq!(friend.complete(wished).await.routing()["tier"], "primary", "`tier` in the body overrides");
+    assert_eq!(
+        friend.complete(wished).await.routing()["tier"],
+        "primary",
+        "`tier` in the body overrides"
+    );
 }
 
 #[tokio::test]
@@ -76,11 +114,22 @@ async fn models_are_listed_at_once_even_with_no_home() {
 
     let list = friend.get("/v1/models").await;
     assert_eq!(list.status, 200);
-    assert!(list.json()["data"].as_array().is_some(), "a list, however short");
+    assert!(
+        list.json()["data"].as_array().is_some(),
+        "a list, however short"
+    );
 
     let reply = friend.ask("auto", "Hello").await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "no_tier_available"));
-    assert!(reply.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "no_tier_available")
+    );
+    assert!(
+        reply
+            .header("retry-after")
+            .parse::<u64>()
+            .is_ok_and(|seconds| seconds >= 1)
+    );
 }
 
 #[tokio::test]
@@ -91,7 +140,13 @@ async fn completions_health_and_metrics_answer() {
     proxy.serves(&friend, &["fast"]).await;
 
     let body = json!({"model": "fast", "prompt": "Hello", "max_tokens": 4, "temperature": 0});
-    let reply = friend.post_raw("/v1/completions", "application/json", body.to_string().into_bytes()).await;
+    let reply = friend
+        .post_raw(
+            "/v1/completions",
+            "application/json",
+            body.to_string().into_bytes(),
+        )
+        .await;
     assert_eq!(reply.json()["object"], "text_completion", "{}", reply.body);
     assert_eq!(friend.get("/health").await.json()["status"], "ok");
     assert_eq!(proxy.stranger().get("/healthz").await.status, 200);

@@ -18,7 +18,10 @@ async fn a_join_link_works_once() {
 
     assert!(said.contains("used"), "one clear line: {said}");
     den.join(&link); // the same identity again is no new node
-    assert_eq!(proxy.manage(&["node", "list"]).as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        proxy.manage(&["node", "list"]).as_array().map(Vec::len),
+        Some(1)
+    );
 }
 
 #[tokio::test]
@@ -28,11 +31,16 @@ async fn a_revoked_node_is_out_within_seconds() {
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
-    let id = den.registration()["node_id"].as_str().expect("a joined node has an id").to_owned();
+    let id = den.registration()["node_id"]
+        .as_str()
+        .expect("a joined node has an id")
+        .to_owned();
     proxy.manage(&["node", "revoke", &id]);
 
-    until("the revoked node answers no more", Duration::from_secs(5), || async {
-        (friend.ask("fast", "Hello").await.status == 503).then_some(())
-    })
+    until(
+        "the revoked node answers no more",
+        Duration::from_secs(5),
+        || async { (friend.ask("fast", "Hello").await.status == 503).then_some(()) },
+    )
     .await;
 }

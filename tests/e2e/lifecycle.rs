@@ -17,7 +17,10 @@ async fn after_the_proxy_restarts_the_node_is_back_by_itself() {
     proxy.restart().await;
 
     proxy.serves(&friend, &["fast"]).await;
-    assert_eq!(friend.ask("fast", "Which tier are you?").await.text(), "I am the fast tier.");
+    assert_eq!(
+        friend.ask("fast", "Which tier are you?").await.text(),
+        "I am the fast tier."
+    );
 }
 
 #[tokio::test]
@@ -31,18 +34,27 @@ async fn after_the_node_restarts_it_is_the_same_node() {
     home.kill();
     home.restart();
 
-    until("the restarted node answers", Duration::from_secs(20), || async {
-        (friend.ask("fast", "Hello").await.status == 200).then_some(())
-    })
+    until(
+        "the restarted node answers",
+        Duration::from_secs(20),
+        || async { (friend.ask("fast", "Hello").await.status == 200).then_some(()) },
+    )
     .await;
     assert_eq!(home.registration()["node_id"], before["node_id"]);
-    assert_eq!(proxy.manage(&["node", "list"]).as_array().map(Vec::len), Some(1), "one machine, one node");
+    assert_eq!(
+        proxy.manage(&["node", "list"]).as_array().map(Vec::len),
+        Some(1),
+        "one machine, one node"
+    );
 }
 
 #[tokio::test]
 async fn sigterm_lets_a_running_stream_finish() {
     let mut proxy = Proxy::start().await;
-    let _home = Node::named("den").tier_from("fast", &slow(15, 20), 2).join(&proxy).await;
+    let _home = Node::named("den")
+        .tier_from("fast", &slow(15, 20), 2)
+        .join(&proxy)
+        .await;
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
     let mut stream = friend.stream("fast", "Talk.").await;
@@ -51,11 +63,18 @@ async fn sigterm_lets_a_running_stream_finish() {
     proxy.process().signal("TERM");
 
     let transcript = stream.collect().await;
-    assert!(transcript.finish_reason().is_some(), "the answer was finished: {:?}", transcript.chunks.last());
+    assert!(
+        transcript.finish_reason().is_some(),
+        "the answer was finished: {:?}",
+        transcript.chunks.last()
+    );
     assert!(transcript.done);
     let status = proxy.process().ended(Duration::from_secs(10)).await;
     assert!(status.success(), "an orderly end is a success: {status}");
-    assert!(friend.try_get("/v1/models").await.is_none(), "nobody new is let in");
+    assert!(
+        friend.try_get("/v1/models").await.is_none(),
+        "nobody new is let in"
+    );
 }
 
 #[tokio::test]
@@ -67,7 +86,13 @@ async fn sigterm_with_nothing_to_do_ends_at_once() {
     home.process().signal("TERM");
     assert!(home.process().ended(Duration::from_secs(5)).await.success());
     proxy.process().signal("TERM");
-    assert!(proxy.process().ended(Duration::from_secs(5)).await.success());
+    assert!(
+        proxy
+            .process()
+            .ended(Duration::from_secs(5))
+            .await
+            .success()
+    );
 }
 
 #[tokio::test]
@@ -78,7 +103,11 @@ async fn sighup_takes_a_new_certificate_and_drops_nothing() {
     proxy.process().signal("HUP");
 
     for _ in 0..20 {
-        assert_eq!(friend.get("/v1/models").await.status, 200, "SIGHUP never kills");
+        assert_eq!(
+            friend.get("/v1/models").await.status,
+            200,
+            "SIGHUP never kills"
+        );
     }
     proxy.process().assert_running();
 }

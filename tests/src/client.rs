@@ -19,34 +19,58 @@ pub struct Client {
 impl Client {
     /// Trusts exactly the proxy's certificate.
     pub fn new(base: &str, certificate_pem: &str, bearer: Option<&str>) -> Self {
-        let certificate = Certificate::from_pem(certificate_pem.as_bytes()).expect("the proxy's certificate is PEM");
+        let certificate = Certificate::from_pem(certificate_pem.as_bytes())
+            .expect("the proxy's certificate is PEM");
         let http = reqwest::Client::builder()
             .tls_certs_only([certificate])
             .timeout(Duration::from_secs(60))
             .build()
             .expect("a client can be built");
-        Self { http, base: base.to_owned(), bearer: bearer.map(ToOwned::to_owned) }
+        Self {
+            http,
+            base: base.to_owned(),
+            bearer: bearer.map(ToOwned::to_owned),
+        }
     }
 
     /// The same client with another credential.
     pub fn with_bearer(&self, bearer: &str) -> Self {
-        Self { bearer: Some(bearer.to_owned()), ..self.clone() }
+        Self {
+            bearer: Some(bearer.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// A GET, credential included.
     pub async fn get(&self, path: &str) -> Reply {
-        Reply::read(self.authorized(self.http.get(format!("{}{path}", self.base))).send().await.expect("the proxy answers")).await
+        Reply::read(
+            self.authorized(self.http.get(format!("{}{path}", self.base)))
+                .send()
+                .await
+                .expect("the proxy answers"),
+        )
+        .await
     }
 
     /// A GET that may fail to connect.
     pub async fn try_get(&self, path: &str) -> Option<Reply> {
-        let response = self.authorized(self.http.get(format!("{}{path}", self.base))).send().await.ok()?;
+        let response = self
+            .authorized(self.http.get(format!("{}{path}", self.base)))
+            .send()
+            .await
+            .ok()?;
         Some(Reply::read(response).await)
     }
 
     /// A chat completion with a body of the story's own.
     pub async fn complete(&self, body: Value) -> Reply {
-        Reply::read(self.post("/v1/chat/completions", &body).send().await.expect("the proxy answers")).await
+        Reply::read(
+            self.post("/v1/chat/completions", &body)
+                .send()
+                .await
+                .expect("the proxy answers"),
+        )
+        .await
     }
 
     /// One question, greedy, to the model given.
@@ -63,15 +87,34 @@ impl Client {
 
     /// A stream with a body of the story's own.
     pub async fn stream_body(&self, body: Value) -> Stream {
-        let response = self.post("/v1/chat/completions", &body).send().await.expect("the proxy answers");
-        assert_eq!(response.status(), StatusCode::OK, "{}", response.text().await.unwrap_or_default());
+        let response = self
+            .post("/v1/chat/completions", &body)
+            .send()
+            .await
+            .expect("the proxy answers");
+        assert_eq!(
+            response.status(),
+            StatusCode::OK,
+            "{}",
+            response.text().await.unwrap_or_default()
+        );
         Stream::new(response)
     }
 
     /// A POST with a body of any kind.
     pub async fn post_raw(&self, path: &str, content_type: &str, body: Vec<u8>) -> Reply {
-        let request = self.http.post(format!("{}{path}", self.base)).header("content-type", content_type).body(body);
-        Reply::read(self.authorized(request).send().await.expect("the proxy answers")).await
+        let request = self
+            .http
+            .post(format!("{}{path}", self.base))
+            .header("content-type", content_type)
+            .body(body);
+        Reply::read(
+            self.authorized(request)
+                .send()
+                .await
+                .expect("the proxy answers"),
+        )
+        .await
     }
 
     fn post(&self, path: &str, body: &Value) -> RequestBuilder {
@@ -111,18 +154,26 @@ impl Reply {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = response.text().await.expect("the body arrives");
-        Self { status, headers, body }
+        Self {
+            status,
+            headers,
+            body,
+        }
     }
 
     /// The body as JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.body))
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.body))
     }
 
     /// The assistant's words.
     pub fn text(&self) -> String {
         assert_eq!(self.status, 200, "{}", self.body);
-        self.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned()
+        self.json()["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// `_routing`.
@@ -132,12 +183,18 @@ impl Reply {
 
     /// `error.code`.
     pub fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+        self.json()["error"]["code"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// A header as text, empty when absent.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 }
 
@@ -153,7 +210,12 @@ pub struct Stream {
 impl Stream {
     fn new(response: Response) -> Self {
         let headers = response.headers().clone();
-        Self { headers, bytes: response.bytes_stream().boxed(), rest: Vec::new(), ready: VecDeque::new() }
+        Self {
+            headers,
+            bytes: response.bytes_stream().boxed(),
+            rest: Vec::new(),
+            ready: VecDeque::new(),
+        }
     }
 
     /// The data of the next event; `None` at the end or when the connection broke.
@@ -170,7 +232,12 @@ impl Stream {
             while let Some(end) = self.rest.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = self.rest.drain(..end + 2).collect();
                 let block = String::from_utf8(block).expect("events are UTF-8");
-                self.ready.extend(block.lines().filter_map(|line| line.strip_prefix("data: ")).map(ToOwned::to_owned));
+                self.ready.extend(
+                    block
+                        .lines()
+                        .filter_map(|line| line.strip_prefix("data: "))
+                        .map(ToOwned::to_owned),
+                );
             }
         }
     }
@@ -211,21 +278,33 @@ pub struct Transcript {
 impl Transcript {
     /// The finish reason, if one came.
     pub fn finish_reason(&self) -> Option<String> {
-        self.chunks.iter().find_map(|chunk| chunk["choices"][0]["finish_reason"].as_str().map(ToOwned::to_owned))
+        self.chunks.iter().find_map(|chunk| {
+            chunk["choices"][0]["finish_reason"]
+                .as_str()
+                .map(ToOwned::to_owned)
+        })
     }
 
     /// `_routing` of the chunk that carries it.
     pub fn routing(&self) -> Value {
-        self.chunks.iter().find(|chunk| !chunk["_routing"].is_null()).map_or(Value::Null, |chunk| chunk["_routing"].clone())
+        self.chunks
+            .iter()
+            .find(|chunk| !chunk["_routing"].is_null())
+            .map_or(Value::Null, |chunk| chunk["_routing"].clone())
     }
 
     /// The error event, if the stream broke.
     pub fn error(&self) -> Option<Value> {
-        self.chunks.iter().find(|chunk| !chunk["error"].is_null()).map(|chunk| chunk["error"].clone())
+        self.chunks
+            .iter()
+            .find(|chunk| !chunk["error"].is_null())
+            .map(|chunk| chunk["error"].clone())
     }
 
     /// The usage chunk's usage.
     pub fn usage(&self) -> Value {
-        self.chunks.last().map_or(Value::Null, |chunk| chunk["usage"].clone())
+        self.chunks
+            .last()
+            .map_or(Value::Null, |chunk| chunk["usage"].clone())
     }
 }

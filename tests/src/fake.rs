@@ -9,8 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use config::wire::node::{
-    EnrollReply, EnrollRequest, Memory, ModelReport, NODE_PORT, NonceReply, RegisterReply, RegisterRequest, Report, TierReport,
-    TierState, VERSION, enroll_message, register_message,
+    EnrollReply, EnrollRequest, Memory, ModelReport, NODE_PORT, NonceReply, RegisterReply,
+    RegisterRequest, Report, TierReport, TierState, VERSION, enroll_message, register_message,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -37,19 +37,38 @@ pub struct FakeNode {
 
 impl FakeNode {
     /// Joins by a link and serves the tier's requests with `answer`; reports every second until the tunnel is gone.
-    pub async fn join(link: &str, certificate_pem: &str, model: ModelReport, answer: Answer) -> Result<Self, Failure> {
+    pub async fn join(
+        link: &str,
+        certificate_pem: &str,
+        model: ModelReport,
+        answer: Answer,
+    ) -> Result<Self, Failure> {
         let (url, fragment) = link.split_once("/join#").ok_or("not a join link")?;
         let token = fragment.split('&').next().unwrap_or_default();
         let api = Api::new(url, certificate_pem)?;
-        let identity = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| "no identity key")?;
-        let identity = Ed25519KeyPair::from_pkcs8(identity.as_ref()).map_err(|_| "no identity key")?;
+        let identity =
+            Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| "no identity key")?;
+        let identity =
+            Ed25519KeyPair::from_pkcs8(identity.as_ref()).map_err(|_| "no identity key")?;
         let node_id = api.enroll(token, &identity).await?.node_id;
         let wireguard = PrivateKey::generate();
         let reply = api.register(&node_id, &wireguard, &identity).await?;
 
-        let tunnel = Tunnel::start(Settings::new("127.0.0.1:0".parse()?, wireguard, reply.address)).await?;
-        let psk: [u8; 32] = STANDARD.decode(&reply.preshared_key)?.try_into().map_err(|_| "a key of another length")?;
-        let endpoint = if reply.hub.endpoint.starts_with(':') { format!("127.0.0.1{}", reply.hub.endpoint) } else { reply.hub.endpoint.clone() };
+        let tunnel = Tunnel::start(Settings::new(
+            "127.0.0.1:0".parse()?,
+            wireguard,
+            reply.address,
+        ))
+        .await?;
+        let psk: [u8; 32] = STANDARD
+            .decode(&reply.preshared_key)?
+            .try_into()
+            .map_err(|_| "a key of another length")?;
+        let endpoint = if reply.hub.endpoint.starts_with(':') {
+            format!("127.0.0.1{}", reply.hub.endpoint)
+        } else {
+            reply.hub.endpoint.clone()
+        };
         let hub = Peer {
             public_key: reply.hub.public_key.parse()?,
             preshared_key: Some(PresharedKey::from_bytes(psk)),
@@ -65,7 +84,14 @@ impl FakeNode {
                 tokio::spawn(serve(stream, Arc::clone(&answer)));
             }
         });
-        let report = Report { version: VERSION, node_id, seq: 0, draining: false, memory: Memory::default(), tiers: vec![tier(model)] };
+        let report = Report {
+            version: VERSION,
+            node_id,
+            seq: 0,
+            draining: false,
+            memory: Memory::default(),
+            tiers: vec![tier(model)],
+        };
         tokio::spawn(keep_reporting(tunnel.clone(), reply, report));
         Ok(Self { tunnel })
     }
@@ -96,11 +122,19 @@ pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = Arc::clone(&answer);
         async move {
-            let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = request
+                .into_body()
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             Ok::<_, Infallible>(answer(body))
         }
     });
-    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+    hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .ok();
 }
 
 async fn keep_reporting(tunnel: Tunnel, reply: RegisterReply, mut report: Report) {
@@ -108,23 +142,37 @@ async fn keep_reporting(tunnel: Tunnel, reply: RegisterReply, mut report: Report
     loop {
         every.tick().await;
         report.seq += 1;
-        if send_report(&tunnel, &reply, &report).await.is_err() && tunnel.peer_status(reply.hub.address).is_none() {
+        if send_report(&tunnel, &reply, &report).await.is_err()
+            && tunnel.peer_status(reply.hub.address).is_none()
+        {
             return;
         }
     }
 }
 
-async fn send_report(tunnel: &Tunnel, reply: &RegisterReply, report: &Report) -> Result<(), Failure> {
-    let stream = tunnel.connect(reply.hub.address, reply.report_port, Duration::from_secs(5)).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+async fn send_report(
+    tunnel: &Tunnel,
+    reply: &RegisterReply,
+    report: &Report,
+) -> Result<(), Failure> {
+    let stream = tunnel
+        .connect(reply.hub.address, reply.report_port, Duration::from_secs(5))
+        .await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::post("/v1/report")
         .header("host", "hub")
         .header("authorization", format!("Bearer {}", reply.agent_token))
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(serde_json::to_vec(report)?)))?;
-    let answer = tokio::time::timeout(Duration::from_secs(5), sender.send_request(request)).await??;
-    if answer.status().is_success() { Ok(()) } else { Err(format!("report refused with {}", answer.status()).into()) }
+    let answer =
+        tokio::time::timeout(Duration::from_secs(5), sender.send_request(request)).await??;
+    if answer.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("report refused with {}", answer.status()).into())
+    }
 }
 
 struct Api {
@@ -135,12 +183,27 @@ struct Api {
 impl Api {
     fn new(url: &str, certificate_pem: &str) -> Result<Self, Failure> {
         let certificate = reqwest::Certificate::from_pem(certificate_pem.as_bytes())?;
-        let http = reqwest::Client::builder().tls_certs_only([certificate]).timeout(Duration::from_secs(20)).build()?;
-        Ok(Self { http, url: url.to_owned() })
+        let http = reqwest::Client::builder()
+            .tls_certs_only([certificate])
+            .timeout(Duration::from_secs(20))
+            .build()?;
+        Ok(Self {
+            http,
+            url: url.to_owned(),
+        })
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
-        let answer = self.http.post(format!("{}/v1/nodes/{path}", self.url)).json(body).send().await?;
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let answer = self
+            .http
+            .post(format!("{}/v1/nodes/{path}", self.url))
+            .json(body)
+            .send()
+            .await?;
         if !answer.status().is_success() {
             return Err(format!("{path}: {} {}", answer.status(), answer.text().await?).into());
         }
@@ -151,16 +214,32 @@ impl Api {
         let nonce: NonceReply = self.post("nonce", &serde_json::json!({})).await?;
         let token_id = token.split('_').nth(2).ok_or("not a join token")?;
         let public = STANDARD.encode(identity.public_key());
-        let signature = STANDARD.encode(identity.sign(&enroll_message(token_id, &public, &nonce.nonce)));
-        let request =
-            EnrollRequest { version: VERSION, token: token.to_owned(), identity: public, name: "fake".to_owned(), nonce: nonce.nonce, signature };
+        let signature =
+            STANDARD.encode(identity.sign(&enroll_message(token_id, &public, &nonce.nonce)));
+        let request = EnrollRequest {
+            version: VERSION,
+            token: token.to_owned(),
+            identity: public,
+            name: "fake".to_owned(),
+            nonce: nonce.nonce,
+            signature,
+        };
         self.post("enroll", &request).await
     }
 
-    async fn register(&self, node_id: &config::ids::NodeId, key: &PrivateKey, identity: &Ed25519KeyPair) -> Result<RegisterReply, Failure> {
+    async fn register(
+        &self,
+        node_id: &config::ids::NodeId,
+        key: &PrivateKey,
+        identity: &Ed25519KeyPair,
+    ) -> Result<RegisterReply, Failure> {
         let nonce: NonceReply = self.post("nonce", &serde_json::json!({})).await?;
         let wireguard_key = key.public_key().to_string();
-        let signature = STANDARD.encode(identity.sign(&register_message(node_id, &wireguard_key, &nonce.nonce)));
+        let signature = STANDARD.encode(identity.sign(&register_message(
+            node_id,
+            &wireguard_key,
+            &nonce.nonce,
+        )));
         let request = RegisterRequest {
             version: VERSION,
             node_id: node_id.clone(),

@@ -9,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
+    RsaKeyPair,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -61,15 +62,32 @@ impl Issuer {
     /// Makes keys and serves them.
     pub async fn start() -> Self {
         let random = SystemRandom::new();
-        let ec = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a P-256 key");
-        let ec = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, ec.as_ref(), &random).expect("our own key");
+        let ec = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+            .expect("a P-256 key");
+        let ec = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, ec.as_ref(), &random)
+            .expect("our own key");
         let ed = Ed25519KeyPair::generate_pkcs8(&random).expect("an Ed25519 key");
         let ed = Ed25519KeyPair::from_pkcs8(ed.as_ref()).expect("our own key");
         let rsa = RsaKeyPair::from_der(&rsa_key()).expect("openssl makes PKCS #1");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
-        let port = listener.local_addr().expect("a bound socket has an address").port();
-        let issuer = Self { rsa, ec, ed, port, fetches: Arc::default() };
-        tokio::spawn(serve(listener, issuer.jwks().to_string(), Arc::clone(&issuer.fetches)));
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("loopback has a free port");
+        let port = listener
+            .local_addr()
+            .expect("a bound socket has an address")
+            .port();
+        let issuer = Self {
+            rsa,
+            ec,
+            ed,
+            port,
+            fetches: Arc::default(),
+        };
+        tokio::spawn(serve(
+            listener,
+            issuer.jwks().to_string(),
+            Arc::clone(&issuer.fetches),
+        ));
         issuer
     }
 
@@ -101,12 +119,20 @@ impl Issuer {
 
     /// The claims signed by the key under an honest header.
     pub fn sign(&self, key: Key, claims: &Value) -> String {
-        self.sign_with_header(key, &json!({"alg": key.algorithm(), "kid": key.id(), "typ": "JWT"}), claims)
+        self.sign_with_header(
+            key,
+            &json!({"alg": key.algorithm(), "kid": key.id(), "typ": "JWT"}),
+            claims,
+        )
     }
 
     /// The claims signed by the key under a header of the story's own.
     pub fn sign_with_header(&self, key: Key, header: &Value, claims: &Value) -> String {
-        let text = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let text = format!(
+            "{}.{}",
+            encode(header.to_string()),
+            encode(claims.to_string())
+        );
         let signature = self.signature(key, text.as_bytes());
         format!("{text}.{}", encode(signature))
     }
@@ -114,7 +140,11 @@ impl Issuer {
     /// A token whose MAC was made with the RSA public key: the classic confusion of algorithms.
     pub fn hs256_with_the_public_key(&self, claims: &Value) -> String {
         let header = json!({"alg": "HS256", "kid": Key::Rsa.id(), "typ": "JWT"});
-        let text = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let text = format!(
+            "{}.{}",
+            encode(header.to_string()),
+            encode(claims.to_string())
+        );
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.rsa.public_key().as_ref());
         format!("{text}.{}", encode(ring::hmac::sign(&key, text.as_bytes())))
     }
@@ -124,10 +154,17 @@ impl Issuer {
         match key {
             Key::Rsa => {
                 let mut signature = vec![0; self.rsa.public().modulus_len()];
-                self.rsa.sign(&RSA_PKCS1_SHA256, &random, text, &mut signature).expect("RSA signs");
+                self.rsa
+                    .sign(&RSA_PKCS1_SHA256, &random, text, &mut signature)
+                    .expect("RSA signs");
                 signature
             }
-            Key::Ec => self.ec.sign(&random, text).expect("P-256 signs").as_ref().to_vec(),
+            Key::Ec => self
+                .ec
+                .sign(&random, text)
+                .expect("P-256 signs")
+                .as_ref()
+                .to_vec(),
             Key::Ed => self.ed.sign(text).as_ref().to_vec(),
         }
     }
@@ -151,16 +188,25 @@ pub fn encode(bytes: impl AsRef<[u8]>) -> String {
 
 /// Seconds since 1970.
 pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("the clock is after 1970")
+        .as_secs()
 }
 
 /// ring makes no RSA keys; openssl does, anew for each run, so that none lies in the repository.
 fn rsa_key() -> Vec<u8> {
     let made = Command::new("sh")
-        .args(["-c", "openssl genrsa 2048 2>/dev/null | openssl rsa -traditional -outform DER 2>/dev/null"])
+        .args([
+            "-c",
+            "openssl genrsa 2048 2>/dev/null | openssl rsa -traditional -outform DER 2>/dev/null",
+        ])
         .output()
         .expect("a shell runs");
-    assert!(made.status.success() && !made.stdout.is_empty(), "openssl makes no RSA key: is it installed?");
+    assert!(
+        made.status.success() && !made.stdout.is_empty(),
+        "openssl makes no RSA key: is it installed?"
+    );
     made.stdout
 }
 

@@ -20,7 +20,10 @@ pub fn model(tier: &str) -> PathBuf {
 
 /// A scripted engine that says so many words, one letter each so many milliseconds: slow enough to be interrupted.
 pub fn slow(words: usize, step_ms: u64) -> String {
-    format!("script:{}", json!({"say": "word ".repeat(words), "step_ms": step_ms}))
+    format!(
+        "script:{}",
+        json!({"say": "word ".repeat(words), "step_ms": step_ms})
+    )
 }
 
 /// A scripted engine that loads and then fails every request.
@@ -45,7 +48,11 @@ impl Builder {
     /// Serves a model of the story's own on so many slots.
     #[must_use]
     pub fn tier_from(mut self, tier: &str, model: &str, slots: u32) -> Self {
-        write!(self.tiers, "[[tiers]]\ntier = \"{tier}\"\nmodel = '{model}'\nslots = {slots}\n\n").expect("a string grows");
+        write!(
+            self.tiers,
+            "[[tiers]]\ntier = \"{tier}\"\nmodel = '{model}'\nslots = {slots}\n\n"
+        )
+        .expect("a string grows");
         self
     }
 
@@ -68,31 +75,45 @@ impl Builder {
             self.tiers,
         );
         fs::write(folder.path().join("node.toml"), settings).expect("settings can be written");
-        Node { folder, admin_port, process: None }
+        Node {
+            folder,
+            admin_port,
+            process: None,
+        }
     }
 }
 
 /// A running node.
 pub struct Node {
+    // Dropped first: a failing story shows the log before the folder goes.
+    process: Option<Process>,
     folder: TempDir,
     admin_port: u16,
-    process: Option<Process>,
 }
 
 impl Node {
     /// A node by this name, without tiers yet.
     pub fn named(name: &str) -> Builder {
-        Builder { name: name.to_owned(), tiers: String::new() }
+        Builder {
+            name: name.to_owned(),
+            tiers: String::new(),
+        }
     }
 
     /// A node with all three tiny models.
     pub fn whole() -> Builder {
-        Self::named("den").tier("fast").tier("primary").tier("heavy")
+        Self::named("den")
+            .tier("fast")
+            .tier("primary")
+            .tier("heavy")
     }
 
     /// `hearth-node join`.
     pub fn join(&self, link: &str) {
-        let joined = self.command(&["join", link]).output().expect("hearth-node runs");
+        let joined = self
+            .command(&["join", link])
+            .output()
+            .expect("hearth-node runs");
         assert!(
             joined.status.success(),
             "join failed: {}{}",
@@ -103,7 +124,10 @@ impl Node {
 
     /// What `hearth-node join` says when it is refused.
     pub fn join_refused(&self, link: &str) -> String {
-        let joined = self.command(&["join", link]).output().expect("hearth-node runs");
+        let joined = self
+            .command(&["join", link])
+            .output()
+            .expect("hearth-node runs");
         assert!(!joined.status.success(), "join was accepted");
         String::from_utf8_lossy(&joined.stderr).into_owned()
     }
@@ -119,9 +143,14 @@ impl Node {
     pub fn replace_tier(&self, tier: &str, model: &str) {
         let path = self.folder.path().join("node.toml");
         let settings = fs::read_to_string(&path).expect("a prepared node has settings");
-        let start = settings.find(&format!("tier = \"{tier}\"")).expect("the tier is configured");
+        let start = settings
+            .find(&format!("tier = \"{tier}\""))
+            .expect("the tier is configured");
         let (before, section) = settings.split_at(start);
-        let line = section.lines().find(|line| line.starts_with("model = ")).expect("a tier has a model");
+        let line = section
+            .lines()
+            .find(|line| line.starts_with("model = "))
+            .expect("a tier has a model");
         let section = section.replacen(line, &format!("model = '{model}'"), 1);
         fs::write(&path, format!("{before}{section}")).expect("settings can be written");
     }
@@ -138,13 +167,19 @@ impl Node {
 
     /// What it remembers of its registration.
     pub fn registration(&self) -> Value {
-        let text = fs::read_to_string(self.folder.path().join("state/node.json")).expect("a joined node has node.json");
+        let text = fs::read_to_string(self.folder.path().join("state/node.json"))
+            .expect("a joined node has node.json");
         serde_json::from_str(&text).expect("node.json is JSON")
     }
 
     /// The sum over the series of `/metrics` that start with the prefix.
     pub async fn metric(&self, prefix: &str) -> Option<f64> {
-        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port)).await.ok()?.text().await.ok()?;
+        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port))
+            .await
+            .ok()?
+            .text()
+            .await
+            .ok()?;
         let found: Vec<f64> = page
             .lines()
             .filter(|line| line.starts_with(prefix))
@@ -155,7 +190,10 @@ impl Node {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("hearth-node"));
-        command.args(arguments).arg("--config").arg(self.folder.path().join("node.toml"));
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.folder.path().join("node.toml"));
         command
     }
 }

@@ -4,27 +4,49 @@ use std::fs::{self, File};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A program of this workspace in the folder of the build that made the tests.
 pub fn program(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("a test knows its own file");
-    let folder = tests.parent().and_then(Path::parent).expect("tests run from target/<profile>/deps");
+    let folder = tests
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests run from target/<profile>/deps");
     let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --bins` first", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --bins` first",
+        path.display()
+    );
     path
 }
 
-/// A TCP port that was free a moment ago.
+/// A TCP port that nobody uses, below the range from which the system takes the ports of outgoing connections.
 pub fn free_tcp_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    socket.local_addr().expect("a bound socket has an address").port()
+    free_port(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
 }
 
-/// A UDP port that was free a moment ago.
+/// A UDP port that nobody uses, from the same range.
 pub fn free_udp_port() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
-    socket.local_addr().expect("a bound socket has an address").port()
+    free_port(|port| UdpSocket::bind(("127.0.0.1", port)).is_ok())
+}
+
+/// Each test process walks the range from a place of its own, so that two stories at once do not pick the same port.
+fn free_port(is_free: impl Fn(u16) -> bool) -> u16 {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    for _ in 0..COUNT {
+        let step = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let place = std::process::id().wrapping_mul(101).wrapping_add(step) % COUNT;
+        let port = u16::try_from(FIRST + place).expect("the range fits");
+        if is_free(port) {
+            return port;
+        }
+    }
+    panic!("no port is free")
 }
 
 /// A running program; killed when dropped.
@@ -38,7 +60,11 @@ impl Process {
     /// Starts the command with both outputs in `folder/<name>.log`, appended over restarts.
     pub fn start(name: &str, command: &mut Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
-        let output = File::options().create(true).append(true).open(&log).expect("a log file can be made");
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("a log file can be made");
         let errors = output.try_clone().expect("a file handle can be shared");
         let child = command
             .stdin(Stdio::null())
@@ -46,7 +72,11 @@ impl Process {
             .stderr(errors)
             .spawn()
             .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
-        Self { name: name.to_owned(), child, log }
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+        }
     }
 
     /// What the program printed so far.
@@ -68,8 +98,15 @@ impl Process {
 
     /// Sends a signal by its name, as `TERM`.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {} failed", self.name);
+        let sent = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.pid().to_string())
+            .status();
+        assert!(
+            sent.is_ok_and(|status| status.success()),
+            "kill -{signal} {} failed",
+            self.name
+        );
     }
 
     /// Waits for the end; panics after the deadline.
@@ -79,7 +116,12 @@ impl Process {
             if let Some(status) = self.child.try_wait().expect("a child can be asked") {
                 return status;
             }
-            assert!(started.elapsed() < deadline, "{} still runs after {deadline:?}:\n{}", self.name, self.log());
+            assert!(
+                started.elapsed() < deadline,
+                "{} still runs after {deadline:?}:\n{}",
+                self.name,
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -98,7 +140,11 @@ impl Drop for Process {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines.len().saturating_sub(60);
-            eprintln!("--- {} ---\n{}", self.name, lines.get(tail..).unwrap_or_default().join("\n"));
+            eprintln!(
+                "--- {} ---\n{}",
+                self.name,
+                lines.get(tail..).unwrap_or_default().join("\n")
+            );
         }
     }
 }

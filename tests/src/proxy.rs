@@ -1,5 +1,6 @@
 //! A real hearth-proxy with a folder of its own, on loopback ports, with settings a story may change.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::wait::until;
 /// Settings of a proxy to be started.
 #[derive(Default)]
 pub struct Builder {
-    limits: String,
+    limits: BTreeMap<String, String>,
     routing: String,
     server: String,
     issuers: String,
@@ -26,10 +27,11 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// One line of `[limits]`.
+    /// One line of `[limits]`; a later one replaces an earlier one.
     #[must_use]
     pub fn limit(mut self, line: &str) -> Self {
-        writeln!(self.limits, "{line}").expect("a string grows");
+        let (key, value) = line.split_once(" = ").expect("key = value");
+        self.limits.insert(key.to_owned(), value.to_owned());
         self
     }
 
@@ -71,7 +73,9 @@ impl Builder {
     /// Starts it and waits until it answers.
     pub async fn start(self) -> Proxy {
         // The stories' own traffic comes from one address: only the stories about limits want them low.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (port, admin_port, udp_port) = (free_tcp_port(), free_tcp_port(), free_udp_port());
         let settings = format!(
@@ -82,13 +86,22 @@ impl Builder {
              [routing]\n{routing}\n{store}\n{issuers}",
             state = folder.path().join("state").display(),
             server = self.server,
-            limits = self.limits,
+            limits = self
+                .limits
+                .iter()
+                .map(|(key, value)| format!("{key} = {value}\n"))
+                .collect::<String>(),
             routing = self.routing,
             store = self.store,
             issuers = self.issuers,
         );
         fs::write(folder.path().join("proxy.toml"), settings).expect("settings can be written");
-        let mut proxy = Proxy { folder, port, admin_port, process: None };
+        let mut proxy = Proxy {
+            folder,
+            port,
+            admin_port,
+            process: None,
+        };
         proxy.restart().await;
         proxy
     }
@@ -96,10 +109,11 @@ impl Builder {
 
 /// A running proxy.
 pub struct Proxy {
+    // Dropped first: a failing story shows the log before the folder goes.
+    process: Option<Process>,
     folder: TempDir,
     port: u16,
     admin_port: u16,
-    process: Option<Process>,
 }
 
 impl Proxy {
@@ -115,10 +129,16 @@ impl Proxy {
 
     /// Settings with limits out of the way.
     pub fn generous() -> Builder {
-        ["text_per_minute_per_ip = 100000", "text_per_minute_per_user = 100000", "text_per_day = 100000",
-         "health_per_minute_per_ip = 100000", "health_per_minute_per_user = 100000", "concurrent_per_user = 1000"]
-            .into_iter()
-            .fold(Builder::default(), Builder::limit)
+        [
+            "text_per_minute_per_ip = 100000",
+            "text_per_minute_per_user = 100000",
+            "text_per_day = 100000",
+            "health_per_minute_per_ip = 100000",
+            "health_per_minute_per_user = 100000",
+            "concurrent_per_user = 1000",
+        ]
+        .into_iter()
+        .fold(Builder::default(), Builder::limit)
     }
 
     /// Starts the program (again) and waits until it is ready.
@@ -132,7 +152,12 @@ impl Proxy {
         until("the proxy answers", Duration::from_secs(20), || {
             process.assert_running();
             let asked = reqwest::get(admin.clone());
-            async move { asked.await.ok().filter(|answer| answer.status().is_success()) }
+            async move {
+                asked
+                    .await
+                    .ok()
+                    .filter(|answer| answer.status().is_success())
+            }
         })
         .await;
     }
@@ -177,21 +202,34 @@ impl Proxy {
             .output()
             .expect("hearth-proxy runs");
         let said = String::from_utf8_lossy(&ran.stdout);
-        assert!(ran.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&ran.stderr));
-        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {said}"))
+        assert!(
+            ran.status.success(),
+            "{arguments:?}: {said}{}",
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        serde_json::from_str(&said)
+            .unwrap_or_else(|error| panic!("{arguments:?} printed no JSON ({error}): {said}"))
     }
 
     /// A new API key: its id and the key itself.
     pub fn key(&self, name: &str) -> (String, String) {
         let made = self.manage(&["key", "create", "--name", name]);
-        let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("no key in {made}")).to_owned();
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .unwrap_or_else(|| panic!("no key in {made}"))
+                .to_owned()
+        };
         (text(&made["record"]["id"]), text(&made["key"]))
     }
 
     /// A join link for one node.
     pub fn invite(&self) -> String {
         let made = self.manage(&["node", "invite"]);
-        made["link"].as_str().unwrap_or_else(|| panic!("no link in {made}")).to_owned()
+        made["link"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no link in {made}"))
+            .to_owned()
     }
 
     /// A client without a credential.
@@ -207,26 +245,38 @@ impl Proxy {
     /// A client with a new API key of another person.
     pub fn friend_of(&self, owner: &str) -> Client {
         let made = self.manage(&["key", "create", "--name", owner, "--owner", owner]);
-        self.stranger().with_bearer(made["key"].as_str().unwrap_or_else(|| panic!("no key in {made}")))
+        self.stranger().with_bearer(
+            made["key"]
+                .as_str()
+                .unwrap_or_else(|| panic!("no key in {made}")),
+        )
     }
 
     /// Waits until the models given can be asked.
     pub async fn serves(&self, client: &Client, models: &[&str]) {
-        until(&format!("the proxy lists {models:?}"), Duration::from_secs(30), || async {
-            let list = client.try_get("/v1/models").await?;
-            let ready = |model: &str| {
-                list.json()["data"].as_array().is_some_and(|data| {
-                    data.iter().any(|entry| entry["id"] == model && entry["status"]["value"] == "loaded")
-                })
-            };
-            models.iter().all(|model| ready(model)).then_some(())
-        })
+        until(
+            &format!("the proxy lists {models:?}"),
+            Duration::from_secs(30),
+            || async {
+                let list = client.try_get("/v1/models").await?;
+                let ready = |model: &str| {
+                    list.json()["data"].as_array().is_some_and(|data| {
+                        data.iter().any(|entry| {
+                            entry["id"] == model && entry["status"]["value"] == "loaded"
+                        })
+                    })
+                };
+                models.iter().all(|model| ready(model)).then_some(())
+            },
+        )
         .await;
     }
 
     /// One sample of `/metrics`: the sum over the series whose line starts with the prefix.
     pub async fn metric(&self, prefix: &str) -> f64 {
-        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port)).await.expect("metrics answer");
+        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port))
+            .await
+            .expect("metrics answer");
         let page = page.text().await.expect("metrics are text");
         page.lines()
             .filter(|line| line.starts_with(prefix))
@@ -236,7 +286,11 @@ impl Proxy {
 
     /// A GET on the admin listener.
     pub async fn admin(&self, path: &str) -> Reply {
-        let client = Client::new(&format!("http://127.0.0.1:{}", self.admin_port), &self.certificate(), None);
+        let client = Client::new(
+            &format!("http://127.0.0.1:{}", self.admin_port),
+            &self.certificate(),
+            None,
+        );
         client.get(path).await
     }
 }

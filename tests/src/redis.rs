@@ -10,16 +10,21 @@ use crate::wait::until;
 
 /// A redis-server with its own folder.
 pub struct Redis {
+    // Dropped first: a failing story shows the log before the folder goes.
+    process: Option<Process>,
     folder: TempDir,
     port: u16,
-    process: Option<Process>,
 }
 
 impl Redis {
     /// Starts one and waits until it answers.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let mut redis = Self { folder, port: free_tcp_port(), process: None };
+        let mut redis = Self {
+            folder,
+            port: free_tcp_port(),
+            process: None,
+        };
         redis.restart().await;
         redis
     }
@@ -28,14 +33,29 @@ impl Redis {
     pub async fn restart(&mut self) {
         let mut command = Command::new("redis-server");
         command
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "yes",
+            ])
             .args(["--appendfsync", "always", "--dir"])
             .arg(self.folder.path());
         self.process = Some(Process::start("redis", &mut command, self.folder.path()));
         let port = self.port;
-        until("redis-server answers", Duration::from_secs(10), || async move {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
-        })
+        until(
+            "redis-server answers",
+            Duration::from_secs(10),
+            || async move {
+                tokio::net::TcpStream::connect(("127.0.0.1", port))
+                    .await
+                    .ok()
+            },
+        )
         .await;
     }
 

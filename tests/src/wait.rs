@@ -14,7 +14,10 @@ where
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(started.elapsed() < deadline, "not within {deadline:?}: {fact}");
+        assert!(
+            started.elapsed() < deadline,
+            "not within {deadline:?}: {fact}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

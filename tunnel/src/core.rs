@@ -5,6 +5,7 @@
 //! One clock escapes: boringtun reads the system's clock itself for its own timers.
 
 mod member;
+mod wishes;
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -17,22 +18,20 @@ use rand::{Rng, SeedableRng};
 use self::member::Member;
 use crate::agenda::Agenda;
 use crate::board::Board;
-use crate::drops::{Drop, Drops};
-use crate::error::Error;
+use crate::drops::{DropReason, Drops};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::clock::Clock;
-use crate::netstack::conn::{Conn, ConnKey, End};
+use crate::netstack::conn::{ConnKey, End};
 use crate::netstack::doorbell::Doorbell;
 use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
-use crate::netstack::stack::{Ends, Sizes, Stack, Surroundings};
+use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
-use crate::peer::Peer;
 use crate::settings::Settings;
 use crate::wg::PeerId;
 use crate::wg::gate::{Admission, Gate};
 use crate::wg::message::Message;
-use crate::wg::session::{Datagram, Plain, Session};
+use crate::wg::session::{Datagram, Plain};
 
 /// boringtun wants its timers run at least four times a second.
 const TICK: Duration = Duration::from_millis(250);
@@ -40,8 +39,6 @@ const TICK: Duration = Duration::from_millis(250);
 pub(crate) const SESSIONLESS_MAX: Duration = Duration::from_mins(1);
 /// No UDP datagram is larger.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
-/// Collisions of random 24-bit indices are rare; more draws than this mean the table is full.
-const INDEX_DRAWS: usize = 64;
 
 /// What the core shows to the outside while the driver owns it.
 #[derive(Clone, Debug, Default)]
@@ -95,110 +92,6 @@ impl Core {
             random: StdRng::seed_from_u64(seed),
             tick_at: now + TICK,
         }
-    }
-
-    /// Adds a peer, or replaces the one with its address. With the same keys the session and its
-    /// streams live on; with new keys they die at once.
-    pub(crate) fn set_peer(&mut self, peer: Peer, now: Instant) -> Result<(), Error> {
-        peer.check(self.settings.address)?;
-        let key = peer.public_key.to_bytes();
-        if let Some(member) = self.by_key.get(&key).and_then(|id| self.members.get(id)) {
-            let holder = member.session.peer().address;
-            if holder != peer.address {
-                return Err(Error::KeyInUse(holder));
-            }
-        }
-        if let Some(id) = self.by_address.get(&peer.address).copied()
-            && let Some(member) = self.members.get_mut(&id)
-        {
-            let known = member.session.peer();
-            if known.public_key == peer.public_key && known.preshared_key == peer.preshared_key {
-                member.session.adopt(peer);
-                self.nudge(id, now);
-                return Ok(());
-            }
-            self.remove(id, End::PeerRemoved, now);
-        }
-        if self.members.len() >= self.settings.bounds.peers_max {
-            return Err(Error::TooManyPeers(self.settings.bounds.peers_max));
-        }
-        let id = self.draw_id()?;
-        let ends = Ends {
-            own: self.settings.address,
-            peer: peer.address,
-        };
-        self.by_address.insert(peer.address, id);
-        self.by_key.insert(key, id);
-        let mac = self.gate.mac();
-        let random = self.random.random();
-        let member = Member {
-            session: Session::new(id, peer, &self.settings.private_key, mac, now),
-            stack: Stack::new(id, ends, self.shared.clone(), random, now),
-            open: false,
-        };
-        self.members.insert(id, member);
-        self.nudge(id, now);
-        Ok(())
-    }
-
-    /// Forgets a peer and cuts its streams; false when there was none.
-    pub(crate) fn remove_peer(&mut self, address: Ipv6Addr, now: Instant) -> bool {
-        let Some(id) = self.by_address.get(&address).copied() else {
-            return false;
-        };
-        self.remove(id, End::PeerRemoved, now);
-        true
-    }
-
-    /// Begins a connection; it is made when the session and the peer allow.
-    pub(crate) fn connect(
-        &mut self,
-        address: Ipv6Addr,
-        port: u16,
-        now: Instant,
-    ) -> Result<Arc<Conn>, Error> {
-        if port == 0 {
-            return Err(Error::PortZero);
-        }
-        let id = self.id_of(address)?;
-        let member = self
-            .members
-            .get_mut(&id)
-            .ok_or(Error::UnknownPeer(address))?;
-        let conn = member.stack.connect(port, &mut self.agenda)?;
-        if !member.session.is_established() {
-            self.nudge(id, now);
-        }
-        Ok(conn)
-    }
-
-    /// Opens a port to all peers.
-    pub(crate) fn listen(&mut self, port: u16) -> Result<Arc<Backlog>, Error> {
-        if port == 0 {
-            return Err(Error::PortZero);
-        }
-        self.listeners.retain(|_, backlog| !backlog.is_closed());
-        if self.listeners.contains_key(&port) {
-            return Err(Error::PortInUse(port));
-        }
-        let backlog = Backlog::new(port, self.settings.bounds.backlog_max);
-        self.listeners.insert(port, Arc::clone(&backlog));
-        Ok(backlog)
-    }
-
-    /// Starts a handshake at once.
-    pub(crate) fn force_handshake(&mut self, address: Ipv6Addr, now: Instant) -> Result<(), Error> {
-        let id = self.id_of(address)?;
-        let jitter = self.random.random();
-        let member = self
-            .members
-            .get_mut(&id)
-            .ok_or(Error::UnknownPeer(address))?;
-        if member.session.endpoint().is_none() {
-            return Err(Error::NoEndpoint(address));
-        }
-        member.session.force(jitter, &mut self.outbox, now);
-        Ok(())
     }
 
     /// Cuts everything. The core is of no use afterwards, but for draining what it still sends.
@@ -291,7 +184,12 @@ impl Core {
             .map_or(self.tick_at, |due| due.min(self.tick_at))
     }
 
-    fn receive(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) -> Result<(), Drop> {
+    fn receive(
+        &mut self,
+        source: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
         let id = match message {
             Message::Initiation => match self.gate.admit(source, datagram, now)? {
@@ -299,15 +197,15 @@ impl Core {
                     .by_key
                     .get(&key.to_bytes())
                     .copied()
-                    .ok_or(Drop::UnknownPeer)?,
+                    .ok_or(DropReason::UnknownPeer)?,
                 Admission::Prove(cookie) => {
                     self.outbox.push_copy(source, &cookie);
-                    return Err(Drop::Limited);
+                    return Err(DropReason::Limited);
                 }
             },
             Message::Response(id) | Message::Cookie(id) | Message::Data(id) => id,
         };
-        let member = self.members.get_mut(&id).ok_or(Drop::UnknownPeer)?;
+        let member = self.members.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
         let datagram = Datagram {
             message,
             source,
@@ -414,33 +312,16 @@ impl Core {
             member.stack.cut_all(end, &mut link, &mut self.agenda);
         }
     }
-
-    fn id_of(&self, address: Ipv6Addr) -> Result<PeerId, Error> {
-        self.by_address
-            .get(&address)
-            .copied()
-            .ok_or(Error::UnknownPeer(address))
-    }
-
-    fn draw_id(&mut self) -> Result<PeerId, Error> {
-        for _ in 0..INDEX_DRAWS {
-            let id = PeerId::from_random(self.random.random());
-            if !self.members.contains_key(&id) {
-                return Ok(id);
-            }
-        }
-        Err(Error::TooManyPeers(self.members.len()))
-    }
 }
 
 /// Checks who an overlay packet is from and to. Peers never reach each other through us.
-fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, Drop> {
+fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, DropReason> {
     if plain.source != peer {
-        return Err(Drop::ForeignSource);
+        return Err(DropReason::ForeignSource);
     }
     let segment = Segment::parse(plain.packet)?;
     if segment.destination != own {
-        return Err(Drop::ForeignDestination);
+        return Err(DropReason::ForeignDestination);
     }
     Ok(segment)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(usize)]
-pub(crate) enum Drop {
+pub(crate) enum DropReason {
     Malformed,
     UnknownPeer,
     Limited,
@@ -18,36 +18,34 @@ pub(crate) enum Drop {
     NotTcp,
     TooManyStreams,
     BacklogFull,
-    NoSession,
 }
 
-const REASONS: usize = Drop::NoSession as usize + 1;
+const REASONS: usize = DropReason::BacklogFull as usize + 1;
 
 /// The live counters, shared by the core and whoever reads them.
 #[derive(Debug, Default)]
 pub(crate) struct Drops([AtomicU64; REASONS]);
 
 impl Drops {
-    pub(crate) fn count(&self, reason: Drop) {
+    pub(crate) fn count(&self, reason: DropReason) {
         self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn read(&self) -> Counters {
-        let of = |reason: Drop| self.0[reason as usize].load(Ordering::Relaxed);
+        let of = |reason: DropReason| self.0[reason as usize].load(Ordering::Relaxed);
         Counters {
-            malformed: of(Drop::Malformed),
-            unknown_peer: of(Drop::UnknownPeer),
-            limited: of(Drop::Limited),
-            bad_mac: of(Drop::BadMac),
-            unauthentic: of(Drop::Unauthentic),
-            replayed: of(Drop::Replayed),
-            counter_exhausted: of(Drop::CounterExhausted),
-            foreign_source: of(Drop::ForeignSource),
-            foreign_destination: of(Drop::ForeignDestination),
-            not_tcp: of(Drop::NotTcp),
-            too_many_streams: of(Drop::TooManyStreams),
-            backlog_full: of(Drop::BacklogFull),
-            no_session: of(Drop::NoSession),
+            malformed: of(DropReason::Malformed),
+            unknown_peer: of(DropReason::UnknownPeer),
+            limited: of(DropReason::Limited),
+            bad_mac: of(DropReason::BadMac),
+            unauthentic: of(DropReason::Unauthentic),
+            replayed: of(DropReason::Replayed),
+            counter_exhausted: of(DropReason::CounterExhausted),
+            foreign_source: of(DropReason::ForeignSource),
+            foreign_destination: of(DropReason::ForeignDestination),
+            not_tcp: of(DropReason::NotTcp),
+            too_many_streams: of(DropReason::TooManyStreams),
+            backlog_full: of(DropReason::BacklogFull),
         }
     }
 }
@@ -80,6 +78,4 @@ pub struct Counters {
     pub too_many_streams: u64,
     /// Connection attempts over a listener's backlog.
     pub backlog_full: u64,
-    /// Overlay packets that could not be sent because there was no session.
-    pub no_session: u64,
 }

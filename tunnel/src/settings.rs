@@ -5,8 +5,11 @@ use std::net::{Ipv6Addr, SocketAddr};
 use crate::error::Error;
 use crate::keys::PrivateKey;
 
-/// IPv6 demands 1280; anything over 1500 does not fit the underlay.
-const MTU_MIN: usize = 1280;
+/// An underlay of 1280 bytes (WSL2) carries overlay packets of 1200. IPv6 demands 1280 of a link, but
+/// both ends of this one are ours and TCP keeps to the smaller of the two.
+const MTU_MIN: usize = 1200;
+const MTU_DEFAULT: usize = 1280;
+/// Anything larger does not fit an Ethernet underlay.
 pub(crate) const MTU_MAX: usize = 1500;
 
 /// What a tunnel is built from.
@@ -62,7 +65,7 @@ impl Default for Bounds {
             sockets_per_peer_max: 2_048,
             // 100 Mbit/s at 20 ms; more makes loss recovery worse, see the crate's limits.
             tcp_buffer_bytes: 256 * 1024,
-            mtu: MTU_MIN,
+            mtu: MTU_DEFAULT,
             backlog_max: 512,
             // About 5 % of a core.
             handshakes_per_second_max: 250,
@@ -89,7 +92,7 @@ impl Bounds {
                 64 << 20,
                 "4 KiB to 64 MiB",
             ),
-            ("mtu", self.mtu, MTU_MIN, MTU_MAX, "1280 to 1500"),
+            ("mtu", self.mtu, MTU_MIN, MTU_MAX, "1200 to 1500"),
             ("backlog_max", self.backlog_max, 1, 65_536, "1 to 65536"),
             (
                 "udp_buffer_bytes",
@@ -128,6 +131,6 @@ mod tests {
             ..Bounds::default()
         };
         let message = bounds.check().unwrap_err().to_string();
-        assert_eq!(message, "tunnel setting mtu is 576, must be 1280 to 1500");
+        assert_eq!(message, "tunnel setting mtu is 576, must be 1200 to 1500");
     }
 }

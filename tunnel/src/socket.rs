@@ -2,10 +2,11 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState, is_msg_size_err};
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -24,6 +25,8 @@ pub(crate) struct Socket {
     udp: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
+    /// The operator knows that the path is too narrow.
+    told_narrow: AtomicBool,
     buffers: [Vec<u8>; RECEIVE_BUFFERS],
     meta: [RecvMeta; RECEIVE_BUFFERS],
 }
@@ -41,11 +44,9 @@ impl Socket {
             }
             other => other?,
         };
-        // The kernel grants what its limits allow; less costs speed, not correctness.
-        let granted = socket
-            .set_recv_buffer_size(buffer_bytes)
-            .and_then(|()| socket.set_send_buffer_size(buffer_bytes))
-            .and_then(|()| socket.recv_buffer_size())?;
+        grow(buffer_bytes, |bytes| socket.set_recv_buffer_size(bytes));
+        grow(buffer_bytes, |bytes| socket.set_send_buffer_size(bytes));
+        let granted = socket.recv_buffer_size()?;
         if granted < buffer_bytes {
             tracing::info!(
                 wanted = buffer_bytes,
@@ -59,6 +60,7 @@ impl Socket {
             local: udp.local_addr()?,
             udp,
             state,
+            told_narrow: AtomicBool::new(false),
             buffers: std::array::from_fn(|_| vec![0; RECEIVE_BYTES]),
             meta: [RecvMeta::default(); RECEIVE_BUFFERS],
         })
@@ -121,15 +123,25 @@ impl Socket {
             return;
         };
         if segment.is_none() || !refuses_offload(&error) {
-            tracing::debug!(destination = %batch.destination, %error, "datagram not sent");
+            self.note_lost(batch, &error);
             return;
         }
         // The network card or the kernel refused segmentation; it is off from here on.
         for datagram in batch.contents().chunks(batch.segment) {
             if let Err(error) = self.transmit(batch.destination, datagram, None).await {
-                tracing::debug!(destination = %batch.destination, %error, "datagram not sent");
+                self.note_lost(batch, &error);
             }
         }
+    }
+
+    fn note_lost(&self, batch: &Batch, error: &io::Error) {
+        if is_msg_size_err(error) && !self.told_narrow.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                bytes = batch.segment,
+                "the network does not carry datagrams of this size: lower the tunnel's mtu"
+            );
+        }
+        tracing::debug!(destination = %batch.destination, %error, "datagram not sent");
     }
 
     async fn transmit(
@@ -164,6 +176,15 @@ impl Socket {
             }
             SocketAddr::V4(_) | SocketAddr::V6(_) => destination,
         }
+    }
+}
+
+/// Asks for the largest buffer the system grants: Linux trims the wish, others refuse it. Less than
+/// wished costs speed, not correctness.
+fn grow(wish: usize, set: impl Fn(usize) -> io::Result<()>) {
+    let mut bytes = wish;
+    while set(bytes).is_err() && bytes > RECEIVE_BYTES {
+        bytes /= 2;
     }
 }
 

@@ -96,8 +96,13 @@ fn the_prompt_counts_once_for_all_answers_to_it() {
         tally.add(choice, 2, usage, timings);
     }
     let usage = tally.usage();
-    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (18, 20), "two prompts, two answers each");
-    assert_eq!(tally.timings().predicted_per_second, 2_500.0);
+    assert_eq!(
+        (usage.prompt_tokens, usage.completion_tokens),
+        (18, 20),
+        "two prompts, two answers each"
+    );
+    let rate = tally.timings().predicted_per_second;
+    assert!((rate - 2_500.0).abs() < 0.1, "{rate}");
 }
 
 #[test]
@@ -120,6 +125,10 @@ fn log_probabilities_of_text_held_back_wait_for_the_text() {
         stream.event(0, &event, &mut out, Instant::now());
     }
     let text = String::from_utf8_lossy(&out);
-    let counts: Vec<usize> = text.lines().map(|line| line.matches("\"logprob\":").count()).filter(|count| *count > 0).collect();
+    let counts: Vec<usize> = text
+        .lines()
+        .map(|line| line.matches("\"logprob\":").count())
+        .filter(|count| *count > 0)
+        .collect();
     assert_eq!(counts, [1, 1], "each token once: {text}");
 }

@@ -4,9 +4,9 @@ use config::wire::valid::{ChatRequest, CompletionRequest};
 
 use super::*;
 
-fn planned(template: &str, body: Value) -> Result<Plan, Refused> {
-    let template = Template::new(Some(template), "", "", false).expect("parses");
-    let chat = ChatRequest::parse(body.to_string().as_bytes()).expect("a valid request");
+fn planned(template: &str, body: &Value) -> Result<Plan, Refused> {
+    let template = Template::new(Some(template), "", "", false)?;
+    let chat = ChatRequest::parse(body.to_string().as_bytes()).map_err(Refused::Body)?;
     plan(&chat, &setting(&template))
 }
 
@@ -42,13 +42,19 @@ const HERMES: &str = "{{ tools }}<tool_call>";
 
 #[test]
 fn a_request_wins_over_the_tier_and_the_tier_over_the_engine() {
-    let plan = planned("x", body(json!({"temperature": 0, "seed": 5, "n": 2, "max_tokens": 3, "stop": "s", "logit_bias": {"4": -100}})))
+    let plan = planned("x", &body(json!({"temperature": 0, "seed": 5, "n": 2, "max_tokens": 3, "stop": "s", "logit_bias": {"4": -100}})))
         .expect("a plan");
     let [first, second] = plan.specs.as_slice() else {
         panic!("two choices");
     };
-    assert_eq!((first.sampling.temperature, first.sampling.top_k), (0.0, 40));
-    assert_eq!((first.sampling.seed, second.sampling.seed), (Some(5), Some(6)));
+    assert_eq!(
+        (first.sampling.temperature, first.sampling.top_k),
+        (0.0, 40)
+    );
+    assert_eq!(
+        (first.sampling.seed, second.sampling.seed),
+        (Some(5), Some(6))
+    );
     assert_eq!(first.sampling.logit_bias, vec![(4, -100.0)]);
     assert_eq!((first.max_tokens, first.principal), (Some(3), 7));
     assert_eq!(first.stop, vec!["s"]);
@@ -57,35 +63,58 @@ fn a_request_wins_over_the_tier_and_the_tier_over_the_engine() {
 #[test]
 fn forced_tools_begin_the_call_in_the_prompt() {
     let asked = json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "b"}}, "parallel_tool_calls": false});
-    let forced = planned(HERMES, body(asked)).expect("a plan");
+    let forced = planned(HERMES, &body(asked)).expect("a plan");
     let spec = forced.specs.first().expect("a choice");
     assert!(matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("<tool_call>\n")));
-    assert!(matches!(&spec.grammar, Some(Grammar::JsonSchema(schema)) if schema["properties"]["name"]["const"] == "b"));
+    assert!(
+        matches!(&spec.grammar, Some(Grammar::JsonSchema(schema)) if schema["properties"]["name"]["const"] == "b")
+    );
     assert_eq!(forced.rules.start, Start::Call);
     assert_eq!(spec.stop, vec!["</tool_call>"]);
 
-    let thinking = planned("{{ tools }}<tool_call></think><think>\n", body(json!({"tools": tools(), "tool_choice": "required"})));
+    let thinking = planned(
+        "{{ tools }}<tool_call></think><think>\n",
+        &body(json!({"tools": tools(), "tool_choice": "required"})),
+    );
     let thinking = thinking.expect("a plan");
     let spec = thinking.specs.first().expect("a choice");
-    assert!(matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("</think>\n\n<tool_call>\n")));
+    assert!(
+        matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("</think>\n\n<tool_call>\n"))
+    );
 }
 
 #[test]
 fn what_cannot_be_done_is_refused_with_the_field() {
     let foreign = "{{ tools }}<|python_tag|>";
     for (template, fields, want) in [
-        (foreign, json!({"tools": tools(), "tool_choice": "required"}), "tool_choice"),
-        (HERMES, json!({"tools": tools(), "grammar": "root ::= \"a\""}), "grammar"),
-        (HERMES, json!({"tools": tools(), "response_format": {"type": "json_object"}}), "response_format"),
-        (HERMES, json!({"grammar": "root ::= \"a\"", "response_format": {"type": "json_object"}}), "grammar"),
+        (
+            foreign,
+            json!({"tools": tools(), "tool_choice": "required"}),
+            "tool_choice",
+        ),
+        (
+            HERMES,
+            json!({"tools": tools(), "grammar": "root ::= \"a\""}),
+            "grammar",
+        ),
+        (
+            HERMES,
+            json!({"tools": tools(), "response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
+        (
+            HERMES,
+            json!({"grammar": "root ::= \"a\"", "response_format": {"type": "json_object"}}),
+            "grammar",
+        ),
     ] {
-        match planned(template, body(fields.clone())) {
+        match planned(template, &body(fields.clone())) {
             Err(Refused::Unsupported { param, .. }) => assert_eq!(param, want),
             other => panic!("{fields} gave {other:?}"),
         }
     }
     let off = json!({"tools": tools(), "tool_choice": "none", "response_format": {"type": "json_object"}});
-    let plan = planned(HERMES, body(off)).expect("tools are off");
+    let plan = planned(HERMES, &body(off)).expect("tools are off");
     assert!(!plan.rules.tools);
 }
 
@@ -96,11 +125,18 @@ fn thinking_is_turned_off_where_it_has_no_room() {
         (json!({}), "</think>"),
         (json!({"reasoning_effort": "high"}), "high</think>"),
         (json!({"reasoning_effort": "none"}), "Falsenone</think>"),
-        (json!({"response_format": {"type": "json_object"}}), "False</think>"),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "False</think>",
+        ),
     ] {
-        let plan = planned(shows, body(fields)).expect("a plan");
+        let plan = planned(shows, &body(fields)).expect("a plan");
         let spec = plan.specs.first().expect("a choice");
-        assert!(matches!(&spec.prompt, Prompt::Text { text, .. } if text == want), "{want}: {:?}", spec.prompt);
+        assert!(
+            matches!(&spec.prompt, Prompt::Text { text, .. } if text == want),
+            "{want}: {:?}",
+            spec.prompt
+        );
     }
 }
 
@@ -110,7 +146,11 @@ fn completions_are_planned_prompt_by_prompt() {
     let body = json!({"model": "auto", "prompt": ["a", [1, 2]], "n": 2, "logprobs": 3});
     let asked = CompletionRequest::parse(body.to_string().as_bytes()).expect("valid");
     let plan = plan_completion(&asked, &setting(&template));
-    let tokens: Vec<bool> = plan.specs.iter().map(|spec| matches!(spec.prompt, Prompt::Tokens(_))).collect();
+    let tokens: Vec<bool> = plan
+        .specs
+        .iter()
+        .map(|spec| matches!(spec.prompt, Prompt::Tokens(_)))
+        .collect();
     assert_eq!(tokens, [false, false, true, true]);
     assert_eq!(plan.specs.first().and_then(|spec| spec.logprobs), Some(3));
 }

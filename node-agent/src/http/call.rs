@@ -18,8 +18,8 @@ const PRINCIPAL: &str = "x-hearth-principal";
 const REQUEST_ID: &str = "x-request-id";
 const ID_CHARS_MAX: usize = 128;
 /// OpenAI's SDKs wait this long.
-const DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
-const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+const DEADLINE_DEFAULT: Duration = Duration::from_mins(10);
+const DEADLINE_MAX: Duration = Duration::from_hours(1);
 
 /// What the proxy says about a request.
 #[derive(Clone, Debug)]

@@ -57,14 +57,19 @@ impl Flow {
     /// Forgets choices that are complete.
     fn settle(&mut self, place: usize, event: Option<Event>) -> (usize, Event) {
         let choice = self.generations.get(place).map_or(0, |(choice, _)| *choice);
-        let lost = || Event::Refused(Refusal::WorkerGone { reason: String::new() });
-        let event = match event.unwrap_or_else(lost) {
-            Event::Done {
-                finish: Finish::Deadline,
-                ..
-            } => Event::Refused(Refusal::DeadlineExceeded),
-            event => event,
+        let lost = || {
+            Event::Refused(Refusal::WorkerGone {
+                reason: String::new(),
+            })
         };
+        let mut event = event.unwrap_or_else(lost);
+        if let Event::Done {
+            finish: Finish::Deadline,
+            ..
+        } = event
+        {
+            event = Event::Refused(Refusal::DeadlineExceeded);
+        }
         match &event {
             Event::Refused(_) => self.generations.clear(),
             Event::Done { .. } => drop(self.generations.remove(place)),

@@ -60,7 +60,7 @@ impl Record {
                 }
             }
             Event::Refused(refusal) => {
-                self.outcome = refusal.as_str().to_owned();
+                refusal.as_str().clone_into(&mut self.outcome);
                 log_fault(self.tier, &self.request_id, refusal);
             }
             Event::Done { .. } => {}
@@ -93,7 +93,8 @@ fn log_fault(tier: Tier, request_id: &str, refusal: &engine::Refusal) {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.began.elapsed();
-        self.metrics.request(self.tier.as_str(), &self.outcome, took);
+        self.metrics
+            .request(self.tier.as_str(), &self.outcome, took);
         tracing::info!(
             tier = %self.tier,
             surface = self.surface,

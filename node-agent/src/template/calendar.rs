@@ -39,7 +39,9 @@ struct Moment {
 
 /// Writes `now` as `format` says; unknown fields stay as they are.
 pub(super) fn format_utc(format: &str, now: SystemTime) -> String {
-    let secs = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let secs = now
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let moment = Moment::at(secs);
     let mut out = String::new();
     let mut letters = format.chars();

@@ -9,6 +9,10 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 /// `json.dumps(value, ensure_ascii=False)` as chat templates know it: a space after commas and colons, nothing escaped for HTML.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja's filters take their arguments so"
+)]
 pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = args.get("indent")?;
     // Accepted for templates that spell out the defaults.
@@ -32,9 +36,8 @@ pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
         None => json.serialize(&mut Serializer::with_formatter(&mut out, Spaced)),
     };
     written.map_err(cannot_serialise)?;
-    String::from_utf8(out).map_err(|error| {
-        Error::new(ErrorKind::BadSerialization, "not text").with_source(error)
-    })
+    String::from_utf8(out)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, "not text").with_source(error))
 }
 
 fn cannot_serialise(error: serde_json::Error) -> Error {
@@ -45,12 +48,28 @@ fn cannot_serialise(error: serde_json::Error) -> Error {
 struct Spaced;
 
 impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_array_value<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+    fn begin_object_key<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -73,7 +92,8 @@ pub(super) fn without_generation_tags(source: &str) -> Cow<'_, str> {
             rest = after;
             break;
         };
-        let word = tag.trim_matches(|letter: char| matches!(letter, '-' | '+') || letter.is_whitespace());
+        let word =
+            tag.trim_matches(|letter: char| matches!(letter, '-' | '+') || letter.is_whitespace());
         match word {
             "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
             "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
@@ -94,7 +114,10 @@ mod tests {
         let mut environment = minijinja::Environment::new();
         environment.add_filter("tojson", tojson);
         environment
-            .render_str(template, minijinja::context! { value => Value::from_serialize(value) })
+            .render_str(
+                template,
+                minijinja::context! { value => Value::from_serialize(value) },
+            )
             .expect("renders")
     }
 
@@ -106,11 +129,17 @@ mod tests {
             "{\"b\": [1, 2.0, null, true], \"a\": {}, \"c\": [], \"d\": \"<é'&\\n\"}"
         );
         assert_eq!(
-            render("{{ value | tojson(ensure_ascii=False, sort_keys=true) }}", value),
+            render(
+                "{{ value | tojson(ensure_ascii=False, sort_keys=true) }}",
+                value
+            ),
             "{\"a\": {}, \"b\": [1, 2.0, null, true], \"c\": [], \"d\": \"<é'&\\n\"}"
         );
         assert_eq!(
-            render("{{ value | tojson(indent=2) }}", serde_json::json!({"a": [1]})),
+            render(
+                "{{ value | tojson(indent=2) }}",
+                serde_json::json!({"a": [1]})
+            ),
             "{\n  \"a\": [\n    1\n  ]\n}"
         );
     }

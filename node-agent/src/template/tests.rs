@@ -7,7 +7,8 @@ use super::*;
 const TINY: &str = include_str!("../../../tests/models/chat_template.jinja");
 
 fn render(template: &Template, body: &serde_json::Value) -> Result<String, TemplateError> {
-    let chat = ChatRequest::parse(body.to_string().as_bytes()).expect("a valid request");
+    let chat = ChatRequest::parse(body.to_string().as_bytes());
+    let chat = chat.map_err(|invalid| TemplateError::Broken(invalid.to_string()))?;
     template.render(&Conversation {
         messages: &chat.messages,
         tools: &chat.tools,
@@ -58,7 +59,11 @@ fn a_model_without_a_template_speaks_chatml_with_tools() {
     assert!(text.starts_with("<|im_start|>system\n# Tools\n"), "{text}");
     assert!(text.contains("<tools>\n{\"type\": \"function\""), "{text}");
     assert_eq!(plain.syntax(), ToolSyntax::Hermes);
-    assert!(render(&plain, &talk()).expect("renders").ends_with("there<|im_end|>\n<|im_start|>assistant\n"));
+    assert!(
+        render(&plain, &talk())
+            .expect("renders")
+            .ends_with("there<|im_end|>\n<|im_start|>assistant\n")
+    );
 }
 
 #[test]
@@ -73,7 +78,10 @@ fn the_begin_token_is_not_written_twice() {
     let source = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}";
     let doubled = Template::new(Some(source), "<s>", "</s>", true).expect("parses");
     assert_eq!(render(&doubled, &talk()).expect("renders"), "Be brief.</s>");
-    assert_eq!(render(&template(source), &talk()).expect("renders"), "<s>Be brief.</s>");
+    assert_eq!(
+        render(&template(source), &talk()).expect("renders"),
+        "<s>Be brief.</s>"
+    );
 }
 
 #[test]
@@ -83,8 +91,12 @@ fn refusals_and_runaways_of_a_template_are_errors_not_crashes() {
         render(&refuses, &talk()),
         Err(TemplateError::Refused("roles must alternate".to_owned()))
     );
-    let runs = template("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}");
-    assert!(matches!(render(&runs, &talk()), Err(TemplateError::Refused(_))));
+    let runs =
+        template("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}");
+    assert!(matches!(
+        render(&runs, &talk()),
+        Err(TemplateError::Refused(_))
+    ));
     let broken = Template::new(Some("{% if %}"), "", "", false);
     assert!(matches!(broken, Err(TemplateError::Broken(_))));
 }
@@ -96,5 +108,8 @@ fn the_callers_variables_reach_the_template_but_not_the_reserved_ones() {
     body["chat_template_kwargs"] = json!({"enable_thinking": false});
     assert_eq!(render(&shows, &body), Ok("False".to_owned()));
     body["chat_template_kwargs"] = json!({"bos_token": "x"});
-    assert_eq!(render(&shows, &body), Err(TemplateError::Reserved("bos_token".to_owned())));
+    assert_eq!(
+        render(&shows, &body),
+        Err(TemplateError::Reserved("bos_token".to_owned()))
+    );
 }

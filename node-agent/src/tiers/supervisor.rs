@@ -16,7 +16,7 @@ use crate::template::Template;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A worker that lived this long has proved that it can.
-const PROVEN: Duration = Duration::from_secs(60);
+const PROVEN: Duration = Duration::from_mins(1);
 /// Context lengths that are tried when the model's own does not fit into memory.
 const SMALLER_CONTEXTS: [u32; 7] = [131_072, 65_536, 32_768, 16_384, 8_192, 4_096, 2_048];
 
@@ -33,7 +33,11 @@ pub(super) async fn supervise(room: Arc<TierRoom>, launcher: Launcher, stop: Can
         }
         tracing::warn!(tier = %room.tier(), %reason, again_in_ms = pause.as_millis(), "a tier is down");
         room.enter(Phase::Down { reason });
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+        if stop
+            .run_until_cancelled(tokio::time::sleep(pause))
+            .await
+            .is_none()
+        {
             return;
         }
         pause = (pause * 2).min(PAUSE_MAX);
@@ -41,7 +45,11 @@ pub(super) async fn supervise(room: Arc<TierRoom>, launcher: Launcher, stop: Can
 }
 
 /// One life of a worker; why it ended, or `None` if it was stopped.
-async fn live(room: &Arc<TierRoom>, launcher: &Launcher, stop: &CancellationToken) -> Option<String> {
+async fn live(
+    room: &Arc<TierRoom>,
+    launcher: &Launcher,
+    stop: &CancellationToken,
+) -> Option<String> {
     room.enter(Phase::Loading);
     let began = Instant::now();
     // Dropping the future kills a worker that is still loading.
@@ -81,7 +89,9 @@ async fn load(room: &TierRoom, launcher: &Launcher) -> Result<Ready, String> {
         .await
         .map_err(|error| error.to_string())?
         .map_err(|problem| problem.to_string())?;
-    let (worker, card) = spawn(room, launcher).await.map_err(|error| error.to_string())?;
+    let (worker, card) = spawn(room, launcher)
+        .await
+        .map_err(|error| error.to_string())?;
     let template = Template::new(
         card.chat_template.as_deref(),
         &card.bos_token,

@@ -333,7 +333,10 @@ fn settled(text: &str, tag: &str) -> usize {
     let longest = tag.len().saturating_sub(1).min(text.len());
     let partial = (1..=longest)
         .rev()
-        .find(|length| tag.as_bytes().starts_with(&text.as_bytes()[text.len() - length..]))
+        .find(|length| {
+            tag.as_bytes()
+                .starts_with(&text.as_bytes()[text.len() - length..])
+        })
         .unwrap_or(0);
     // The tag is ASCII, so its beginning starts at a character's boundary.
     text.get(..text.len() - partial)

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::wire::node::NODE_PORT;
+use config::wire::node::{NODE_PORT, Report};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
                 break;
             };
             let next = match sent {
-                Ok(_reply) => self.heard(),
+                Ok(_reply) => self.heard(&report),
                 Err(error) => match stop.run_until_cancelled(self.missed(&error)).await {
                     None => break,
                     Some(Ok(next)) => next,
@@ -128,8 +128,11 @@ impl<'a> Session<'a> {
         End::Stopped
     }
 
-    fn heard(&mut self) -> Instant {
+    fn heard(&mut self, report: &Report) -> Instant {
         let now = Instant::now();
+        if report.draining {
+            self.uplink.farewell.cancel();
+        }
         self.uplink.metrics.report("ok");
         self.lost = 0;
         self.repairs = 0;

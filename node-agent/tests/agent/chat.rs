@@ -35,7 +35,10 @@ async fn a_chat_is_answered_by_the_model_with_usage_and_timings() {
     let usage = &json["usage"];
     let tokens = |name: &str| usage[name].as_u64().expect("a number");
     assert!(tokens("prompt_tokens") > 0 && tokens("completion_tokens") > 0);
-    assert_eq!(tokens("total_tokens"), tokens("prompt_tokens") + tokens("completion_tokens"));
+    assert_eq!(
+        tokens("total_tokens"),
+        tokens("prompt_tokens") + tokens("completion_tokens")
+    );
     assert_eq!(json["timings"]["predicted_n"], usage["completion_tokens"]);
 }
 
@@ -43,7 +46,10 @@ async fn a_chat_is_answered_by_the_model_with_usage_and_timings() {
 async fn a_stream_says_the_same_in_the_order_of_the_schema() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let mut client = node.client().await;
-    let body = with(hello(), json!({"stream": true, "stream_options": {"include_usage": true}}));
+    let body = with(
+        hello(),
+        json!({"stream": true, "stream_options": {"include_usage": true}}),
+    );
     let events = client.stream("/v1/chat/completions", &body).await;
     let chunks = chunks(&events);
     assert_eq!(content(&chunks), "Hello! How can I help you today?");
@@ -60,7 +66,10 @@ async fn a_stream_says_the_same_in_the_order_of_the_schema() {
     assert!(usage["usage"]["completion_tokens"].as_u64() > Some(0));
     assert!(usage["timings"]["predicted_per_second"].as_f64() > Some(0.0));
     for chunk in &chunks {
-        assert_eq!((&chunk["id"], &chunk["created"]), (&chunks[0]["id"], &chunks[0]["created"]));
+        assert_eq!(
+            (&chunk["id"], &chunk["created"]),
+            (&chunks[0]["id"], &chunks[0]["created"])
+        );
     }
 }
 
@@ -72,19 +81,27 @@ async fn choices_stop_strings_and_log_probabilities_are_honoured() {
     assert_eq!(stopped.text(), "Hello!");
     assert_eq!(stopped.json["choices"][0]["finish_reason"], "stop");
 
-    let short = client.chat(&with(hello(), json!({"max_tokens": 3, "n": 2}))).await;
+    let short = client
+        .chat(&with(hello(), json!({"max_tokens": 3, "n": 2})))
+        .await;
     assert_eq!(short.json["choices"][1]["index"], 1);
     assert_eq!(short.json["choices"][1]["finish_reason"], "length");
     assert_eq!(short.json["usage"]["completion_tokens"], 6);
 
     let known = client
-        .chat(&with(hello(), json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 3})))
+        .chat(&with(
+            hello(),
+            json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 3}),
+        ))
         .await;
     let content = known.json["choices"][0]["logprobs"]["content"].clone();
     let content = content.as_array().expect("a list");
     assert_eq!(content.len(), 3);
     assert_eq!(content[0]["top_logprobs"].as_array().map(Vec::len), Some(2));
-    assert_eq!(content[0]["token"], content[0]["top_logprobs"][0]["token"], "greedy");
+    assert_eq!(
+        content[0]["token"], content[0]["top_logprobs"][0]["token"],
+        "greedy"
+    );
 }
 
 #[tokio::test]
@@ -95,16 +112,31 @@ async fn text_completions_are_answered_streamed_and_whole() {
     let body = json!({"model": "auto", "prompt": prompt, "temperature": 0, "logprobs": 1});
     let whole = client.ask(post("/v1/completions", &body)).await;
     assert_eq!(whole.json["object"], "text_completion");
-    assert_eq!(whole.json["choices"][0]["text"], "Hello! How can I help you today?");
+    assert_eq!(
+        whole.json["choices"][0]["text"],
+        "Hello! How can I help you today?"
+    );
     let offsets = &whole.json["choices"][0]["logprobs"]["text_offset"];
     assert_eq!(offsets[0], 0);
     let events = client
-        .stream("/v1/completions", &with(body, json!({"stream": true, "stream_options": {"include_usage": true}})))
+        .stream(
+            "/v1/completions",
+            &with(
+                body,
+                json!({"stream": true, "stream_options": {"include_usage": true}}),
+            ),
+        )
         .await;
     let chunks = chunks(&events);
-    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+    let text: String = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["text"].as_str())
+        .collect();
     assert_eq!(text, "Hello! How can I help you today?");
-    assert_eq!(chunks.last().expect("usage")["usage"]["total_tokens"], whole.json["usage"]["total_tokens"]);
+    assert_eq!(
+        chunks.last().expect("usage")["usage"]["total_tokens"],
+        whole.json["usage"]["total_tokens"]
+    );
 }
 
 /// The evaluation set in OpenAI's form.
@@ -173,14 +205,22 @@ async fn a_tool_call_streams_as_deltas_with_one_id() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let eval = first_tool_eval();
     let body = with(request_of(&eval), json!({"stream": true}));
-    let events = node.client().await.stream("/v1/chat/completions", &body).await;
+    let events = node
+        .client()
+        .await
+        .stream("/v1/chat/completions", &body)
+        .await;
     let chunks = chunks(&events);
     let deltas: Vec<&Value> = chunks
         .iter()
         .map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0])
         .filter(|delta| !delta.is_null())
         .collect();
-    assert!(deltas[0]["id"].as_str().is_some_and(|id| id.starts_with("call_")));
+    assert!(
+        deltas[0]["id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("call_"))
+    );
     assert_eq!(deltas[0]["function"]["name"], eval["want_call"]["name"]);
     assert!(deltas.iter().skip(1).all(|delta| delta.get("id").is_none()));
     let arguments: String = deltas
@@ -200,34 +240,58 @@ async fn a_required_tool_is_called_and_a_schema_is_followed() {
     let tool = json!({"type": "function", "function": {"name": "get_weather", "parameters": {
         "type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
     }}});
-    let forced = with(hello(), json!({"tools": [tool], "tool_choice": "required", "max_tokens": 100}));
+    let forced = with(
+        hello(),
+        json!({"tools": [tool], "tool_choice": "required", "max_tokens": 100}),
+    );
     let answer = client.chat(&forced).await;
     let choice = &answer.json["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls", "{}", answer.json);
     assert_eq!(choice["message"]["content"], Value::Null);
-    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "get_weather");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["name"],
+        "get_weather"
+    );
 
     let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false});
     let format = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": true}});
-    let formed = client.chat(&with(hello(), json!({"response_format": format, "max_tokens": 60}))).await;
-    let value: Value = serde_json::from_str(formed.text()).unwrap_or_else(|_| panic!("{}", formed.json));
+    let formed = client
+        .chat(&with(
+            hello(),
+            json!({"response_format": format, "max_tokens": 60}),
+        ))
+        .await;
+    let value: Value =
+        serde_json::from_str(formed.text()).unwrap_or_else(|_| panic!("{}", formed.json));
     assert!(value["ok"].is_boolean());
 
     let both = with(forced, json!({"response_format": {"type": "json_object"}}));
     let refused = client.chat(&both).await;
-    assert_eq!((refused.status, refused.code()), (StatusCode::BAD_REQUEST, "unsupported_parameter"));
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, "unsupported_parameter")
+    );
 }
 
 #[tokio::test]
 async fn tokens_are_counted_and_properties_shown() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let mut client = node.client().await;
-    let tokens = client.ask(post("/tokenize", &json!({"content": "Hello"}))).await;
-    assert!(tokens.json["tokens"].as_array().is_some_and(|tokens| !tokens.is_empty()));
+    let tokens = client
+        .ask(post("/tokenize", &json!({"content": "Hello"})))
+        .await;
+    assert!(
+        tokens.json["tokens"]
+            .as_array()
+            .is_some_and(|tokens| !tokens.is_empty())
+    );
     let mut request = post("/props", &Value::Null);
     *request.method_mut() = http::Method::GET;
     let props = client.ask(request).await;
     assert_eq!(props.json["tiers"][0]["report"]["state"], "ready");
-    assert!(!props.json.to_string().contains(".gguf"), "no path is shown");
+    assert!(
+        !props.json.to_string().contains(".gguf"),
+        "no path is shown"
+    );
     assert!(node.tiers.room(Tier::Heavy).is_none());
 }

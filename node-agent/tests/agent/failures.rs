@@ -21,13 +21,25 @@ async fn only_the_hub_gets_an_answer_and_only_where_there_is_one() {
     let mut client = node.client().await;
     for wrong in ["Bearer wrong", "Basic x", "Bearer "] {
         let mut request = post("/v1/chat/completions", &say("x"));
-        request.headers_mut().insert("authorization", wrong.parse().expect("a value"));
+        request
+            .headers_mut()
+            .insert("authorization", wrong.parse().expect("a value"));
         let answer = client.ask(request).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
         assert_eq!(answer.code(), "invalid_agent_token");
     }
-    for path in ["/", "/metrics", "/v1/models", "/v1/chat/completions/", "/slots"] {
-        assert_eq!(client.ask(post(path, &say("x"))).await.status, StatusCode::NOT_FOUND, "{path}");
+    for path in [
+        "/",
+        "/metrics",
+        "/v1/models",
+        "/v1/chat/completions/",
+        "/slots",
+    ] {
+        assert_eq!(
+            client.ask(post(path, &say("x"))).await.status,
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
     }
     let mut get = post("/v1/chat/completions", &Value::Null);
     *get.method_mut() = Method::GET;
@@ -41,10 +53,15 @@ async fn only_the_hub_gets_an_answer_and_only_where_there_is_one() {
 async fn bad_requests_are_the_callers_fault_with_the_field_named() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let mut client = node.client().await;
-    let picture = json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]);
+    let picture =
+        json!([{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]);
     let cases = [
         (json!({"model": "auto"}), "invalid_value", "messages"),
-        (json!({"model": "auto", "messages": []}), "invalid_value", "messages"),
+        (
+            json!({"model": "auto", "messages": []}),
+            "invalid_value",
+            "messages",
+        ),
         (
             json!({"model": "auto", "messages": [{"role": "user", "content": picture}]}),
             "unsupported_parameter",
@@ -67,10 +84,18 @@ async fn bad_requests_are_the_callers_fault_with_the_field_named() {
         assert_eq!(answer.code(), code, "{}", answer.json);
         assert_eq!(answer.json["error"]["param"], param, "{}", answer.json);
     }
-    let broken = client.ask(request("fast", "/v1/chat/completions", Bytes::from("{"))).await;
+    let broken = client
+        .ask(request("fast", "/v1/chat/completions", Bytes::from("{")))
+        .await;
     assert_eq!(broken.code(), "invalid_json");
-    let no_tier = client.ask(request("huge", "/v1/chat/completions", Bytes::from("{}"))).await;
-    assert_eq!(no_tier.code(), "invalid_hop_header", "not the caller's fault");
+    let no_tier = client
+        .ask(request("huge", "/v1/chat/completions", Bytes::from("{}")))
+        .await;
+    assert_eq!(
+        no_tier.code(),
+        "invalid_hop_header",
+        "not the caller's fault"
+    );
     let large = request("fast", "/v1/chat/completions", vec![b' '; 25 << 20].into());
     assert_eq!(client.ask(large).await.code(), "request_too_large");
 }
@@ -98,17 +123,28 @@ async fn a_tier_that_is_missing_loading_or_down_sends_the_request_on() {
     let primary = node.tiers.room(Tier::Primary).expect("configured");
     let mut phases = primary.phases();
     let down = phases.wait_for(|phase| matches!(phase, Phase::Down { .. }));
-    drop(timeout(PATIENCE, down).await.expect("goes down").expect("lives"));
+    drop(
+        timeout(PATIENCE, down)
+            .await
+            .expect("goes down")
+            .expect("lives"),
+    );
     let mut client = node.client().await;
     for tier in ["fast", "primary", "heavy"] {
         let body = Bytes::from(say("x").to_string());
-        let answer = client.ask(request(tier, "/v1/chat/completions", body)).await;
+        let answer = client
+            .ask(request(tier, "/v1/chat/completions", body))
+            .await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{tier}");
         assert_eq!(answer.code(), "tier_unavailable");
         assert!(answer.headers.contains_key("retry-after"));
     }
     let report = primary.report();
-    assert!(report.reason.is_some_and(|reason| reason.contains("no such tensor")));
+    assert!(
+        report
+            .reason
+            .is_some_and(|reason| reason.contains("no such tensor"))
+    );
 }
 
 #[tokio::test]
@@ -124,15 +160,25 @@ async fn a_crash_before_the_first_token_is_a_clean_503_and_the_tier_comes_back()
     assert_eq!(answer.code(), "tier_unavailable");
     phases.changed().await.expect("the tier goes down");
     let ready = phases.wait_for(|phase| matches!(phase, Phase::Ready(_)));
-    drop(timeout(PATIENCE, ready).await.expect("comes back").expect("lives"));
+    drop(
+        timeout(PATIENCE, ready)
+            .await
+            .expect("comes back")
+            .expect("lives"),
+    );
     assert_eq!(room.starts(), 2);
     assert_eq!(client.chat(&say("again")).await.text(), "fine");
-    assert!(node.metrics.text().contains("hearth_node_worker_starts_total{tier=\"fast\"} 2"));
+    assert!(
+        node.metrics
+            .text()
+            .contains("hearth_node_worker_starts_total{tier=\"fast\"} 2")
+    );
 }
 
 #[tokio::test]
 async fn a_crash_within_a_stream_is_an_error_event_and_no_done() {
-    let script = json!({"say": "a long answer that never ends well", "crash_after_tokens": 8, "step_ms": 5});
+    let script =
+        json!({"say": "a long answer that never ends well", "crash_after_tokens": 8, "step_ms": 5});
     let node = Node::ready(vec![scripted(Tier::Fast, &script)]).await;
     let mut body = say("x");
     body["stream"] = true.into();
@@ -163,7 +209,11 @@ async fn a_caller_who_leaves_frees_the_slot() {
         waiting.abort();
         let left = tokio::time::Instant::now();
         node.wait_for_busy(Tier::Fast, 0).await;
-        assert!(left.elapsed().as_millis() < 1_000, "took {:?}", left.elapsed());
+        assert!(
+            left.elapsed().as_millis() < 1_000,
+            "took {:?}",
+            left.elapsed()
+        );
     }
     let waited = timeout(PATIENCE, async {
         while !node.metrics.text().contains("outcome=\"abandoned\"} 2") {
@@ -185,10 +235,20 @@ async fn the_head_of_a_stream_goes_out_before_a_slow_first_token() {
     let response = client.send(post("/v1/chat/completions", &body)).await;
     let waited = asked.elapsed();
     assert_eq!(response.status(), StatusCode::OK);
-    assert!((2_900..4_400).contains(&waited.as_millis()), "after {waited:?}");
-    let bytes = response.into_body().collect().await.expect("a whole body").to_bytes();
+    assert!(
+        (2_900..4_400).contains(&waited.as_millis()),
+        "after {waited:?}"
+    );
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a whole body")
+        .to_bytes();
     let mut events = Vec::new();
-    Decoder::default().push(&bytes, &mut events).expect("valid SSE");
+    Decoder::default()
+        .push(&bytes, &mut events)
+        .expect("valid SSE");
     assert!(events.last().is_some_and(config::wire::sse::Event::is_done));
 }
 
@@ -206,18 +266,34 @@ async fn a_full_queue_and_a_passed_deadline_have_their_own_words() {
     let waiting = tokio::spawn(async move { second.chat(&say("two")).await });
     let mut stats = node.tiers.rooms()[0].ready().expect("ready").worker.stats();
     let queued = stats.wait_for(|stats| stats.queue_depth == 1);
-    drop(timeout(PATIENCE, queued).await.expect("is queued").expect("lives"));
+    drop(
+        timeout(PATIENCE, queued)
+            .await
+            .expect("is queued")
+            .expect("lives"),
+    );
     let answer = node.client().await.chat(&say("three")).await;
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.json);
+    assert_eq!(
+        answer.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{}",
+        answer.json
+    );
     assert_eq!(answer.code(), "overloaded");
     waiting.abort();
     busy.abort();
     node.wait_for_busy(Tier::Fast, 0).await;
 
     let mut late = post("/v1/chat/completions", &say("four"));
-    late.headers_mut().insert("x-hearth-deadline-ms", 200.into());
+    late.headers_mut()
+        .insert("x-hearth-deadline-ms", 200.into());
     let answer = node.client().await.ask(late).await;
-    assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT, "{}", answer.json);
+    assert_eq!(
+        answer.status,
+        StatusCode::GATEWAY_TIMEOUT,
+        "{}",
+        answer.json
+    );
     assert_eq!(answer.code(), "timeout");
 }
 

@@ -79,7 +79,8 @@ impl FakeProxy {
     pub(crate) async fn start() -> Self {
         // Another test of this process may have done it already.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let made = rcgen::generate_simple_self_signed(vec!["hearth".to_owned()]).expect("a certificate");
+        let made =
+            rcgen::generate_simple_self_signed(vec!["hearth".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
         let spki = rustls::server::ParsedCertificate::try_from(made.cert.der())
             .expect("a certificate")
@@ -148,7 +149,12 @@ impl FakeProxy {
     pub(crate) async fn restart_hub(&self) {
         self.stop_hub().await;
         self.state.start_hub().await;
-        let key = self.told().wireguard_keys.last().cloned().expect("was registered");
+        let key = self
+            .told()
+            .wireguard_keys
+            .last()
+            .cloned()
+            .expect("was registered");
         self.state.add_peer(&key).await;
     }
 
@@ -164,7 +170,10 @@ impl FakeProxy {
     /// A connection to the node's HTTP server, through the tunnel.
     pub(crate) async fn dial(&self) -> Client {
         let hub = self.state.tunnel();
-        let stream = hub.connect(NODE_ADDRESS, 8080, PATIENCE).await.expect("connects");
+        let stream = hub
+            .connect(NODE_ADDRESS, 8080, PATIENCE)
+            .await
+            .expect("connects");
         Client::over(stream).await
     }
 }
@@ -208,7 +217,12 @@ impl State {
             .headers()
             .get("authorization")
             .is_some_and(|value| *value == format!("Bearer {TOKEN}"));
-        let body = request.into_body().collect().await.expect("a body").to_bytes();
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .expect("a body")
+            .to_bytes();
         let orders = *self.orders.lock().expect("unpoisoned");
         match (path.as_str(), orders.refuse) {
             ("/v1/nodes/nonce", _) => json(
@@ -218,9 +232,10 @@ impl State {
                     expires_secs: 60,
                 },
             ),
-            ("/v1/nodes/enroll" | "/v1/nodes/register", Some(code)) => {
-                json(StatusCode::FORBIDDEN, &ErrorBody::new("permission_error", code, "no"))
-            }
+            ("/v1/nodes/enroll" | "/v1/nodes/register", Some(code)) => json(
+                StatusCode::FORBIDDEN,
+                &ErrorBody::new("permission_error", code, "no"),
+            ),
             ("/v1/nodes/enroll", None) => self.enrol(&body),
             ("/v1/nodes/register", None) => self.register(&body).await,
             ("/v1/report", _) if orders.stranger || !authorised => {
@@ -246,7 +261,8 @@ impl State {
         let token = Token::parse(&request.token).expect("a token");
         let message = enroll_message(token.id(), &request.identity, &request.nonce);
         verify(&request.identity, &message, &request.signature);
-        self.told.send_modify(|told| told.identity = Some(request.identity));
+        self.told
+            .send_modify(|told| told.identity = Some(request.identity));
         json(
             StatusCode::CREATED,
             &EnrollReply {
@@ -264,7 +280,8 @@ impl State {
         if self.hub.lock().expect("unpoisoned").is_some() {
             self.add_peer(&request.wireguard_key).await;
         }
-        self.told.send_modify(|told| told.wireguard_keys.push(request.wireguard_key));
+        self.told
+            .send_modify(|told| told.wireguard_keys.push(request.wireguard_key));
         let port = self.hub_address.lock().expect("unpoisoned").port();
         json(
             StatusCode::OK,
@@ -321,5 +338,9 @@ where
         async move { Ok::<_, Infallible>(state.answer(request).await) }
     });
     // The node may leave at any time.
-    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+    drop(
+        http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await,
+    );
 }

@@ -13,9 +13,9 @@ use crate::support::{PATIENCE, model};
 fn write_settings(folder: &Path) -> std::path::PathBuf {
     let path = folder.join("node.toml");
     let text = format!(
-        "[node]\nname = \"den\"\nstate_dir = {:?}\nbind = \"127.0.0.1:0\"\n\n[[tiers]]\ntier = \"fast\"\nmodel = {:?}\nmodel_id = \"tiny-fast\"\nthreads = 1\ngpu_layers = 0\n",
-        folder.join("state"),
-        model("tiny-fast-q8_0.gguf"),
+        "[node]\nname = \"den\"\nstate_dir = \"{}\"\nbind = \"127.0.0.1:0\"\n\n[[tiers]]\ntier = \"fast\"\nmodel = \"{}\"\nmodel_id = \"tiny-fast\"\nthreads = 1\ngpu_layers = 0\n",
+        folder.join("state").display(),
+        model("tiny-fast-q8_0.gguf").display(),
     );
     std::fs::write(&path, text).expect("writes");
     path
@@ -23,7 +23,10 @@ fn write_settings(folder: &Path) -> std::path::PathBuf {
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth-node"));
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     for (name, _value) in std::env::vars().filter(|(name, _value)| name.starts_with("HEARTH_")) {
         command.env_remove(name);
     }
@@ -32,16 +35,30 @@ fn command(arguments: &[&str]) -> Command {
 
 /// Exit code and what was said.
 async fn run(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = timeout(PATIENCE, command(arguments).output()).await.expect("ends").expect("starts");
+    let output = timeout(PATIENCE, command(arguments).output())
+        .await
+        .expect("ends")
+        .expect("starts");
     let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&said).into_owned(),
+    )
 }
 
 async fn terminate(child: &mut Child) -> Option<i32> {
     let pid = child.id().expect("runs").to_string();
-    let sent = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+    let sent = Command::new("kill")
+        .args(["-TERM", &pid])
+        .status()
+        .await
+        .expect("kill runs");
     assert!(sent.success());
-    timeout(PATIENCE, child.wait()).await.expect("ends in time").expect("ended").code()
+    timeout(PATIENCE, child.wait())
+        .await
+        .expect("ends in time")
+        .expect("ended")
+        .code()
 }
 
 #[tokio::test]
@@ -60,10 +77,17 @@ async fn join_run_status_and_a_signal() {
     let (code, said) = run(&["join", &proxy.link(), "--config", settings]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains(NODE), "{said}");
-    assert!(!said.contains("hearth_nj_"), "the token is not repeated: {said}");
+    assert!(
+        !said.contains("hearth_nj_"),
+        "the token is not repeated: {said}"
+    );
 
     let mut agent = command(&["run", "--config", settings]);
-    let mut agent = agent.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut agent = agent
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
     let ready = |told: &crate::fake_proxy::Told| {
         let ready = |report: &config::wire::node::Report| report.tiers[0].model.is_some();
         told.reports.last().is_some_and(ready)
@@ -80,7 +104,13 @@ async fn join_run_status_and_a_signal() {
     assert_eq!(code, Some(1), "a second agent with the same state: {said}");
 
     assert_eq!(terminate(&mut agent).await, Some(0));
-    assert!(proxy.told().reports.last().is_some_and(|report| report.draining));
+    assert!(
+        proxy
+            .told()
+            .reports
+            .last()
+            .is_some_and(|report| report.draining)
+    );
 }
 
 #[tokio::test]
@@ -91,20 +121,28 @@ async fn wrong_settings_are_told_all_at_once_with_code_64() {
     let path = path.to_str().expect("text");
     let (code, said) = run(&["config", "check", path]).await;
     assert_eq!(code, Some(64), "{said}");
-    assert!(said.contains("nane") && said.contains("huge") && said.contains("model"), "{said}");
+    assert!(
+        said.contains("nane") && said.contains("huge") && said.contains("model"),
+        "{said}"
+    );
     let (code, said) = run(&["run", "--config", path]).await;
     assert_eq!(code, Some(64), "{said}");
 
     let good = write_settings(folder.path());
     let good = good.to_str().expect("text");
     assert_eq!(run(&["config", "check", good]).await.0, Some(0));
-    let missing = std::fs::read_to_string(good).expect("reads").replace("tiny-fast-q8_0.gguf", "README.md");
+    let missing = std::fs::read_to_string(good)
+        .expect("reads")
+        .replace("tiny-fast-q8_0.gguf", "README.md");
     std::fs::write(good, missing).expect("writes");
     let (code, said) = run(&["config", "check", good]).await;
     assert_eq!(code, Some(64), "{said}");
     assert!(said.contains("is not a GGUF file"), "{said}");
 
     assert_eq!(run(&["--help"]).await.0, Some(0));
-    assert!(!run(&["--help"]).await.1.contains("worker"), "not for people");
+    assert!(
+        !run(&["--help"]).await.1.contains("worker"),
+        "not for people"
+    );
     assert_eq!(run(&["dance"]).await.0, Some(1));
 }

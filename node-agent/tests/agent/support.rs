@@ -111,8 +111,15 @@ impl Node {
         let room = self.tiers.room(tier).expect("configured");
         let mut stats = room.ready().expect("ready").worker.stats();
         let reached = stats.wait_for(|stats| stats.slots_busy == busy);
-        let reached = timeout(PATIENCE, reached).await.map(|reached| reached.is_ok());
-        assert_eq!(reached, Ok(true), "{} slots are busy", room.stats().slots_busy);
+        let reached = timeout(PATIENCE, reached)
+            .await
+            .map(|reached| reached.is_ok());
+        assert_eq!(
+            reached,
+            Ok(true),
+            "{} slots are busy",
+            room.stats().slots_busy
+        );
     }
 }
 
@@ -151,7 +158,9 @@ impl Answer {
 }
 
 impl Client {
-    pub(crate) async fn over(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) -> Self {
+    pub(crate) async fn over(
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) -> Self {
         let (sender, connection) = handshake(TokioIo::new(stream)).await.expect("handshake");
         let connection = tokio::spawn(async move {
             // The other side may close first; the test sees that by itself.
@@ -171,7 +180,10 @@ impl Client {
     pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Answer {
         let response = self.send(request).await;
         let (head, body) = response.into_parts();
-        let body = timeout(PATIENCE, body.collect()).await.expect("in time").expect("a body");
+        let body = timeout(PATIENCE, body.collect())
+            .await
+            .expect("in time")
+            .expect("a body");
         let json = serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null);
         Answer {
             status: head.status,
@@ -191,7 +203,9 @@ impl Client {
         let body = timeout(PATIENCE, response.into_body().collect()).await;
         let body = body.expect("in time").expect("a whole body").to_bytes();
         let mut events = Vec::new();
-        Decoder::default().push(&body, &mut events).expect("valid SSE");
+        Decoder::default()
+            .push(&body, &mut events)
+            .expect("valid SSE");
         events
     }
 }

@@ -46,7 +46,12 @@ impl Agent {
     fn run(state_dir: &Path, link: Option<String>) -> Self {
         let stop = CancellationToken::new();
         let link = link.map(|link| JoinLink::parse(&link).expect("a link"));
-        let task = tokio::spawn(app::run(settings(state_dir), link, launcher(), stop.clone()));
+        let task = tokio::spawn(app::run(
+            settings(state_dir),
+            link,
+            launcher(),
+            stop.clone(),
+        ));
         Self { stop, task }
     }
 
@@ -74,27 +79,51 @@ async fn a_node_joins_dials_in_and_answers_through_the_tunnel_until_it_is_stoppe
     let told = proxy.wait_for("the tier is ready", is_ready).await;
     let report = told.reports.last().expect("a report");
     assert_eq!(report.node_id.as_str(), NODE);
-    assert_eq!(report.tiers[0].model.as_ref().map(|model| model.id.as_str()), Some("tiny-fast"));
+    assert_eq!(
+        report.tiers[0]
+            .model
+            .as_ref()
+            .map(|model| model.id.as_str()),
+        Some("tiny-fast")
+    );
     let hashed = |told: &Told| {
-        let model = told.reports.last().and_then(|report| report.tiers[0].model.clone());
+        let model = told
+            .reports
+            .last()
+            .and_then(|report| report.tiers[0].model.clone());
         model.is_some_and(|model| model.file_sha256.len() == 64)
     };
     proxy.wait_for("the hash of the model", hashed).await;
 
     let mut client = proxy.dial().await;
     let answer = client.chat(&hello(false)).await;
-    assert_eq!(answer.text(), "Hello! How can I help you today?", "{}", answer.json);
-    assert!(answer.json["system_fingerprint"].as_str().is_some_and(|text| text.starts_with("fp_")));
+    assert_eq!(
+        answer.text(),
+        "Hello! How can I help you today?",
+        "{}",
+        answer.json
+    );
+    assert!(
+        answer.json["system_fingerprint"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("fp_"))
+    );
     let events = client.stream("/v1/chat/completions", &hello(true)).await;
     assert_eq!(content(&chunks(&events)), answer.text());
 
     let status = status::ask(folder.path()).await.expect("a status");
-    assert_eq!((status.standing.as_str(), status.node_id.as_str()), ("connected", NODE));
+    assert_eq!(
+        (status.standing.as_str(), status.node_id.as_str()),
+        ("connected", NODE)
+    );
 
     agent.stop().await;
     let last = proxy.told().reports.pop().expect("reports");
     assert!(last.draining, "the proxy was told");
-    assert!(status::ask(folder.path()).await.is_err(), "nobody answers any more");
+    assert!(
+        status::ask(folder.path()).await.is_err(),
+        "nobody answers any more"
+    );
 }
 
 #[tokio::test]
@@ -102,13 +131,19 @@ async fn a_restarted_node_keeps_its_identity_and_takes_a_new_key() {
     let proxy = FakeProxy::start().await;
     let folder = tempfile::tempdir().expect("folder");
     let agent = Agent::run(folder.path(), Some(proxy.link()));
-    proxy.wait_for("a report", |told| !told.reports.is_empty()).await;
+    proxy
+        .wait_for("a report", |told| !told.reports.is_empty())
+        .await;
     agent.stop().await;
     let before = proxy.told();
 
     let agent = Agent::run(folder.path(), None);
     let count = before.reports.len();
-    let after = proxy.wait_for("a report of the new start", |told| told.reports.len() > count).await;
+    let after = proxy
+        .wait_for("a report of the new start", |told| {
+            told.reports.len() > count
+        })
+        .await;
     assert_eq!(after.identity, before.identity);
     let [first, second] = after.wireguard_keys.as_slice() else {
         panic!("one registration a start: {:?}", after.wireguard_keys);
@@ -126,8 +161,16 @@ async fn a_node_comes_back_when_the_proxy_restarts() {
     proxy.restart_hub().await;
     let restarted = Instant::now();
     let count = proxy.told().reports.len();
-    proxy.wait_for("a report after the restart", |told| told.reports.len() > count).await;
-    assert!(restarted.elapsed() < Duration::from_secs(15), "took {:?}", restarted.elapsed());
+    proxy
+        .wait_for("a report after the restart", |told| {
+            told.reports.len() > count
+        })
+        .await;
+    assert!(
+        restarted.elapsed() < Duration::from_secs(15),
+        "took {:?}",
+        restarted.elapsed()
+    );
     let answer = proxy.dial().await.chat(&hello(false)).await;
     assert_eq!(answer.text(), "Hello! How can I help you today?");
     agent.stop().await;
@@ -138,20 +181,43 @@ async fn a_node_that_the_hub_forgot_registers_again() {
     let proxy = FakeProxy::start().await;
     let folder = tempfile::tempdir().expect("folder");
     let agent = Agent::run(folder.path(), Some(proxy.link()));
-    proxy.wait_for("a report", |told| !told.reports.is_empty()).await;
+    proxy
+        .wait_for("a report", |told| !told.reports.is_empty())
+        .await;
     proxy.forget_registration();
-    proxy.wait_for("a second registration", |told| told.wireguard_keys.len() == 2).await;
+    proxy
+        .wait_for("a second registration", |told| {
+            told.wireguard_keys.len() == 2
+        })
+        .await;
     let count = proxy.told().reports.len();
-    proxy.wait_for("a report", |told| told.reports.len() > count).await;
+    proxy
+        .wait_for("a report", |told| told.reports.len() > count)
+        .await;
     let keys = proxy.told().wireguard_keys;
     assert_eq!(keys[0], keys[1], "the session was repaired, not replaced");
+    agent.stop().await;
+}
 
-    // Away for longer than the silence that a session bears.
+#[tokio::test]
+async fn a_node_registers_again_after_ten_seconds_of_silence() {
+    let proxy = FakeProxy::start().await;
+    let folder = tempfile::tempdir().expect("folder");
+    let agent = Agent::run(folder.path(), Some(proxy.link()));
+    proxy
+        .wait_for("a report", |told| !told.reports.is_empty())
+        .await;
     proxy.stop_hub().await;
-    proxy.wait_for("a third registration", |told| told.wireguard_keys.len() >= 3).await;
+    proxy
+        .wait_for("a second registration", |told| {
+            told.wireguard_keys.len() >= 2
+        })
+        .await;
     proxy.start_hub().await;
     let count = proxy.told().reports.len();
-    proxy.wait_for("a report", |told| told.reports.len() > count).await;
+    proxy
+        .wait_for("a report", |told| told.reports.len() > count)
+        .await;
     agent.stop().await;
 }
 
@@ -160,7 +226,9 @@ async fn a_revoked_node_says_so_once_and_stops_cleanly() {
     let proxy = FakeProxy::start().await;
     let folder = tempfile::tempdir().expect("folder");
     let agent = Agent::run(folder.path(), Some(proxy.link()));
-    proxy.wait_for("a report", |told| !told.reports.is_empty()).await;
+    proxy
+        .wait_for("a report", |told| !told.reports.is_empty())
+        .await;
     proxy.refuse(Some("node_revoked"));
     proxy.forget_registration();
     let refused = timeout(PATIENCE, async {
@@ -173,12 +241,15 @@ async fn a_revoked_node_says_so_once_and_stops_cleanly() {
         }
     });
     let status = refused.await.expect("is refused");
-    assert!(status.reason.is_some_and(|reason| reason.contains("revoked")));
+    assert!(
+        status
+            .reason
+            .is_some_and(|reason| reason.contains("revoked"))
+    );
     agent.stop().await;
 }
 
-async fn join_once(proxy: &FakeProxy, link: &str, state_dir: &Path) -> Result<Member, JoinError> {
-    drop(proxy);
+async fn join_once(link: &str, state_dir: &Path) -> Result<Member, JoinError> {
     let identity = Identity::open(state_dir).expect("an identity");
     let link = JoinLink::parse(link).expect("a link");
     join::join(&link, &identity, "den", state_dir).await
@@ -188,8 +259,12 @@ async fn join_once(proxy: &FakeProxy, link: &str, state_dir: &Path) -> Result<Me
 async fn joining_twice_is_joining_once_and_every_refusal_has_its_words() {
     let proxy = FakeProxy::start().await;
     let folder = tempfile::tempdir().expect("folder");
-    let first = join_once(&proxy, &proxy.link(), folder.path()).await.expect("joins");
-    let again = join_once(&proxy, &proxy.link(), folder.path()).await.expect("joins again");
+    let first = join_once(&proxy.link(), folder.path())
+        .await
+        .expect("joins");
+    let again = join_once(&proxy.link(), folder.path())
+        .await
+        .expect("joins again");
     assert_eq!(first, again);
     assert_eq!(Member::load(folder.path()).expect("reads"), Some(first));
     for (code, want) in [
@@ -200,7 +275,9 @@ async fn joining_twice_is_joining_once_and_every_refusal_has_its_words() {
         ("something_new", "something_new"),
     ] {
         proxy.refuse(Some(code));
-        let error = join_once(&proxy, &proxy.link(), folder.path()).await.expect_err("refused");
+        let error = join_once(&proxy.link(), folder.path())
+            .await
+            .expect_err("refused");
         assert!(error.to_string().contains(want), "{code}: {error}");
     }
 }
@@ -210,12 +287,20 @@ async fn only_the_pinned_key_is_trusted() {
     let proxy = FakeProxy::start().await;
     let folder = tempfile::tempdir().expect("folder");
     let other = proxy.link_with("sha256-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8");
-    let error = join_once(&proxy, &other, folder.path()).await.expect_err("refused");
-    assert!(matches!(error, JoinError::Hub(HubError::WrongKey { .. })), "{error}");
+    let error = join_once(&other, folder.path()).await.expect_err("refused");
+    assert!(
+        matches!(error, JoinError::Hub(HubError::WrongKey { .. })),
+        "{error}"
+    );
     let link = proxy.link();
     let unpinned = link.split('&').next().expect("a link");
-    let error = join_once(&proxy, unpinned, folder.path()).await.expect_err("refused");
-    assert!(matches!(error, JoinError::Hub(HubError::Untrusted { .. })), "{error}");
+    let error = join_once(unpinned, folder.path())
+        .await
+        .expect_err("refused");
+    assert!(
+        matches!(error, JoinError::Hub(HubError::Untrusted { .. })),
+        "{error}"
+    );
     assert_eq!(Member::load(folder.path()).expect("no file"), None);
     assert!(proxy.told().identity.is_none(), "the token never left");
 }

@@ -59,7 +59,7 @@ pub enum Refusal {
     #[error("no credential: send an API key or a token as `authorization: Bearer ...`")]
     MissingCredential,
     /// What was shown is wrong; `why` is safe to tell.
-    #[error("the credential is not valid: {why}")]
+    #[error("the key or token is not valid: {why}")]
     InvalidCredential {
         /// What is wrong with it.
         why: Cow<'static, str>,

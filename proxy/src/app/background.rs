@@ -9,9 +9,9 @@ use config::tier::Tier;
 use config::wire::node::TierState;
 use policy::breaker::Phase;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 use tunnel::Tunnel;
 
+use super::Crew;
 use crate::admin::words::NodeNow;
 use crate::nodes::fleet::Fleet;
 use crate::nodes::members::Members;
@@ -39,20 +39,11 @@ pub(super) struct Background {
 
 impl Background {
     /// Starts the tasks.
-    pub(super) fn start(self, stop: &CancellationToken) {
+    pub(super) fn start(self, crew: &Crew) {
         let (syncing, seeing) = (self.clone(), self.clone());
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(async move { self.sweep().await }),
-        );
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(async move { syncing.sync().await }),
-        );
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(async move { seeing.note_seen().await }),
-        );
+        crew.employ(async move { self.sweep().await });
+        crew.employ(async move { syncing.sync().await });
+        crew.employ(async move { seeing.note_seen().await });
     }
 
     async fn sweep(&self) {

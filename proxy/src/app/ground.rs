@@ -9,11 +9,10 @@ use config::wire::node::HUB_ADDRESS;
 use policy::classify::Thresholds;
 use policy::router::Router;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tunnel::{PrivateKey, Tunnel};
 
-use super::AppError;
 use super::background::{self, Background};
+use super::{AppError, Crew};
 use crate::admin::server::AdminSocket;
 use crate::admin::{Live, Operations};
 use crate::auth::Authenticator;
@@ -156,7 +155,7 @@ impl Ground {
         &self,
         settings: &Settings,
         readiness: &Readiness,
-        (certificates, stop): (&Certificates, &CancellationToken),
+        (certificates, crew): (&Certificates, &Crew),
     ) -> Result<(), AppError> {
         let server = &settings.server;
         let socket = AdminSocket::bind(&server.state_dir).await;
@@ -165,7 +164,7 @@ impl Ground {
         let (store, url) = (Arc::clone(&self.store), server.public_url.clone());
         let operations =
             Operations::new(store, url, certificates.pin(), Some(self.live(readiness)));
-        tokio::spawn(socket.serve(Arc::new(operations), stop.clone()));
+        crew.employ(socket.serve(Arc::new(operations), crew.stop.clone()));
         let Some(address) = server.admin_listen else {
             return Ok(());
         };
@@ -184,7 +183,11 @@ impl Ground {
             }),
             failing: Box::new(move || failing_of(failing.clone())),
         };
-        tokio::spawn(admin_http::serve(listener, Arc::new(pages), stop.clone()));
+        crew.employ(admin_http::serve(
+            listener,
+            Arc::new(pages),
+            crew.stop.clone(),
+        ));
         Ok(())
     }
 

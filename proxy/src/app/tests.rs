@@ -60,7 +60,7 @@ impl Running {
 
     async fn stop(self) -> Drained {
         self.phase.send_replace(Phase::Draining);
-        let run = tokio::time::timeout(Duration::from_secs(10), self.run);
+        let run = timeout(Duration::from_secs(10), self.run);
         run.await
             .expect("the proxy does not stop")
             .unwrap()

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use config::ids::KeyId;
+use config::secret::Secret;
 use config::token::{Token, TokenKind};
 use policy::identity::{Principal, Scope};
 use policy::refusal::Refusal;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::header::invalid;
@@ -25,7 +25,7 @@ const TOUCH_EVERY_SECS: i64 = 60;
 /// All API keys.
 pub(super) struct ApiKeys {
     store: Arc<dyn Store>,
-    pepper: OnceCell<[u8; 32]>,
+    pepper: Mutex<Option<(Secret<[u8; 32]>, Instant)>>,
     remembered: Mutex<Remembered>,
 }
 
@@ -53,7 +53,7 @@ impl ApiKeys {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
-            pepper: OnceCell::new(),
+            pepper: Mutex::default(),
             remembered: Mutex::default(),
         }
     }
@@ -69,7 +69,7 @@ impl ApiKeys {
         };
         let id = KeyId::new(token.id());
         let key = self.look_up(&id).await?;
-        let shown = SecretHash::of(self.pepper().await?, token.secret().expose());
+        let shown = SecretHash::of(self.pepper().await?.expose(), token.secret().expose());
         // An unknown id and a wrong secret look the same, so that ids cannot be probed.
         let key = key
             .filter(|key| key.admin == admin && key.secret_hash.matches(&shown))
@@ -110,12 +110,23 @@ impl ApiKeys {
         Ok(key)
     }
 
-    async fn pepper(&self) -> Result<&[u8; 32], StoreError> {
-        let made = self.pepper.get_or_try_init(async || {
-            let pepper = self.store.secret(PEPPER).await?;
-            Ok(*pepper.expose())
-        });
-        made.await
+    /// Asked for again now and then: a store that lost its data may have a new one.
+    async fn pepper(&self) -> Result<Secret<[u8; 32]>, StoreError> {
+        let known = self
+            .pepper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some((pepper, asked_at)) = known
+            && asked_at.elapsed() < REMEMBERED
+        {
+            return Ok(pepper);
+        }
+        let asked_at = Instant::now();
+        let pepper = self.store.secret(PEPPER).await?;
+        let mut known = self.pepper.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some((pepper.clone(), asked_at));
+        Ok(pepper)
     }
 
     /// Notes the use of a key, not more than once a minute, beside the request.

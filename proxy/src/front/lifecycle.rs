@@ -170,7 +170,9 @@ mod tests {
         let (phase, mut seen) = watch::channel(Phase::Serving);
         let (reloads, mut reloaded) = tokio::sync::mpsc::channel(10);
         let follow = tokio::spawn(async move {
-            signals.follow(&phase, || assert!(reloads.try_send(()).is_ok())).await;
+            signals
+                .follow(&phase, || assert!(reloads.try_send(()).is_ok()))
+                .await;
         });
         signal_myself("HUP");
         reloaded

@@ -343,7 +343,9 @@ async fn preamble(
             match chunk {
                 Chunk::Piece(piece) => pieces.push(piece),
                 Chunk::Error(detail) => return Err(Failure::of_error(detail)),
-                Chunk::Usage(_) | Chunk::Done => return Err(Fault::Nonsense.into()),
+                Chunk::Usage(_) | Chunk::Done | Chunk::Nonsense => {
+                    return Err(Fault::Nonsense.into());
+                }
             }
             let last = pieces.last();
             if last.is_some_and(|piece| piece.has_content || piece.finishes)

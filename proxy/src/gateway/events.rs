@@ -23,6 +23,8 @@ pub enum Chunk {
     Error(ErrorDetail),
     /// `[DONE]`
     Done,
+    /// What no client could read; what came before it stands.
+    Nonsense,
 }
 
 /// A chunk with choices.
@@ -40,7 +42,7 @@ pub struct Piece {
 
 impl Chunk {
     /// Reads one event.
-    pub fn read(event: Event) -> Result<Self, Fault> {
+    fn read(event: Event) -> Result<Self, Fault> {
         if event.is_done() {
             return Ok(Self::Done);
         }
@@ -134,8 +136,8 @@ impl NodeEvents {
         self.decoder
             .push(&bytes, &mut events)
             .map_err(|_| Fault::Nonsense)?;
-        let chunks: Result<Vec<_>, _> = events.into_iter().map(Chunk::read).collect();
-        chunks.map(Some)
+        let read = |event| Chunk::read(event).unwrap_or(Chunk::Nonsense);
+        Ok(Some(events.into_iter().map(read).collect()))
     }
 
     /// Gives back chunks that came with the last ones and are not wanted yet.

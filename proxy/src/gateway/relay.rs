@@ -2,9 +2,10 @@
 //! held back until the tokens are counted. A stream never ends cleanly without a `finish_reason`, and a client that leaves
 //! takes the node's work with it.
 
+mod pump;
+
 use bytes::Bytes;
 use config::settings::proxy::Routing as Rules;
-use config::wire::chat;
 use config::wire::routing::Routing;
 use config::wire::sse;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -12,13 +13,12 @@ use policy::refusal::Refusal;
 use policy::route::{Route, Step};
 use policy::router::Outcome;
 use policy::usage::Meter;
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dispatch::{Dispatcher, Job, Opened, Tries, attempt_at};
-use super::events::{Chunk, NodeEvents, Piece};
+use super::events::{NodeEvents, Piece};
 use super::exchange::{Exchange, Stop};
-use crate::nodes::upstream::Fault;
+use pump::Pump;
 
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
 const FAREWELL: std::time::Duration = std::time::Duration::from_millis(250);
@@ -73,17 +73,10 @@ impl Relay<'_> {
         let (opened, events, first) = answered?;
         exchange.record.ttft_ms = Some(exchange.elapsed_ms());
         exchange.took("ttft", exchange.received_at);
-        let meter = Meter::new(self.prompt_bytes);
-        let mut pump = Pump {
-            relay: self,
-            step: &opened.step.clone(),
-            events,
-            meter,
-            held: None,
-            usage: None,
-        };
+        let step = opened.step.clone();
+        let mut pump = Pump::new(self, &step, events);
         let pumped = pump.run(exchange, first).await;
-        self.note(exchange, pump.step, &pump.meter);
+        self.note(exchange, &step, pump.meter());
         match &pumped {
             Ok(()) => opened.settle(Outcome::Ok),
             Err(stop) => {
@@ -91,14 +84,14 @@ impl Relay<'_> {
                 exchange
                     .record
                     .attempts
-                    .push(attempt_at(pump.step, outcome.as_str()));
+                    .push(attempt_at(&step, outcome.as_str()));
                 opened.settle(outcome);
             }
         }
         pumped?;
         exchange.end().await?;
         // The client has its answer; the connection may be of use to the next request.
-        let _late = timeout(FAREWELL, pump.events.finish()).await;
+        let _late = timeout(FAREWELL, pump.finish()).await;
         Ok(())
     }
 
@@ -182,189 +175,6 @@ async fn await_first(
             () = exchange.gone() => return Err(Stop::ClientGone),
         }
     }
-}
-
-/// A stream under way.
-struct Pump<'a> {
-    relay: &'a Relay<'a>,
-    step: &'a Step,
-    events: NodeEvents,
-    meter: Meter,
-    /// The chunk with the `finish_reason`, until it is known to be the last.
-    held: Option<Piece>,
-    usage: Option<Value>,
-}
-
-impl Pump<'_> {
-    async fn run(&mut self, exchange: &mut Exchange<'_>, first: Vec<Piece>) -> Result<(), Stop> {
-        exchange
-            .start_stream(self.relay.early_headers(self.step))
-            .await?;
-        let mut out = Vec::new();
-        self.take(first.into_iter().map(Chunk::Piece), &mut out)?;
-        flush(exchange, &mut out).await?;
-        let rules = &self.relay.dispatcher.rules;
-        let (mut heard, mut sent) = (Instant::now(), Instant::now());
-        loop {
-            let silent = (heard + rules.idle_timeout).min(self.relay.job.deadline);
-            let chunks = tokio::select! {
-                chunks = self.events.next() => chunks,
-                () = sleep_until(silent.min(sent + rules.keepalive)) => {
-                    if Instant::now() >= silent {
-                        return Err(Refusal::Timeout.into());
-                    }
-                    exchange.send(Bytes::from_static(sse::KEEP_ALIVE)).await?;
-                    sent = Instant::now();
-                    continue;
-                }
-                () = exchange.gone() => return Err(Stop::ClientGone),
-            };
-            heard = Instant::now();
-            let more = match chunks {
-                Ok(Some(chunks)) => self.take(chunks.into_iter(), &mut out)?,
-                Ok(None) => false,
-                // All content has come: what is missing is the node's goodbye.
-                Err(Fault::Lost) if self.held.is_some() => false,
-                Err(_) => return Err(Refusal::UpstreamBroken.into()),
-            };
-            if !more {
-                self.conclude(exchange, &mut out)?;
-                return flush(exchange, &mut out).await;
-            }
-            if !out.is_empty() {
-                flush(exchange, &mut out).await?;
-                sent = Instant::now();
-            }
-        }
-    }
-
-    /// Writes what can go out; `false` after the last chunk.
-    fn take(
-        &mut self,
-        chunks: impl Iterator<Item = Chunk>,
-        out: &mut Vec<u8>,
-    ) -> Result<bool, Stop> {
-        for chunk in chunks {
-            match chunk {
-                Chunk::Piece(piece) => {
-                    self.meter.see(&piece.value);
-                    if let Some(held) = self.held.take() {
-                        self.write(held, out);
-                    }
-                    if piece.finishes {
-                        self.held = Some(piece);
-                    } else {
-                        self.write(piece, out);
-                    }
-                }
-                Chunk::Usage(value) => {
-                    self.meter.see(&value);
-                    self.usage = Some(value);
-                }
-                Chunk::Error(detail) => {
-                    tracing::debug!(step = %self.step.backend, code = detail.code, "a node gave up within a stream");
-                    return Err(Refusal::UpstreamBroken.into());
-                }
-                Chunk::Done => return Ok(false),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Writes an ordinary chunk: as the node wrote it unless the client asked for something else.
-    fn write(&self, piece: Piece, out: &mut Vec<u8>) {
-        const NO_USAGE: &str = ",\"usage\":null";
-        let usage = piece.value.get("usage");
-        let as_wanted = match usage {
-            None => !self.relay.wants_usage,
-            Some(usage) => self.relay.wants_usage && usage.is_null(),
-        };
-        if as_wanted && piece.value.get("_routing").is_none() {
-            return sse::write_data(out, &piece.raw);
-        }
-        let mut raw = piece.raw;
-        // The text `,"usage":null` cannot be part of a JSON string: its quotes would be escaped there.
-        if usage.is_some_and(Value::is_null)
-            && piece.value.get("_routing").is_none()
-            && let Some(at) = raw.rfind(NO_USAGE)
-        {
-            raw.replace_range(at..at + NO_USAGE.len(), "");
-            return sse::write_data(out, &raw);
-        }
-        let mut value = piece.value;
-        self.adapt(&mut value);
-        write_json(out, &value);
-    }
-
-    fn adapt(&self, value: &mut Value) {
-        let Some(members) = value.as_object_mut() else {
-            return;
-        };
-        members.remove("_routing");
-        if self.relay.wants_usage {
-            members.insert("usage".to_owned(), Value::Null);
-        } else {
-            members.remove("usage");
-        }
-    }
-
-    /// Writes the held chunk with `_routing`, the usage if asked for, and `[DONE]`.
-    fn conclude(&mut self, exchange: &mut Exchange<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
-        let Some(mut last) = self.held.take().map(|piece| piece.value) else {
-            return Err(Refusal::UpstreamBroken.into());
-        };
-        self.relay.note(exchange, self.step, &self.meter);
-        let routing = self.relay.routing(exchange, self.step);
-        self.adapt(&mut last);
-        let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
-        if let Some(timings) = self.usage.as_ref().and_then(|usage| usage.get("timings")) {
-            last["timings"] = timings.clone();
-        }
-        last["_routing"] = serde_json::to_value(routing).unwrap_or_default();
-        write_json(out, &last);
-        if let Some(usage) = usage_chunk {
-            write_json(out, &usage);
-        }
-        out.extend_from_slice(sse::DONE);
-        Ok(())
-    }
-
-    fn usage_chunk(&self, last: &Value) -> Value {
-        let usage = self.meter.usage();
-        let counted = chat::Usage::new(
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.cached_tokens,
-        );
-        let mut chunk = self.usage.clone().unwrap_or_else(|| {
-            json!({
-                "id": last["id"],
-                "object": last["object"],
-                "created": last["created"],
-                "model": last["model"],
-                "choices": [],
-            })
-        });
-        if chunk.get("usage").is_none_or(Value::is_null) {
-            chunk["usage"] = serde_json::to_value(counted).unwrap_or_default();
-        }
-        if let Some(members) = chunk.as_object_mut() {
-            members.remove("_routing");
-        }
-        chunk
-    }
-}
-
-async fn flush(exchange: &mut Exchange<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
-    if out.is_empty() {
-        return Ok(());
-    }
-    exchange.send(std::mem::take(out).into()).await
-}
-
-fn write_json(out: &mut Vec<u8>, value: &Value) {
-    // A Value always has a JSON form.
-    let _infallible = sse::write_json(out, value);
 }
 
 fn routing_headers(routing: &Routing) -> HeaderMap {

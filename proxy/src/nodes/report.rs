@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use config::wire::node::{REPORT_PORT, Report, ReportReply, VERSION};
+use config::wire::node::{Report, ReportReply, VERSION};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::server::conn::http1;
@@ -17,8 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
-use tunnel::{Listener, Tunnel};
+use tunnel::Listener;
 
 use super::fleet::Fleet;
 use super::members::{Member, Members};
@@ -54,18 +53,8 @@ impl ReportDesk {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Listens inside the tunnel until `stop`.
-    pub async fn serve(
-        self: Arc<Self>,
-        tunnel: &Tunnel,
-        stop: CancellationToken,
-    ) -> Result<(), tunnel::Error> {
-        let listener = tunnel.listen(REPORT_PORT).await?;
-        tokio::spawn(async move { stop.run_until_cancelled(self.accept(listener)).await });
-        Ok(())
-    }
-
-    async fn accept(self: Arc<Self>, listener: Listener) {
+    /// Serves what comes to the report port inside the tunnel.
+    pub async fn serve(self: Arc<Self>, listener: Listener) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let (stream, from) = match listener.accept().await {

@@ -23,7 +23,7 @@ use policy::router::Router;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tunnel::{Peer, PresharedKey, PrivateKey, Tunnel};
 
 use super::fleet::Fleet;
@@ -48,7 +48,7 @@ struct Hub {
     fleet: Arc<Fleet>,
     members: Arc<Members>,
     upstream: Upstream,
-    _stop: tokio_util::sync::DropGuard,
+    _reports: AbortOnDropHandle<()>,
     _folder: TempDir,
 }
 
@@ -84,12 +84,9 @@ impl Hub {
             pepper: PEPPER,
         };
         let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), &secrets, facts);
-        let stop = CancellationToken::new();
         let reports = ReportDesk::new(Arc::clone(&members), Arc::clone(&fleet));
-        Arc::new(reports)
-            .serve(&tunnel, stop.clone())
-            .await
-            .unwrap();
+        let listener = tunnel.listen(REPORT_PORT).await.unwrap();
+        let reports = tokio::spawn(Arc::new(reports).serve(listener));
         Self {
             tunnel,
             store,
@@ -98,7 +95,7 @@ impl Hub {
             fleet,
             members,
             upstream,
-            _stop: stop.drop_guard(),
+            _reports: AbortOnDropHandle::new(reports),
             _folder: folder,
         }
     }

@@ -25,8 +25,9 @@ const REQUEST: &str = "hearth::request";
 /// The variable that overrides the settings.
 const FILTER_VARIABLE: &str = "RUST_LOG";
 
-/// What is not said unless it is asked for by name: each failed TLS handshake of a stranger, as an error and with its address.
-const QUIET: &str = "pingora_core::services::listening=off";
+/// What is not said unless it is asked for by name: complaints about each odd TLS handshake of a stranger, some with the
+/// address. A stranger must not fill the log.
+const QUIET: &str = "pingora_core::services::listening=off,rustls::msgs=error";
 
 /// Why logs cannot start.
 #[derive(Debug, thiserror::Error)]

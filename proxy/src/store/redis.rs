@@ -4,7 +4,8 @@
 
 mod link;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use config::ids::{KeyId, NodeId};
@@ -36,6 +37,8 @@ pub struct Redis {
     prefix: String,
     /// `Some`: admissions go on with counters of this process while Redis is away (`on_failure = "open"`).
     alone: Option<Mutex<CounterTable>>,
+    /// Secrets as last seen: a Redis that lost its data gets them back, so that running proxies and new keys agree.
+    known_secrets: Mutex<HashMap<String, Secret<[u8; 32]>>>,
     admission: Script,
     giving_back: Script,
     replacing: Script,
@@ -62,6 +65,7 @@ impl Redis {
             link: Link::open(url, *timeout)?,
             prefix: prefix.clone(),
             alone,
+            known_secrets: Mutex::default(),
             admission: Script::new(include_str!("redis/admit.lua")),
             giving_back: Script::new(include_str!("redis/give_back.lua")),
             replacing: Script::new(include_str!("redis/replace.lua")),
@@ -119,6 +123,12 @@ impl Redis {
             invocation.arg(counter.cost);
         }
         invocation
+    }
+
+    fn secrets(&self) -> MutexGuard<'_, HashMap<String, Secret<[u8; 32]>>> {
+        self.known_secrets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hash(&self, records: &str) -> String {
@@ -325,16 +335,28 @@ impl Store for Redis {
 
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {
         let hash = self.hash(SECRETS);
-        let fresh = hex::encode(local::random()?.expose());
-        let _made: bool = self
+        let known = self.secrets().get(name).cloned();
+        let proposal = match &known {
+            Some(known) => hex::encode(known.expose()),
+            None => hex::encode(local::random()?.expose()),
+        };
+        let made: bool = self
             .link
-            .call(async |connection| connection.hset_nx(&hash, name, &fresh).await)
+            .call(async |connection| connection.hset_nx(&hash, name, &proposal).await)
             .await?;
+        if made && known.is_some() {
+            tracing::warn!(
+                name,
+                "Redis had lost a secret of this proxy; it has it again"
+            );
+        }
         let text = self.text(SECRETS, name).await?.unwrap_or_default();
         let mut bytes = [0_u8; 32];
         hex::decode_to_slice(&text, &mut bytes)
             .map_err(|_| StoreError::Corrupt(format!("{SECRETS}/{name}")))?;
-        Ok(Secret::new(bytes))
+        let secret = Secret::new(bytes);
+        self.secrets().insert(name.to_owned(), secret.clone());
+        Ok(secret)
     }
 }
 

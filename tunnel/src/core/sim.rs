@@ -11,6 +11,8 @@ use rand::Rng as _;
 
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::netstack::conn::Conn;
+use crate::peer::Peer;
 use crate::settings::Bounds;
 
 const OWN: [Ipv6Addr; 2] = [
@@ -235,7 +237,7 @@ fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn bytes_survive_any_weather_in_both_directions(

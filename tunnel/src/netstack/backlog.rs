@@ -43,6 +43,11 @@ impl Backlog {
         self.port
     }
 
+    /// Half-open connections one peer may have, so that none can shut the others out.
+    pub(crate) fn share(&self) -> usize {
+        self.max.div_ceil(2)
+    }
+
     /// Reserves a place for a connection that begins.
     pub(crate) fn reserve(&self) -> Room {
         let mut inner = self.lock();

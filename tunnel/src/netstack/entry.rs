@@ -11,7 +11,7 @@ use crate::agenda::Place;
 
 /// A connection whose stream is gone may take this long to deliver what was written.
 const LINGER: Duration = Duration::from_secs(10);
-/// In TIME-WAIT an acknowledgement is due within [`ACK_DELAY`]; the next date is 10 s away.
+/// In TIME-WAIT a delayed acknowledgement is due within milliseconds; the next date is 10 s away.
 const ACK_PENDING: Duration = Duration::from_secs(1);
 
 /// A connection in the table.
@@ -31,8 +31,8 @@ pub(crate) enum Fate {
 }
 
 impl Entry {
-    /// Gives a made connection to its listener.
-    pub(crate) fn hand_over(&mut self, conn: &Arc<Conn>, inner: &mut Inner) {
+    /// Gives a made connection to its listener; true when that has happened now.
+    pub(crate) fn hand_over(&mut self, conn: &Arc<Conn>, inner: &mut Inner) -> bool {
         let made = match inner.state() {
             State::Established | State::CloseWait => true,
             State::Closed
@@ -46,15 +46,17 @@ impl Entry {
             | State::TimeWait => false,
         };
         if !made {
-            return;
+            return false;
         }
-        if let Some(backlog) = self.backlog.take() {
-            self.give_up_at = None;
-            if !backlog.deliver(conn) {
-                inner.abandoned = true;
-                inner.socket().abort();
-            }
+        let Some(backlog) = self.backlog.take() else {
+            return false;
+        };
+        self.give_up_at = None;
+        if !backlog.deliver(conn) {
+            inner.abandoned = true;
+            inner.socket().abort();
         }
+        true
     }
 
     /// Resets a connection that takes too long to begin or to end.

@@ -5,7 +5,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::drops::Drop;
+use crate::drops::DropReason;
 
 const IPV6_HEADER_BYTES: usize = 40;
 const TCP_HEADER_BYTES: usize = 20;
@@ -32,19 +32,19 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    pub(crate) fn parse(packet: &[u8]) -> Result<Self, Drop> {
+    pub(crate) fn parse(packet: &[u8]) -> Result<Self, DropReason> {
         if packet.len() < IPV6_HEADER_BYTES + TCP_HEADER_BYTES {
-            return Err(Drop::NotTcp);
+            return Err(DropReason::NotTcp);
         }
         let (ip, tcp) = packet.split_at(IPV6_HEADER_BYTES);
         if ip[0] >> 4 != 6 || ip[6] != TCP {
-            return Err(Drop::NotTcp);
+            return Err(DropReason::NotTcp);
         }
         let destination = ip
             .get(24..40)
             .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
             .map(Ipv6Addr::from)
-            .ok_or(Drop::NotTcp)?;
+            .ok_or(DropReason::NotTcp)?;
         let ports = PortPair {
             remote: u16::from_be_bytes([tcp[0], tcp[1]]),
             local: u16::from_be_bytes([tcp[2], tcp[3]]),
@@ -106,7 +106,7 @@ mod tests {
         for protocol in [0, 17, 43, 44, 51, 58, 60] {
             assert_eq!(
                 Segment::parse(&packet(protocol, SYN)),
-                Err(Drop::NotTcp),
+                Err(DropReason::NotTcp),
                 "{protocol}"
             );
         }

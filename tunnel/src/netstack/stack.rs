@@ -22,7 +22,7 @@ use super::link::{Link, Shape};
 use super::ports::Ports;
 use super::segment::{PortPair, Segment};
 use crate::agenda::{Agenda, Place};
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::error::Error;
 use crate::settings::Bounds;
 use crate::wg::PeerId;
@@ -82,6 +82,8 @@ pub(crate) struct Stack {
     shared: Surroundings,
     interface: Interface,
     conns: HashMap<PortPair, Entry>,
+    /// Connections that no listener has been given yet.
+    half_open: usize,
     ports: Ports,
     /// For packets of no connection: smoltcp answers them with a reset.
     nobody: SocketSet<'static>,
@@ -112,6 +114,7 @@ impl Stack {
             shared,
             interface,
             conns: HashMap::new(),
+            half_open: 0,
             ports: Ports::new((random >> 32) as u32),
             nobody: SocketSet::new(Vec::new()),
         }
@@ -160,7 +163,7 @@ impl Stack {
         link: &mut Link<'_>,
         listeners: &HashMap<u16, Arc<Backlog>>,
         agenda: &mut Agenda,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         if segment.opens {
             self.admit(segment.ports, listeners, link.now, agenda)?;
         }
@@ -197,7 +200,9 @@ impl Stack {
         let conn = Arc::clone(&entry.conn);
         let mut inner = conn.lock();
         inner.rung = false;
-        entry.hand_over(&conn, &mut inner);
+        if entry.hand_over(&conn, &mut inner) {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
         entry.lose_patience(&mut inner, link.now);
 
         link.credit = TURN_PACKETS;
@@ -304,7 +309,7 @@ impl Stack {
         listeners: &HashMap<u16, Arc<Backlog>>,
         now: Instant,
         agenda: &mut Agenda,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         if let Some(entry) = self.conns.get(&ports) {
             let inner = entry.conn.lock();
             let over = matches!(inner.state(), State::TimeWait | State::Closed)
@@ -320,10 +325,13 @@ impl Stack {
             return Ok(());
         };
         if self.conns.len() >= self.shared.sizes.sockets_max {
-            return Err(Drop::TooManyStreams);
+            return Err(DropReason::TooManyStreams);
+        }
+        if self.half_open >= backlog.share() {
+            return Err(DropReason::BacklogFull);
         }
         match backlog.reserve() {
-            Room::Full => return Err(Drop::BacklogFull),
+            Room::Full => return Err(DropReason::BacklogFull),
             Room::Closed => return Ok(()),
             Room::Taken => {}
         }
@@ -337,6 +345,7 @@ impl Stack {
             return Ok(());
         }
         self.insert(ports, socket, Some(Arc::clone(backlog)), agenda);
+        self.half_open += 1;
         if let Some(entry) = self.conns.get_mut(&ports) {
             entry.give_up_at = Some(now + HALF_OPEN_MAX);
         }
@@ -379,6 +388,7 @@ impl Stack {
             agenda.forget(&mut entry.place, key);
             if let Some(backlog) = entry.backlog {
                 backlog.release();
+                self.half_open = self.half_open.saturating_sub(1);
             }
         }
     }

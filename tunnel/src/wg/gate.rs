@@ -16,7 +16,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, TunnResult};
 
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::keys::{PrivateKey, PublicKey};
 use crate::outbox::ROOM_MIN;
 
@@ -72,13 +72,13 @@ impl Gate {
         source: SocketAddr,
         datagram: &[u8],
         now: Instant,
-    ) -> Result<Admission, Drop> {
+    ) -> Result<Admission, DropReason> {
         let mut reply = [0u8; ROOM_MIN];
         self.mac
             .verify_packet(Some(source.ip()), datagram, &mut reply)
             .map_err(|error| refusal(&error))?;
         if !self.sources.take(source.ip(), now) {
-            return Err(Drop::Limited);
+            return Err(DropReason::Limited);
         }
         let initiation = match self
             .load
@@ -87,7 +87,7 @@ impl Gate {
             Ok(Packet::HandshakeInit(initiation)) => initiation,
             Ok(
                 Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_),
-            ) => return Err(Drop::Malformed),
+            ) => return Err(DropReason::Malformed),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 return Ok(Admission::Prove(cookie.to_vec()));
             }
@@ -95,7 +95,7 @@ impl Gate {
         };
         parse_handshake_anon(self.private.secret(), &self.public, &initiation)
             .map(|half| Admission::From(PublicKey::from_bytes(half.peer_static_public)))
-            .map_err(|_| Drop::Unauthentic)
+            .map_err(|_| DropReason::Unauthentic)
     }
 
     /// Starts a new second of the load limit, when one has passed.
@@ -104,15 +104,15 @@ impl Gate {
     }
 }
 
-fn refusal(result: &TunnResult<'_>) -> Drop {
+fn refusal(result: &TunnResult<'_>) -> DropReason {
     match result {
-        TunnResult::Err(WireGuardError::InvalidMac) => Drop::BadMac,
-        TunnResult::Err(WireGuardError::UnderLoad) => Drop::Limited,
+        TunnResult::Err(WireGuardError::InvalidMac) => DropReason::BadMac,
+        TunnResult::Err(WireGuardError::UnderLoad) => DropReason::Limited,
         TunnResult::Err(_)
         | TunnResult::Done
         | TunnResult::WriteToNetwork(_)
         | TunnResult::WriteToTunnelV4(..)
-        | TunnResult::WriteToTunnelV6(..) => Drop::Malformed,
+        | TunnResult::WriteToTunnelV6(..) => DropReason::Malformed,
     }
 }
 
@@ -241,7 +241,7 @@ mod tests {
             let mut datagram = vec![1, 0, 0, 0];
             datagram.extend_from_slice(&body);
             let verdict = gate.admit(SocketAddr::from(([1, 2, 3, 4], 5)), &datagram, now);
-            prop_assert!(matches!(verdict, Err(Drop::BadMac)));
+            prop_assert!(matches!(verdict, Err(DropReason::BadMac)));
         }
     }
 }

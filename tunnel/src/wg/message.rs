@@ -3,7 +3,7 @@
 //! Message formats: WireGuard paper, section 5.4. Nothing here trusts a byte it has not counted.
 
 use super::PeerId;
-use crate::drops::Drop;
+use crate::drops::DropReason;
 
 const INITIATION_BYTES: usize = 148;
 const RESPONSE_BYTES: usize = 92;
@@ -25,8 +25,8 @@ pub(crate) enum Message {
 
 impl Message {
     /// Reads type, length, receiver and counter.
-    pub(crate) fn parse(datagram: &[u8]) -> Result<Self, Drop> {
-        let kind = word(datagram, 0).ok_or(Drop::Malformed)?;
+    pub(crate) fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
+        let kind = word(datagram, 0).ok_or(DropReason::Malformed)?;
         match (kind, datagram.len()) {
             (1, INITIATION_BYTES) => Ok(Self::Initiation),
             (2, RESPONSE_BYTES) => receiver(datagram, 8).map(Self::Response),
@@ -36,21 +36,21 @@ impl Message {
                     .get(8..16)
                     .and_then(|bytes| bytes.try_into().ok())
                     .map(u64::from_le_bytes)
-                    .ok_or(Drop::Malformed)?;
+                    .ok_or(DropReason::Malformed)?;
                 if counter >= COUNTER_MAX {
-                    return Err(Drop::CounterExhausted);
+                    return Err(DropReason::CounterExhausted);
                 }
                 receiver(datagram, 4).map(Self::Data)
             }
-            (_, _) => Err(Drop::Malformed),
+            (_, _) => Err(DropReason::Malformed),
         }
     }
 }
 
-fn receiver(datagram: &[u8], offset: usize) -> Result<PeerId, Drop> {
+fn receiver(datagram: &[u8], offset: usize) -> Result<PeerId, DropReason> {
     word(datagram, offset)
         .map(PeerId::of_receiver)
-        .ok_or(Drop::Malformed)
+        .ok_or(DropReason::Malformed)
 }
 
 fn word(datagram: &[u8], offset: usize) -> Option<u32> {
@@ -80,7 +80,10 @@ mod tests {
     #[test]
     fn a_counter_near_its_end_is_refused_before_decryption() {
         for counter in [COUNTER_MAX, u64::MAX - 1, u64::MAX] {
-            assert_eq!(Message::parse(&data(counter)), Err(Drop::CounterExhausted));
+            assert_eq!(
+                Message::parse(&data(counter)),
+                Err(DropReason::CounterExhausted)
+            );
         }
         assert!(Message::parse(&data(COUNTER_MAX - 1)).is_ok());
     }
@@ -89,7 +92,7 @@ mod tests {
     fn reserved_bytes_and_wrong_lengths_are_malformed() {
         let mut reserved = data(0);
         reserved[1] = 1;
-        assert_eq!(Message::parse(&reserved), Err(Drop::Malformed));
+        assert_eq!(Message::parse(&reserved), Err(DropReason::Malformed));
         for (kind, len) in [
             (1u8, 147),
             (1, 149),
@@ -103,7 +106,7 @@ mod tests {
             datagram[0] = kind;
             assert_eq!(
                 Message::parse(&datagram),
-                Err(Drop::Malformed),
+                Err(DropReason::Malformed),
                 "type {kind} length {len}"
             );
         }

@@ -19,7 +19,7 @@ use super::PeerId;
 use super::message::Message;
 use super::retry::Retry;
 use super::verdict::{reason, written};
-use crate::drops::Drop;
+use crate::drops::DropReason;
 use crate::keys::{PresharedKey, PrivateKey};
 use crate::netstack::segment::expects_answer;
 use crate::outbox::{Outbox, ROOM_MIN};
@@ -189,14 +189,14 @@ impl Session {
         plain: &'a mut [u8],
         outbox: &mut Outbox,
         now: Instant,
-    ) -> Result<Option<Plain<'a>>, Drop> {
+    ) -> Result<Option<Plain<'a>>, DropReason> {
         let Datagram {
             message,
             source,
             bytes,
         } = *datagram;
         if plain.len() < bytes.len().max(ROOM_MIN) || bytes.is_empty() {
-            return Err(Drop::Malformed);
+            return Err(DropReason::Malformed);
         }
         match self.tunn.decapsulate(Some(source.ip()), bytes, plain) {
             TunnResult::Done => {
@@ -219,7 +219,7 @@ impl Session {
             }
             TunnResult::WriteToTunnelV4(..) => {
                 self.heard(source, now);
-                Err(Drop::NotTcp)
+                Err(DropReason::NotTcp)
             }
             TunnResult::Err(error) => {
                 let reason = reason(&error);
@@ -363,8 +363,8 @@ impl Session {
     }
 
     /// Says once per outage what only a person can mend.
-    fn complain(&mut self, message: Message, reason: Drop) {
-        let mismatch = matches!(message, Message::Response(_)) && reason == Drop::Unauthentic;
+    fn complain(&mut self, message: Message, reason: DropReason) {
+        let mismatch = matches!(message, Message::Response(_)) && reason == DropReason::Unauthentic;
         if mismatch && !self.complained {
             self.complained = true;
             tracing::warn!(

@@ -3,7 +3,7 @@
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 
-use crate::drops::Drop;
+use crate::drops::DropReason;
 
 /// How many bytes boringtun has written for the wire.
 pub(crate) fn written(result: &TunnResult<'_>) -> usize {
@@ -17,23 +17,23 @@ pub(crate) fn written(result: &TunnResult<'_>) -> usize {
 }
 
 /// Why boringtun refused a datagram.
-pub(crate) fn reason(error: &WireGuardError) -> Drop {
+pub(crate) fn reason(error: &WireGuardError) -> DropReason {
     match error {
         WireGuardError::InvalidCounter
         | WireGuardError::DuplicateCounter
         | WireGuardError::WrongTai64nTimestamp
-        | WireGuardError::InvalidTai64nTimestamp => Drop::Replayed,
+        | WireGuardError::InvalidTai64nTimestamp => DropReason::Replayed,
         WireGuardError::WrongIndex
         | WireGuardError::NoCurrentSession
-        | WireGuardError::UnexpectedPacket => Drop::UnknownPeer,
-        WireGuardError::InvalidMac => Drop::BadMac,
-        WireGuardError::UnderLoad => Drop::Limited,
-        WireGuardError::WrongKey | WireGuardError::InvalidAeadTag => Drop::Unauthentic,
+        | WireGuardError::UnexpectedPacket => DropReason::UnknownPeer,
+        WireGuardError::InvalidMac => DropReason::BadMac,
+        WireGuardError::UnderLoad => DropReason::Limited,
+        WireGuardError::WrongKey | WireGuardError::InvalidAeadTag => DropReason::Unauthentic,
         WireGuardError::DestinationBufferTooSmall
         | WireGuardError::IncorrectPacketLength
         | WireGuardError::WrongPacketType
         | WireGuardError::InvalidPacket
         | WireGuardError::LockFailed
-        | WireGuardError::ConnectionExpired => Drop::Malformed,
+        | WireGuardError::ConnectionExpired => DropReason::Malformed,
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use boringtun::noise::{Tunn, TunnResult};
 use tokio::net::UdpSocket;
-use tunnel::{Counters, Peer, PrivateKey, Tunnel};
+use tunnel::{Bounds, Counters, Peer, PrivateKey, Tunnel};
 
 use crate::support::{
-    HUB, PATIENCE, echo, hub, node, node_address, pair, pattern, ping, soon, until,
+    HUB, PATIENCE, echo, hub, hub_with, node, node_address, pair, pattern, ping, soon, until,
 };
 
 /// A peer made of a bare boringtun, so that it can lie inside the tunnel.
@@ -252,4 +252,26 @@ async fn oversized_and_truncated_packets_of_a_real_peer_are_survived() {
             .is_some_and(|status| status.since_handshake.is_some())
     })
     .await;
+}
+
+#[tokio::test]
+async fn one_peer_cannot_fill_the_backlog_with_half_open_connections() {
+    let bounds = Bounds {
+        backlog_max: 8,
+        ..Bounds::default()
+    };
+    let hub = hub_with(bounds).await;
+    let listener = hub.listen(9000).await.unwrap();
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    for port in 1..=20u16 {
+        let mut packet = syn(own, HUB, 6);
+        packet[40..42].copy_from_slice(&port.to_be_bytes());
+        rogue.send(&packet).await;
+    }
+    counted(&hub, "the limit", |counters| counters.backlog_full).await;
+    let node = node(&hub, 2, hub.local_addr()).await;
+    let dialled = node.connect(HUB, 9000, PATIENCE).await;
+    assert!(dialled.is_ok(), "an honest peer must get in: {dialled:?}");
+    soon("the honest peer", listener.accept()).await.unwrap();
 }

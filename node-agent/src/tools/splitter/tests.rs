@@ -83,7 +83,10 @@ fn text_and_calls_are_told_apart() {
             "<tool_call>{\"name\": \"none\"}</tool_call>",
             vec![call(0, "none"), arguments(0, "{}")],
         ),
-        ("<tool_call>no json</tool_call>", vec![text("<tool_call>no json</tool_call>")]),
+        (
+            "<tool_call>no json</tool_call>",
+            vec![text("<tool_call>no json</tool_call>")],
+        ),
         ("a < b <tool", vec![text("a < b <tool")]),
     ] {
         assert_eq!(split(TOOLS, [answer]), want, "{answer}");
@@ -93,7 +96,10 @@ fn text_and_calls_are_told_apart() {
 #[test]
 fn an_answer_that_was_cut_keeps_what_came() {
     for (answer, want) in [
-        ("<tool_call>{\"name\": \"a\"", vec![text("<tool_call>{\"name\": \"a\"")]),
+        (
+            "<tool_call>{\"name\": \"a\"",
+            vec![text("<tool_call>{\"name\": \"a\"")],
+        ),
         (
             "<tool_call>{\"name\": \"a\", \"arguments\": {\"x",
             vec![call(0, "a"), arguments(0, "{\"x")],
@@ -112,14 +118,20 @@ fn an_answer_that_was_cut_keeps_what_came() {
 #[test]
 fn thoughts_come_first_and_only_where_they_are_expected() {
     let answer = "<think>\nWell, so.\n</think>\n\nYes.";
-    assert_eq!(split(TOOLS, [answer]), vec![thought("Well, so."), text("Yes.")]);
+    assert_eq!(
+        split(TOOLS, [answer]),
+        vec![thought("Well, so."), text("Yes.")]
+    );
     let plain = SplitRules::default();
     assert_eq!(split(plain, [answer]), vec![text(answer)]);
     let opened = SplitRules {
         start: Start::Thought,
         ..TOOLS
     };
-    assert_eq!(split(opened, ["\nWell</think>Yes"]), vec![thought("Well"), text("Yes")]);
+    assert_eq!(
+        split(opened, ["\nWell</think>Yes"]),
+        vec![thought("Well"), text("Yes")]
+    );
     assert_eq!(split(TOOLS, ["<think></think>Yes"]), vec![text("Yes")]);
 }
 
@@ -139,7 +151,10 @@ fn a_forced_call_starts_within_the_tag() {
 fn arguments_stream_before_the_call_is_complete() {
     let mut splitter = Splitter::new(TOOLS);
     let mut parts = Vec::new();
-    splitter.push("<tool_call>{\"name\": \"a\", \"arguments\": {\"text\": \"long", &mut parts);
+    splitter.push(
+        "<tool_call>{\"name\": \"a\", \"arguments\": {\"text\": \"long",
+        &mut parts,
+    );
     assert_eq!(parts, vec![call(0, "a"), arguments(0, "{\"text\": \"long")]);
 }
 

@@ -184,6 +184,31 @@ async fn a_break_after_the_first_content_is_an_error_event_and_never_a_clean_end
 }
 
 #[tokio::test]
+async fn what_came_before_a_break_is_sent() {
+    for rest in [
+        "nonsense".to_owned(),
+        error("server_error", "gone").to_string(),
+    ] {
+        // One write of the node: good and bad in the same bytes.
+        let both = format!("{}\n\ndata: {rest}", piece("more"));
+        let acts = vec![Act::Stream(vec![role(), piece("some "), both])];
+        let house = House::with(vec![(&[Primary], acts)]).await;
+        let (client, record) = house.chat(&stream_to("primary")).await;
+        assert_eq!(client.said(), "some more");
+        assert_eq!(record.outcome, Ending::Broken);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_after_all_content_is_not_the_clients_problem() {
+    let late = error("server_error", "worker_gone").to_string();
+    let acts = vec![Act::Stream(vec![role(), piece("hi"), finish(), late])];
+    let house = House::with(vec![(&[Primary], acts)]).await;
+    let (client, record) = house.chat(&stream_to("primary")).await;
+    assert_eq!((client.said().as_str(), record.outcome), ("hi", Ending::Ok));
+}
+
+#[tokio::test]
 async fn all_content_without_a_goodbye_is_still_an_answer() {
     let house = House::with(vec![(
         &[Primary],

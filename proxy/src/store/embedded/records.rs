@@ -178,17 +178,27 @@ pub(super) fn revoke_node(
 }
 
 pub(super) fn secret(file: &Database, name: &str) -> Result<Secret<[u8; 32]>, FileError> {
+    if let Some(known) = known_secret(file, name)? {
+        return Ok(known);
+    }
+    // This thread alone writes, so nobody made one in between.
+    let fresh = local::random()?;
     write(file, |transaction| {
         let mut table = transaction.open_table(SECRETS)?;
-        if let Some(known) = table.get(name)? {
-            let known = <[u8; 32]>::try_from(known.value())
-                .map_err(|_| StoreError::Corrupt(format!("secrets/{name}")))?;
-            return Ok(Secret::new(known));
-        }
-        let fresh = local::random()?;
         table.insert(name, fresh.expose().as_slice())?;
-        Ok(fresh)
-    })
+        Ok(())
+    })?;
+    Ok(fresh)
+}
+
+fn known_secret(file: &Database, name: &str) -> Result<Option<Secret<[u8; 32]>>, FileError> {
+    let table = file.begin_read()?.open_table(SECRETS)?;
+    let Some(known) = table.get(name)? else {
+        return Ok(None);
+    };
+    let known = <[u8; 32]>::try_from(known.value())
+        .map_err(|_| StoreError::Corrupt(format!("secrets/{name}")))?;
+    Ok(Some(Secret::new(known)))
 }
 
 /// One durable transaction; an error leaves everything as it was.

@@ -270,6 +270,20 @@ async fn a_paused_redis_costs_no_more_than_the_timeout() {
 }
 
 #[tokio::test]
+async fn a_redis_that_lost_everything_gets_the_secrets_back() {
+    let server = RedisServer::start().await;
+    let (one, two) = (server.store().await, server.store().await);
+    let pepper = one.secret("pepper").await.unwrap();
+    let mut client = server.client().await.unwrap();
+    redis::cmd("FLUSHALL")
+        .exec_async(&mut client)
+        .await
+        .unwrap();
+    assert!(one.secret("pepper").await.unwrap() == pepper);
+    assert!(two.secret("pepper").await.unwrap() == pepper);
+}
+
+#[tokio::test]
 async fn a_redis_that_cannot_write_refuses_everybody_until_it_can() {
     let server = RedisServer::start().await;
     let store = server.store().await;

@@ -1,0 +1,246 @@
+//! A stream under way: chunks pass as they are, the one that finishes is held back until the tokens are counted, comments
+//! fill the silence. Never ends cleanly without a `finish_reason`.
+
+use bytes::Bytes;
+use config::wire::chat;
+use config::wire::sse;
+use policy::refusal::Refusal;
+use policy::route::Step;
+use policy::usage::Meter;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use super::Relay;
+use crate::gateway::events::{Chunk, NodeEvents, Piece};
+use crate::gateway::exchange::{Exchange, Stop};
+
+/// A stream under way.
+pub(super) struct Pump<'a> {
+    relay: &'a Relay<'a>,
+    step: &'a Step,
+    events: NodeEvents,
+    meter: Meter,
+    /// The chunk with the `finish_reason`, until it is known to be the last.
+    held: Option<Piece>,
+    usage: Option<Value>,
+}
+
+impl<'a> Pump<'a> {
+    /// Nothing is sent yet.
+    pub(super) fn new(relay: &'a Relay<'a>, step: &'a Step, events: NodeEvents) -> Self {
+        let meter = Meter::new(relay.prompt_bytes);
+        Self {
+            relay,
+            step,
+            events,
+            meter,
+            held: None,
+            usage: None,
+        }
+    }
+
+    /// What was counted so far.
+    pub(super) const fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Reads the node's answer to its clean end.
+    pub(super) async fn finish(&mut self) {
+        self.events.finish().await;
+    }
+
+    /// Sends the stream, from its first chunks to its end.
+    pub(super) async fn run(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+        first: Vec<Piece>,
+    ) -> Result<(), Stop> {
+        exchange
+            .start_stream(self.relay.early_headers(self.step))
+            .await?;
+        let mut out = Vec::new();
+        self.take(first.into_iter().map(Chunk::Piece), &mut out)?;
+        flush(exchange, &mut out).await?;
+        let rules = &self.relay.dispatcher.rules;
+        let (mut heard, mut sent) = (Instant::now(), Instant::now());
+        loop {
+            let silent = (heard + rules.idle_timeout).min(self.relay.job.deadline);
+            let chunks = tokio::select! {
+                chunks = self.events.next() => chunks,
+                () = sleep_until(silent.min(sent + rules.keepalive)) => {
+                    if Instant::now() >= silent {
+                        self.excuse(Refusal::Timeout)?;
+                        return self.conclude(exchange, &mut out).await;
+                    }
+                    exchange.send(Bytes::from_static(sse::KEEP_ALIVE)).await?;
+                    sent = Instant::now();
+                    continue;
+                }
+                () = exchange.gone() => return Err(Stop::ClientGone),
+            };
+            heard = Instant::now();
+            let more = match chunks {
+                Ok(Some(chunks)) => self.take(chunks.into_iter(), &mut out),
+                Ok(None) => Ok(false),
+                Err(_) => self.excuse(Refusal::UpstreamBroken),
+            };
+            if matches!(more, Ok(false)) {
+                return self.conclude(exchange, &mut out).await;
+            }
+            if !out.is_empty() {
+                flush(exchange, &mut out).await?;
+                sent = Instant::now();
+            }
+            more?;
+        }
+    }
+
+    /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing.
+    fn excuse(&self, refusal: Refusal) -> Result<bool, Stop> {
+        if self.held.is_some() {
+            Ok(false)
+        } else {
+            Err(refusal.into())
+        }
+    }
+
+    /// Writes what can go out; `false` after the last chunk.
+    fn take(
+        &mut self,
+        chunks: impl Iterator<Item = Chunk>,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Stop> {
+        for chunk in chunks {
+            match chunk {
+                Chunk::Piece(piece) => {
+                    self.meter.see(&piece.value);
+                    if let Some(held) = self.held.take() {
+                        self.write(held, out);
+                    }
+                    if piece.finishes {
+                        self.held = Some(piece);
+                    } else {
+                        self.write(piece, out);
+                    }
+                }
+                Chunk::Usage(value) => {
+                    self.meter.see(&value);
+                    self.usage = Some(value);
+                }
+                Chunk::Error(detail) => {
+                    tracing::debug!(step = %self.step.backend, code = detail.code, "a node gave up within a stream");
+                    return self.excuse(Refusal::UpstreamBroken);
+                }
+                Chunk::Nonsense => return self.excuse(Refusal::UpstreamBroken),
+                Chunk::Done => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes an ordinary chunk: as the node wrote it unless the client asked for something else.
+    fn write(&self, piece: Piece, out: &mut Vec<u8>) {
+        const NO_USAGE: &str = ",\"usage\":null";
+        let usage = piece.value.get("usage");
+        let as_wanted = match usage {
+            None => !self.relay.wants_usage,
+            Some(usage) => self.relay.wants_usage && usage.is_null(),
+        };
+        if as_wanted && piece.value.get("_routing").is_none() {
+            return sse::write_data(out, &piece.raw);
+        }
+        let mut raw = piece.raw;
+        // The text `,"usage":null` cannot be part of a JSON string: its quotes would be escaped there.
+        if usage.is_some_and(Value::is_null)
+            && piece.value.get("_routing").is_none()
+            && let Some(at) = raw.rfind(NO_USAGE)
+        {
+            raw.replace_range(at..at + NO_USAGE.len(), "");
+            return sse::write_data(out, &raw);
+        }
+        let mut value = piece.value;
+        self.adapt(&mut value);
+        write_json(out, &value);
+    }
+
+    fn adapt(&self, value: &mut Value) {
+        let Some(members) = value.as_object_mut() else {
+            return;
+        };
+        members.remove("_routing");
+        if self.relay.wants_usage {
+            members.insert("usage".to_owned(), Value::Null);
+        } else {
+            members.remove("usage");
+        }
+    }
+
+    /// Sends what is left, and the end if there is one.
+    async fn conclude(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Stop> {
+        let written = self.last_words(exchange, out);
+        flush(exchange, out).await?;
+        written
+    }
+
+    /// Writes the held chunk with `_routing`, the usage if asked for, and `[DONE]`.
+    fn last_words(&mut self, exchange: &mut Exchange<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
+        let Some(mut last) = self.held.take().map(|piece| piece.value) else {
+            return Err(Refusal::UpstreamBroken.into());
+        };
+        self.relay.note(exchange, self.step, &self.meter);
+        let routing = self.relay.routing(exchange, self.step);
+        self.adapt(&mut last);
+        let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
+        if let Some(timings) = self.usage.as_ref().and_then(|usage| usage.get("timings")) {
+            last["timings"] = timings.clone();
+        }
+        last["_routing"] = serde_json::to_value(routing).unwrap_or_default();
+        write_json(out, &last);
+        if let Some(usage) = usage_chunk {
+            write_json(out, &usage);
+        }
+        out.extend_from_slice(sse::DONE);
+        Ok(())
+    }
+
+    fn usage_chunk(&self, last: &Value) -> Value {
+        let usage = self.meter.usage();
+        let counted = chat::Usage::new(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+        );
+        let mut chunk = self.usage.clone().unwrap_or_else(|| {
+            json!({
+                "id": last["id"],
+                "object": last["object"],
+                "created": last["created"],
+                "model": last["model"],
+                "choices": [],
+            })
+        });
+        if chunk.get("usage").is_none_or(Value::is_null) {
+            chunk["usage"] = serde_json::to_value(counted).unwrap_or_default();
+        }
+        if let Some(members) = chunk.as_object_mut() {
+            members.remove("_routing");
+        }
+        chunk
+    }
+}
+
+async fn flush(exchange: &mut Exchange<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    exchange.send(std::mem::take(out).into()).await
+}
+
+fn write_json(out: &mut Vec<u8>, value: &Value) {
+    // A Value always has a JSON form.
+    let _infallible = sse::write_json(out, value);
+}

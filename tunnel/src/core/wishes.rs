@@ -1,0 +1,143 @@
+//! What handles ask of the core.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::Rng;
+
+use super::Core;
+use super::member::Member;
+use crate::error::Error;
+use crate::netstack::backlog::Backlog;
+use crate::netstack::conn::{Conn, End};
+use crate::netstack::stack::{Ends, Stack};
+use crate::peer::Peer;
+use crate::wg::PeerId;
+use crate::wg::session::Session;
+
+/// Collisions of random 24-bit indices are rare; more draws than this mean the table is full.
+const INDEX_DRAWS: usize = 64;
+
+impl Core {
+    /// Adds a peer, or replaces the one with its address. With the same keys the session and its
+    /// streams live on; with new keys they die at once.
+    pub(crate) fn set_peer(&mut self, peer: Peer, now: Instant) -> Result<(), Error> {
+        peer.check(self.settings.address)?;
+        let key = peer.public_key.to_bytes();
+        if let Some(member) = self.by_key.get(&key).and_then(|id| self.members.get(id)) {
+            let holder = member.session.peer().address;
+            if holder != peer.address {
+                return Err(Error::KeyInUse(holder));
+            }
+        }
+        if let Some(id) = self.by_address.get(&peer.address).copied()
+            && let Some(member) = self.members.get_mut(&id)
+        {
+            let known = member.session.peer();
+            if known.public_key == peer.public_key && known.preshared_key == peer.preshared_key {
+                member.session.adopt(peer);
+                self.nudge(id, now);
+                return Ok(());
+            }
+            self.remove(id, End::PeerRemoved, now);
+        }
+        if self.members.len() >= self.settings.bounds.peers_max {
+            return Err(Error::TooManyPeers(self.settings.bounds.peers_max));
+        }
+        let id = self.draw_id()?;
+        let ends = Ends {
+            own: self.settings.address,
+            peer: peer.address,
+        };
+        self.by_address.insert(peer.address, id);
+        self.by_key.insert(key, id);
+        let mac = self.gate.mac();
+        let random = self.random.random();
+        let member = Member {
+            session: Session::new(id, peer, &self.settings.private_key, mac, now),
+            stack: Stack::new(id, ends, self.shared.clone(), random, now),
+            open: false,
+        };
+        self.members.insert(id, member);
+        self.nudge(id, now);
+        Ok(())
+    }
+
+    /// Forgets a peer and cuts its streams; false when there was none.
+    pub(crate) fn remove_peer(&mut self, address: Ipv6Addr, now: Instant) -> bool {
+        let Some(id) = self.by_address.get(&address).copied() else {
+            return false;
+        };
+        self.remove(id, End::PeerRemoved, now);
+        true
+    }
+
+    /// Begins a connection; it is made when the session and the peer allow.
+    pub(crate) fn connect(
+        &mut self,
+        address: Ipv6Addr,
+        port: u16,
+        now: Instant,
+    ) -> Result<Arc<Conn>, Error> {
+        if port == 0 {
+            return Err(Error::PortZero);
+        }
+        let id = self.id_of(address)?;
+        let member = self
+            .members
+            .get_mut(&id)
+            .ok_or(Error::UnknownPeer(address))?;
+        let conn = member.stack.connect(port, &mut self.agenda)?;
+        if !member.session.is_established() {
+            self.nudge(id, now);
+        }
+        Ok(conn)
+    }
+
+    /// Opens a port to all peers.
+    pub(crate) fn listen(&mut self, port: u16) -> Result<Arc<Backlog>, Error> {
+        if port == 0 {
+            return Err(Error::PortZero);
+        }
+        self.listeners.retain(|_, backlog| !backlog.is_closed());
+        if self.listeners.contains_key(&port) {
+            return Err(Error::PortInUse(port));
+        }
+        let backlog = Backlog::new(port, self.settings.bounds.backlog_max);
+        self.listeners.insert(port, Arc::clone(&backlog));
+        Ok(backlog)
+    }
+
+    /// Starts a handshake at once.
+    pub(crate) fn force_handshake(&mut self, address: Ipv6Addr, now: Instant) -> Result<(), Error> {
+        let id = self.id_of(address)?;
+        let jitter = self.random.random();
+        let member = self
+            .members
+            .get_mut(&id)
+            .ok_or(Error::UnknownPeer(address))?;
+        if member.session.endpoint().is_none() {
+            return Err(Error::NoEndpoint(address));
+        }
+        member.session.force(jitter, &mut self.outbox, now);
+        Ok(())
+    }
+
+    fn id_of(&self, address: Ipv6Addr) -> Result<PeerId, Error> {
+        self.by_address
+            .get(&address)
+            .copied()
+            .ok_or(Error::UnknownPeer(address))
+    }
+
+    fn draw_id(&mut self) -> Result<PeerId, Error> {
+        for _ in 0..INDEX_DRAWS {
+            let id = PeerId::from_random(self.random.random());
+            if !self.members.contains_key(&id) {
+                return Ok(id);
+            }
+        }
+        Err(Error::TooManyPeers(self.members.len()))
+    }
+}
