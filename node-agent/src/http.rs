@@ -1,6 +1,7 @@
 //! The node's HTTP server inside the tunnel: who may ask, what may be asked, and the answer as it is made. It listens nowhere else, and
 //! whatever is not on its short list does not exist. Never logs a body.
 
+mod asked;
 mod call;
 mod flow;
 mod record;
@@ -9,11 +10,10 @@ mod stream;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use config::secret::Secret;
-use config::wire::valid::{ChatRequest, CompletionRequest};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,20 +29,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::answer::Envelope;
-use crate::answer::chat_stream::ChatStream;
-use crate::answer::chat_whole::ChatWhole;
-use crate::answer::text::TextAnswer;
-use crate::chat::{self, Plan, Setting};
 use crate::metrics::Metrics;
 use crate::reply::Refused;
-use crate::tiers::{Ready, TierRoom, Tiers};
+use crate::tiers::{TierRoom, Tiers};
 use crate::work::Work;
 
+use asked::{Asked, Gatherer, Output, Surface};
 use call::Call;
 use flow::Flow;
 use record::Record;
-use stream::{Live, Writer};
+use stream::Live;
 
 /// The largest body: a long conversation. The proxy has its own bound before this one.
 const BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
@@ -213,17 +209,17 @@ impl Front {
         let plan = asked.plan(&ready, room, &call)?;
         drop(held);
         let form_param = plan.form_param;
-        let choices = plan.specs.len();
-        let envelope = asked.envelope(&call, room);
+        let output = asked.output(asked.envelope(&call, room), &plan);
+        // A long conversation need not be kept while it is answered.
+        drop(asked);
         let flow = Flow::start(&ready.worker, plan.specs, call.ends_at).await?;
         drop(ready);
-        let made = if asked.streams() {
-            let writer = asked.writer(envelope, plan.rules, choices);
-            let live = Live::open(flow, writer, in_flight, record).await;
-            live.map(|live| Made::Streaming(Box::new(live)))
-        } else {
-            let gatherer = asked.gatherer(envelope, plan.rules, choices);
-            gather(flow, gatherer, record).await.map(Made::Whole)
+        let made = match output {
+            Output::Stream(writer) => {
+                let live = Live::open(flow, writer, in_flight, record).await;
+                live.map(|live| Made::Streaming(Box::new(live)))
+            }
+            Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
         };
         made.map_err(|refused| refused.about_form(form_param))
     }
@@ -306,133 +302,10 @@ impl Front {
     }
 }
 
-/// Which of the two surfaces.
-#[derive(Clone, Copy, Debug)]
-enum Surface {
-    Chat,
-    Text,
-}
-
-impl Surface {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-            Self::Text => "text_completion",
-        }
-    }
-}
-
 /// An answer, or the beginning of one.
 enum Made {
     Whole(Response<Body>),
     Streaming(Box<Live>),
-}
-
-/// A checked request of either surface.
-enum Asked {
-    Chat(Box<config::wire::valid::ValidChat>),
-    Text(Box<config::wire::valid::ValidCompletion>),
-}
-
-impl Asked {
-    fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
-        match surface {
-            Surface::Chat => ChatRequest::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
-            Surface::Text => CompletionRequest::parse(bytes).map(|text| Self::Text(Box::new(text))),
-        }
-        .map_err(Refused::Body)
-    }
-
-    fn plan(&self, ready: &Ready, room: &TierRoom, call: &Call) -> Result<Plan, Refused> {
-        let setting = Setting {
-            template: &ready.template,
-            defaults: &room.settings().sampling,
-            deadline: call.time_left().ok_or(Refused::Deadline)?,
-            principal: call.principal,
-            now: SystemTime::now(),
-        };
-        match self {
-            Self::Chat(chat) => chat::plan(chat, &setting),
-            Self::Text(text) => Ok(chat::plan_completion(text, &setting)),
-        }
-    }
-
-    fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
-        let (prefix, include_usage, n) = match self {
-            Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
-            Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
-        };
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Envelope {
-            id: call.completion_id(prefix),
-            created: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            model: room.settings().model_id.clone(),
-            fingerprint: room.fingerprint(),
-            include_usage,
-            n: usize::try_from(n).unwrap_or(1),
-        }
-    }
-
-    fn streams(&self) -> bool {
-        match self {
-            Self::Chat(chat) => chat.stream,
-            Self::Text(text) => text.stream,
-        }
-    }
-
-    fn writer(
-        &self,
-        envelope: Envelope,
-        rules: crate::tools::splitter::SplitRules,
-        choices: usize,
-    ) -> Writer {
-        match self {
-            Self::Chat(chat) => {
-                let mut stream = ChatStream::new(envelope, rules, choices);
-                if chat.generation.timings_per_token {
-                    stream = stream.with_timings_per_token(std::time::Instant::now());
-                }
-                Writer::Chat(Box::new(stream))
-            }
-            Self::Text(_) => Writer::Text(Box::new(TextAnswer::new(envelope, choices))),
-        }
-    }
-
-    fn gatherer(
-        &self,
-        envelope: Envelope,
-        rules: crate::tools::splitter::SplitRules,
-        choices: usize,
-    ) -> Gatherer {
-        match self {
-            Self::Chat(_) => Gatherer::Chat(ChatWhole::new(envelope, rules, choices)),
-            Self::Text(_) => Gatherer::Text(TextAnswer::new(envelope, choices)),
-        }
-    }
-}
-
-/// Gathers a whole answer of either surface.
-enum Gatherer {
-    Chat(ChatWhole),
-    Text(TextAnswer),
-}
-
-impl Gatherer {
-    fn take(&mut self, choice: usize, event: &engine::Event) {
-        match self {
-            Self::Chat(chat) => chat.event(choice, event),
-            Self::Text(text) => text.gather(choice, event),
-        }
-    }
-
-    fn response(self) -> Response<Body> {
-        match self {
-            Self::Chat(chat) => json_response(&chat.finish()),
-            Self::Text(text) => json_response(&text.finish()),
-        }
-    }
 }
 
 async fn gather(

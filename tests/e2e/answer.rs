@@ -9,7 +9,7 @@ const PARIS: &str = "What is the capital of France?";
 #[tokio::test]
 async fn a_question_is_answered_by_the_llama_at_home() {
     let proxy = Proxy::start().await;
-    let _home = Node::whole().join(&proxy).await;
+    let _home = Node::whole().join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast", "primary", "heavy"]).await;
 
@@ -47,7 +47,7 @@ async fn a_question_is_answered_by_the_llama_at_home() {
 #[tokio::test]
 async fn a_stream_says_the_same_and_ends_properly() {
     let proxy = Proxy::start().await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -84,7 +84,7 @@ async fn a_stream_says_the_same_and_ends_properly() {
 #[tokio::test]
 async fn the_classifier_decides_unless_the_request_does() {
     let proxy = Proxy::start().await;
-    let _home = Node::whole().join(&proxy).await;
+    let _home = Node::whole().join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast", "primary", "heavy"]).await;
 
@@ -135,7 +135,7 @@ async fn models_are_listed_at_once_even_with_no_home() {
 #[tokio::test]
 async fn completions_health_and_metrics_answer() {
     let proxy = Proxy::start().await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 

@@ -27,7 +27,7 @@ async fn a_join_link_works_once() {
 #[tokio::test]
 async fn a_revoked_node_is_out_within_seconds() {
     let proxy = Proxy::start().await;
-    let den = Node::named("den").tier("fast").join(&proxy).await;
+    let den = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 

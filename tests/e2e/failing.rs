@@ -10,12 +10,11 @@ use tests::wait::until;
 #[tokio::test]
 async fn heavy_killed_falls_back_and_says_so() {
     let proxy = Proxy::start().await;
-    let mut strong = Node::named("workstation").tier("heavy").join(&proxy).await;
+    let mut strong = Node::named("workstation").tier("heavy").join(&proxy);
     let _small = Node::named("laptop")
         .tier("fast")
         .tier("primary")
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast", "primary", "heavy"]).await;
     assert_eq!(
@@ -47,8 +46,7 @@ async fn the_breaker_opens_probes_once_and_closes() {
     let mut home = Node::named("den")
         .tier_from("heavy", &broken(), 1)
         .tier("fast")
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast", "heavy"]).await;
 
@@ -98,8 +96,7 @@ async fn a_client_that_leaves_frees_its_slot() {
     let proxy = Proxy::start().await;
     let home = Node::named("den")
         .tier_from("fast", &slow(100, 20), 1)
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -125,8 +122,7 @@ async fn a_client_that_leaves_before_the_first_token_frees_its_slot_too() {
     let proxy = Proxy::start().await;
     let home = Node::named("den")
         .tier_from("fast", &slow(1, 200), 1)
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -154,8 +150,7 @@ async fn a_node_that_dies_in_the_middle_ends_the_stream_with_an_error() {
     let proxy = Proxy::start().await;
     let mut home = Node::named("den")
         .tier_from("fast", &slow(100, 20), 2)
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 

@@ -9,7 +9,7 @@ use tests::wait::until;
 #[tokio::test]
 async fn after_the_proxy_restarts_the_node_is_back_by_itself() {
     let mut proxy = Proxy::start().await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -26,7 +26,7 @@ async fn after_the_proxy_restarts_the_node_is_back_by_itself() {
 #[tokio::test]
 async fn after_the_node_restarts_it_is_the_same_node() {
     let proxy = Proxy::start().await;
-    let mut home = Node::named("den").tier("fast").join(&proxy).await;
+    let mut home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
     let before = home.registration();
@@ -53,8 +53,7 @@ async fn sigterm_lets_a_running_stream_finish() {
     let mut proxy = Proxy::start().await;
     let _home = Node::named("den")
         .tier_from("fast", &slow(15, 20), 2)
-        .join(&proxy)
-        .await;
+        .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
     let mut stream = friend.stream("fast", "Talk.").await;
@@ -80,7 +79,7 @@ async fn sigterm_lets_a_running_stream_finish() {
 #[tokio::test]
 async fn sigterm_with_nothing_to_do_ends_at_once() {
     let mut proxy = Proxy::start().await;
-    let mut home = Node::named("den").tier("fast").join(&proxy).await;
+    let mut home = Node::named("den").tier("fast").join(&proxy);
     proxy.serves(&proxy.friend(), &["fast"]).await;
 
     home.process().signal("TERM");

@@ -21,7 +21,7 @@ async fn the_31st_request_of_a_minute_is_refused() {
         .limit("text_per_day = 1000")
         .start()
         .await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -62,7 +62,7 @@ async fn the_101st_request_of_a_day_is_refused_and_the_reset_is_told() {
         .limit("concurrent_per_user = 200")
         .start()
         .await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -109,7 +109,7 @@ async fn a_used_up_day_survives_a_restart() {
         .trusting(&issuer)
         .start()
         .await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let ada = proxy.stranger().with_bearer(&issuer.token("ada"));
     proxy.serves(&ada, &["fast"]).await;
     for _ in 0..3 {
@@ -133,7 +133,7 @@ async fn a_used_up_day_survives_a_restart() {
 #[tokio::test]
 async fn every_answer_tells_what_is_left() {
     let proxy = Proxy::with().start().await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
 
@@ -171,7 +171,7 @@ async fn what_was_not_served_is_not_charged() {
             "no home, no answer, no charge"
         );
     }
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     proxy.serves(&friend, &["fast"]).await;
     for _ in 0..5 {
         assert_eq!(friend.ask("fast", QUESTION).await.status, 200);

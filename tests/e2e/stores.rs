@@ -21,8 +21,8 @@ async fn two_proxies_on_one_redis_share_one_limit_exactly() {
             .counting_in(&redis)
     };
     let (left, right) = (build().start().await, build().start().await);
-    let _den = Node::named("den").tier("fast").join(&left).await;
-    let _attic = Node::named("attic").tier("fast").join(&right).await;
+    let _den = Node::named("den").tier("fast").join(&left);
+    let _attic = Node::named("attic").tier("fast").join(&right);
     let token = issuer.token("ada");
     let doors: Vec<Client> = [&left, &right]
         .map(|proxy| proxy.stranger().with_bearer(&token))
@@ -56,7 +56,7 @@ async fn redis_killed_refuses_at_once_and_back_again_counts_on() {
         .counting_in(&redis)
         .start()
         .await;
-    let _home = Node::named("den").tier("fast").join(&proxy).await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
     let ada = proxy.stranger().with_bearer(&issuer.token("ada"));
     proxy.serves(&ada, &["fast"]).await;
     assert_eq!(ada.ask("fast", "Hello").await.status, 200);

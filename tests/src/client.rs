@@ -23,7 +23,7 @@ impl Client {
             .expect("the proxy's certificate is PEM");
         let http = reqwest::Client::builder()
             .tls_certs_only([certificate])
-            .timeout(Duration::from_secs(60))
+            .timeout(Duration::from_mins(1))
             .build()
             .expect("a client can be built");
         Self {
@@ -34,6 +34,7 @@ impl Client {
     }
 
     /// The same client with another credential.
+    #[must_use]
     pub fn with_bearer(&self, bearer: &str) -> Self {
         Self {
             bearer: Some(bearer.to_owned()),
@@ -224,7 +225,7 @@ impl Stream {
             if let Some(data) = self.ready.pop_front() {
                 return Some(data);
             }
-            let piece = tokio::time::timeout(Duration::from_secs(60), self.bytes.next())
+            let piece = tokio::time::timeout(Duration::from_mins(1), self.bytes.next())
                 .await
                 .expect("a stream goes on or ends")?
                 .ok()?;

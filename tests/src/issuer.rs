@@ -219,8 +219,13 @@ async fn serve(listener: TcpListener, keys: String, fetches: Arc<AtomicUsize>) {
         );
         tokio::spawn(async move {
             let mut request = [0; 4096];
-            socket.read(&mut request).await.ok();
-            socket.write_all(answer.as_bytes()).await.ok();
+            if socket
+                .read(&mut request)
+                .await
+                .is_ok_and(|length| length > 0)
+            {
+                socket.write_all(answer.as_bytes()).await.ok();
+            }
         });
     }
 }

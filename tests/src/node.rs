@@ -57,7 +57,7 @@ impl Builder {
     }
 
     /// Joins the proxy and runs.
-    pub async fn join(self, proxy: &Proxy) -> Node {
+    pub fn join(self, proxy: &Proxy) -> Node {
         let mut node = self.prepare();
         node.join(&proxy.invite());
         node.restart();

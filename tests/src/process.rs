@@ -134,6 +134,10 @@ impl Process {
 }
 
 impl Drop for Process {
+    #[expect(
+        clippy::print_stderr,
+        reason = "a failing story shows what its programs said"
+    )]
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {

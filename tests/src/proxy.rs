@@ -78,6 +78,10 @@ impl Builder {
             .ok();
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (port, admin_port, udp_port) = (free_tcp_port(), free_tcp_port(), free_udp_port());
+        let mut limits = String::new();
+        for (key, value) in &self.limits {
+            writeln!(limits, "{key} = {value}").expect("a string grows");
+        }
         let settings = format!(
             "[server]\nlisten = [\"127.0.0.1:{port}\"]\nadmin_listen = \"127.0.0.1:{admin_port}\"\nstate_dir = \"{state}\"\n\
              public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
@@ -86,11 +90,7 @@ impl Builder {
              [routing]\n{routing}\n{store}\n{issuers}",
             state = folder.path().join("state").display(),
             server = self.server,
-            limits = self
-                .limits
-                .iter()
-                .map(|(key, value)| format!("{key} = {value}\n"))
-                .collect::<String>(),
+            limits = limits,
             routing = self.routing,
             store = self.store,
             issuers = self.issuers,

@@ -1,6 +1,7 @@
 //! Keeps one worker process running: starts it, notices its end, starts it again with growing pauses. Decides nothing about requests;
 //! those of a dead worker end by themselves.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,7 +33,9 @@ pub(super) async fn supervise(room: Arc<TierRoom>, launcher: Launcher, stop: Can
             pause = PAUSE_MIN;
         }
         tracing::warn!(tier = %room.tier(), %reason, again_in_ms = pause.as_millis(), "a tier is down");
-        room.enter(Phase::Down { reason });
+        room.enter(Phase::Down {
+            reason: without_folder(&reason, &room.settings().model),
+        });
         if stop
             .run_until_cancelled(tokio::time::sleep(pause))
             .await
@@ -133,4 +136,28 @@ async fn start(
 ) -> Result<(Worker, ModelCard), LoadError> {
     room.starts.fetch_add(1, Ordering::Relaxed);
     Worker::spawn(&launcher.program, &launcher.args, spec).await
+}
+
+/// The proxy is told the file, not where this machine keeps it.
+fn without_folder(reason: &str, model: &Path) -> String {
+    let folder = model.parent().and_then(Path::to_str).unwrap_or_default();
+    if folder.is_empty() {
+        return reason.to_owned();
+    }
+    reason.replace(&format!("{folder}/"), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_shows_the_file_and_not_its_folder() {
+        let model = Path::new("/home/ann/models/a.gguf");
+        assert_eq!(
+            without_folder("/home/ann/models/a.gguf is not a GGUF file", model),
+            "a.gguf is not a GGUF file"
+        );
+        assert_eq!(without_folder("killed", Path::new("a.gguf")), "killed");
+    }
 }

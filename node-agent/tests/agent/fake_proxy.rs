@@ -144,18 +144,10 @@ impl FakeProxy {
         }
     }
 
-    /// Kills the hub and starts it again on the same port with the same key, as a restart of the proxy does: it knows the node's key from
-    /// its store, but neither session nor endpoint.
+    /// Kills the hub and starts it again on the same port with the same key, as a restart of the proxy does.
     pub(crate) async fn restart_hub(&self) {
         self.stop_hub().await;
-        self.state.start_hub().await;
-        let key = self
-            .told()
-            .wireguard_keys
-            .last()
-            .cloned()
-            .expect("was registered");
-        self.state.add_peer(&key).await;
+        self.start_hub().await;
     }
 
     pub(crate) async fn stop_hub(&self) {
@@ -163,8 +155,11 @@ impl FakeProxy {
         hub.expect("runs").shutdown().await;
     }
 
+    /// The hub knows the node's key from its store, but neither session nor endpoint.
     pub(crate) async fn start_hub(&self) {
         self.state.start_hub().await;
+        let key = self.told().wireguard_keys.last().cloned();
+        self.state.add_peer(&key.expect("was registered")).await;
     }
 
     /// A connection to the node's HTTP server, through the tunnel.

@@ -146,3 +146,42 @@ async fn wrong_settings_are_told_all_at_once_with_code_64() {
     );
     assert_eq!(run(&["dance"]).await.0, Some(1));
 }
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_worker_does_not_outlive_a_killed_agent() {
+    let proxy = FakeProxy::start().await;
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = write_settings(folder.path());
+    let settings = settings.to_str().expect("text");
+    let link = proxy.link();
+    let mut agent = command(&["run", "--config", settings, "--join", &link]);
+    let mut agent = agent
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    proxy
+        .wait_for("a report", |told| !told.reports.is_empty())
+        .await;
+    let agent_pid = agent.id().expect("runs");
+    // Any thread of the agent may have started the worker.
+    let threads = std::fs::read_dir(format!("/proc/{agent_pid}/task")).expect("threads");
+    let workers: Vec<u32> = threads
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect();
+    assert_eq!(workers.len(), 1, "one worker: {workers:?}");
+    agent.kill().await.expect("is killed");
+    let gone = timeout(PATIENCE, async {
+        while Path::new(&format!("/proc/{}/exe", workers[0])).exists() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(gone.await.is_ok(), "the worker {} still runs", workers[0]);
+}

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use config::settings::node::{Node as NodeSettings, Settings};
 use config::settings::proxy::{Log, LogFormat};
+use config::tier::Tier;
 use config::wire::node::TierState;
+use config::wire::sse::{Decoder, Event};
+use http_body_util::BodyExt;
 use node_agent::app::{self, AppError};
 use node_agent::hub::HubError;
 use node_agent::identity::{Identity, Member};
@@ -17,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::fake_proxy::{FakeProxy, NODE, Told};
-use crate::support::{PATIENCE, chunks, content, launcher, tiny_fast};
+use crate::support::{PATIENCE, chunks, content, launcher, post, scripted, tiny_fast};
 
 fn settings(state_dir: &Path) -> Settings {
     Settings {
@@ -60,6 +63,17 @@ impl Agent {
         let ended = timeout(PATIENCE, self.task).await.expect("stops in time");
         ended.expect("does not panic").expect("ends well");
     }
+}
+
+/// An agent whose model says `say`, a token each 20 ms.
+fn run_scripted(state_dir: &Path, link: &str, say: &str, grace: Duration) -> Agent {
+    let mut settings = settings(state_dir);
+    settings.tiers = vec![scripted(Tier::Fast, &json!({"say": say, "step_ms": 20}))];
+    settings.node.grace = grace;
+    let stop = CancellationToken::new();
+    let link = JoinLink::parse(link).expect("a link");
+    let task = tokio::spawn(app::run(settings, Some(link), launcher(), stop.clone()));
+    Agent { stop, task }
 }
 
 fn is_ready(told: &Told) -> bool {
@@ -124,6 +138,50 @@ async fn a_node_joins_dials_in_and_answers_through_the_tunnel_until_it_is_stoppe
         status::ask(folder.path()).await.is_err(),
         "nobody answers any more"
     );
+}
+
+/// The events of a stream that is cut by the end of the agent.
+async fn stream_over_the_end(proxy: &FakeProxy, agent: Agent) -> Vec<Event> {
+    let mut client = proxy.dial().await;
+    let response = client
+        .send(post("/v1/chat/completions", &hello(true)))
+        .await;
+    let stopping = tokio::spawn(agent.stop());
+    let body = timeout(PATIENCE, response.into_body().collect()).await;
+    let body = body.expect("in time").expect("a whole body").to_bytes();
+    stopping.await.expect("stops");
+    let mut events = Vec::new();
+    Decoder::default()
+        .push(&body, &mut events)
+        .expect("valid SSE");
+    events
+}
+
+#[tokio::test]
+async fn a_running_stream_finishes_within_the_grace() {
+    let proxy = FakeProxy::start().await;
+    let folder = tempfile::tempdir().expect("folder");
+    let say = "a rather long answer that takes about a second";
+    let agent = run_scripted(folder.path(), &proxy.link(), say, PATIENCE);
+    proxy.wait_for("the tier is ready", is_ready).await;
+    let events = stream_over_the_end(&proxy, agent).await;
+    assert_eq!(content(&chunks(&events)), say);
+}
+
+#[tokio::test]
+async fn a_stream_longer_than_the_grace_ends_with_an_error_event() {
+    let proxy = FakeProxy::start().await;
+    let folder = tempfile::tempdir().expect("folder");
+    let agent = run_scripted(
+        folder.path(),
+        &proxy.link(),
+        &"x".repeat(4_000),
+        Duration::ZERO,
+    );
+    proxy.wait_for("the tier is ready", is_ready).await;
+    let events = stream_over_the_end(&proxy, agent).await;
+    let last = events.last().expect("events");
+    assert!(last.data.contains("tier_unavailable"), "{last:?}");
 }
 
 #[tokio::test]

@@ -236,6 +236,35 @@ fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
     assert!(chatter < 10, "{chatter} datagrams in 15 idle seconds");
 }
 
+#[test]
+fn a_connection_dialled_long_into_an_outage_waits_for_the_session() {
+    let outage = Weather {
+        lose: 1000,
+        duplicate: 0,
+        delay: 0,
+    };
+    let mut sim = Sim::new(3, outage);
+    let back_at = sim.now + SESSIONLESS_MAX * 3;
+    while sim.now < back_at {
+        sim.step();
+    }
+    let now = sim.now;
+    let conn = sim.cores[0].connect(OWN[1], PORT, now).unwrap();
+    while sim.now < now + Duration::from_secs(5) {
+        sim.step();
+        assert!(
+            conn.poll_connected(&context()).is_pending(),
+            "the dialler decides when to give up"
+        );
+    }
+    sim.weather.lose = 0;
+    let backlog = sim.cores[1].listen(PORT).unwrap();
+    sim.until(Duration::from_secs(31), |_| {
+        conn.poll_connected(&context()).is_ready().then_some(())
+    });
+    assert!(!backlog.is_closed());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

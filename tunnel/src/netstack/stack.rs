@@ -290,11 +290,16 @@ impl Stack {
         }
     }
 
-    /// Cuts every connection, says so to the peer while a session lasts, and forgets them.
+    /// Cuts connections, says so to the peer while a session lasts, and forgets them. The loss of the
+    /// session spares those that are only being made: whoever dials waits for it under a deadline.
     pub(crate) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
         let all: Vec<PortPair> = self.conns.keys().copied().collect();
         for ports in all {
             if let Some(entry) = self.conns.get(&ports) {
+                let begins = entry.conn.lock().state() == State::SynSent;
+                if begins && end == End::SessionLost {
+                    continue;
+                }
                 entry.conn.cut(end);
             }
             self.serve(ports, link, agenda);

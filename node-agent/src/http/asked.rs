@@ -1,0 +1,140 @@
+//! The two surfaces behind one face: a checked request, what it is planned as, and where its events go.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
+use engine::Event;
+use http::Response;
+
+use super::call::Call;
+use super::stream::Writer;
+use super::{Body, json_response};
+use crate::answer::Envelope;
+use crate::answer::chat_stream::ChatStream;
+use crate::answer::chat_whole::ChatWhole;
+use crate::answer::text::TextAnswer;
+use crate::chat::{self, Plan, Setting};
+use crate::reply::Refused;
+use crate::tiers::{Ready, TierRoom};
+
+/// Which of the two surfaces.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Surface {
+    Chat,
+    Text,
+}
+
+impl Surface {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Text => "text_completion",
+        }
+    }
+}
+
+/// A checked request of either surface.
+pub(super) enum Asked {
+    Chat(Box<ValidChat>),
+    Text(Box<ValidCompletion>),
+}
+
+impl Asked {
+    pub(super) fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
+        match surface {
+            Surface::Chat => ChatRequest::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
+            Surface::Text => CompletionRequest::parse(bytes).map(|text| Self::Text(Box::new(text))),
+        }
+        .map_err(Refused::Body)
+    }
+
+    pub(super) fn plan(
+        &self,
+        ready: &Ready,
+        room: &TierRoom,
+        call: &Call,
+    ) -> Result<Plan, Refused> {
+        let setting = Setting {
+            template: &ready.template,
+            defaults: &room.settings().sampling,
+            deadline: call.time_left().ok_or(Refused::Deadline)?,
+            principal: call.principal,
+            now: SystemTime::now(),
+        };
+        match self {
+            Self::Chat(chat) => chat::plan(chat, &setting),
+            Self::Text(text) => Ok(chat::plan_completion(text, &setting)),
+        }
+    }
+
+    pub(super) fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
+        let (prefix, include_usage, n) = match self {
+            Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
+            Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
+        };
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Envelope {
+            id: call.completion_id(prefix),
+            created: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            model: room.settings().model_id.clone(),
+            fingerprint: room.fingerprint(),
+            include_usage,
+            n: usize::try_from(n).unwrap_or(1),
+        }
+    }
+
+    pub(super) fn output(&self, envelope: Envelope, plan: &Plan) -> Output {
+        let choices = plan.specs.len();
+        match self {
+            Self::Chat(chat) if chat.stream => {
+                let mut stream = ChatStream::new(envelope, plan.rules, choices);
+                if chat.generation.timings_per_token {
+                    stream = stream.with_timings_per_token(Instant::now());
+                }
+                Output::Stream(Writer::Chat(Box::new(stream)))
+            }
+            Self::Chat(_) => {
+                let whole = ChatWhole::new(envelope, plan.rules, choices);
+                Output::Whole(Gatherer::Chat(Box::new(whole)))
+            }
+            Self::Text(text) => {
+                let answer = Box::new(TextAnswer::new(envelope, choices));
+                if text.stream {
+                    Output::Stream(Writer::Text(answer))
+                } else {
+                    Output::Whole(Gatherer::Text(answer))
+                }
+            }
+        }
+    }
+}
+
+/// Where the events go.
+pub(super) enum Output {
+    Stream(Writer),
+    Whole(Gatherer),
+}
+
+/// Gathers a whole answer of either surface.
+pub(super) enum Gatherer {
+    Chat(Box<ChatWhole>),
+    Text(Box<TextAnswer>),
+}
+
+impl Gatherer {
+    pub(super) fn take(&mut self, choice: usize, event: &Event) {
+        match self {
+            Self::Chat(chat) => chat.event(choice, event),
+            Self::Text(text) => text.gather(choice, event),
+        }
+    }
+
+    pub(super) fn response(self) -> Response<Body> {
+        match self {
+            Self::Chat(chat) => json_response(&chat.finish()),
+            Self::Text(text) => json_response(&text.finish()),
+        }
+    }
+}
