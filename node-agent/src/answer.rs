@@ -37,6 +37,7 @@ pub struct Tally {
     reasoning: u64,
     prompt_ms: f64,
     predicted_ms: f64,
+    queue_ms: Option<f64>,
 }
 
 impl Tally {
@@ -50,6 +51,8 @@ impl Tally {
         self.completion += u64::from(usage.completion_tokens);
         // Choices are decoded side by side.
         self.predicted_ms = self.predicted_ms.max(timings.predicted_ms);
+        let waited = self.queue_ms.unwrap_or_default();
+        self.queue_ms = Some(waited.max(timings.queue_ms));
     }
 
     /// Adds tokens that were thoughts.
@@ -85,6 +88,7 @@ impl Tally {
             predicted_n: self.completion,
             predicted_ms: self.predicted_ms,
             predicted_per_second: rate,
+            queue_ms: self.queue_ms,
         }
     }
 }

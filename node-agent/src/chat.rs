@@ -10,6 +10,7 @@ use engine::{GenerateSpec, Grammar, Prompt, Sampling};
 use serde_json::{Map, Value, json};
 
 use crate::reply::Refused;
+use crate::schema;
 use crate::template::{Conversation, Template};
 use crate::tools::splitter::{SplitRules, Start};
 use crate::tools::{self, ToolSyntax};
@@ -188,9 +189,7 @@ fn form(chat: &ValidChat, calling: &Calling<'_>) -> Result<Option<Grammar>, Refu
         (ResponseFormat::Text, None) => None,
         (ResponseFormat::Text, Some(grammar)) => Some(("grammar", Grammar::Gbnf(grammar.clone()))),
         (ResponseFormat::JsonObject { .. } | ResponseFormat::JsonSchema { .. }, None) => {
-            let schema = chat.response_format.schema().cloned();
-            let schema = schema.unwrap_or_else(|| json!({"type": "object"}));
-            Some(("response_format", Grammar::JsonSchema(schema)))
+            Some(("response_format", Grammar::JsonSchema(answer_schema(chat)?)))
         }
         (ResponseFormat::JsonObject { .. } | ResponseFormat::JsonSchema { .. }, Some(_)) => {
             return Err(unsupported(
@@ -202,12 +201,44 @@ fn form(chat: &ValidChat, calling: &Calling<'_>) -> Result<Option<Grammar>, Refu
     match (calling, asked) {
         (Calling::Off, asked) => Ok(asked.map(|(_param, grammar)| grammar)),
         (Calling::Free, None) => Ok(None),
-        (Calling::Forced(tools), None) => Ok(Some(Grammar::JsonSchema(tools::call_schema(tools)?))),
+        (Calling::Forced(tools), None) => {
+            strict_tools(chat, tools)?;
+            Ok(Some(Grammar::JsonSchema(tools::call_schema(tools)?)))
+        }
         (Calling::Free | Calling::Forced(_), Some((param, _grammar))) => Err(unsupported(
             param,
             "a form of the answer and tools exclude each other; send one of them, or tool_choice none",
         )),
     }
+}
+
+/// The schema of the answer, as far as a grammar can hold the answer to it; a strict one is held to all of it or refused.
+fn answer_schema(chat: &ValidChat) -> Result<Value, Refused> {
+    let asked = chat.response_format.schema().cloned();
+    let mut schema = asked.unwrap_or_else(|| json!({"type": "object"}));
+    if let ResponseFormat::JsonSchema { strict: true, .. } = chat.response_format {
+        strictly(&schema, "response_format.json_schema.schema")?;
+    }
+    schema::tame(&mut schema);
+    Ok(schema)
+}
+
+fn strict_tools(chat: &ValidChat, forced: &[&Tool]) -> Result<(), Refused> {
+    for tool in forced {
+        if tool.function.strict == Some(true)
+            && let Some(parameters) = &tool.function.parameters
+        {
+            let same = |other: &Tool| other.function.name == tool.function.name;
+            let at = chat.tools.iter().position(same).unwrap_or_default();
+            strictly(parameters, &format!("tools[{at}].function.parameters"))?;
+        }
+    }
+    Ok(())
+}
+
+fn strictly(schema: &Value, place: &str) -> Result<(), Refused> {
+    schema::check(schema)
+        .map_err(|inner| unsupported(&format!("{place}{}", inner.path), &inner.to_string()))
 }
 
 /// The template's variables: the caller's, and what follows from other fields.

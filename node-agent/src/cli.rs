@@ -7,19 +7,20 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use config::settings::load;
 use config::settings::node::Settings;
-use config::wire::node::TierState;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::app;
 use crate::identity::{Identity, Member};
 use crate::join::{self, JoinLink};
 use crate::status::{self, Status};
 use crate::tiers::Launcher;
-use crate::{app, log};
 
 const FAILED: u8 = 1;
 const WRONG_SETTINGS: u8 = 64;
+/// What is not said unless it is asked for by name: details of TLS that are no one's business.
+const QUIET: &str = "rustls=warn";
 
 /// Serves this machine's models to a Hearth proxy.
 #[derive(Debug, Parser)]
@@ -186,7 +187,7 @@ fn join_command(link: &str, file: &SettingsFile) -> Result<(), Failure> {
 fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {
     let settings = settings_of(file.config.as_deref())?;
     let link = link.map(JoinLink::parse).transpose()?;
-    log::init(&settings.log);
+    journal::init(&settings.log, QUIET)?;
     let launcher = Launcher {
         program: std::env::current_exe()?,
         args: vec!["worker".to_owned()],
@@ -265,11 +266,7 @@ fn text_of(status: &Status) -> String {
     )];
     lines.extend(status.reason.iter().map(|reason| format!("  {reason}")));
     for tier in &status.tiers {
-        let state = match tier.state {
-            TierState::Loading => "loading",
-            TierState::Ready => "ready",
-            TierState::Down => "down",
-        };
+        let state = tier.state.as_str();
         let model = tier.model.as_ref();
         let model = model.map_or_else(String::new, |model| {
             format!(

@@ -34,7 +34,7 @@ use crate::reply::Refused;
 use crate::tiers::{TierRoom, Tiers};
 use crate::work::Work;
 
-use asked::{Asked, Gatherer, Output, Surface};
+use asked::{Gatherer, Output, Surface, Task};
 use call::Call;
 use flow::Flow;
 use record::Record;
@@ -202,17 +202,20 @@ impl Front {
         let in_flight = self.work.enter().ok_or(Refused::Draining)?;
         let room = self.room(&call)?;
         let (bytes, held) = self.body(request.into_body()).await?;
-        let asked = Asked::parse(surface, &bytes)?;
-        drop(bytes);
-        // Ready is asked for after the body has come: the worker may have changed meanwhile.
+        // Asked for after the body has come: the worker may have changed meanwhile.
         let ready = room.ready()?;
-        let plan = asked.plan(&ready, room, &call)?;
+        let ends_at = call.ends_at;
+        let task = Task {
+            surface,
+            bytes,
+            call,
+            room: room.clone(),
+            ready: ready.clone(),
+        };
+        let (plan, output) = task.prepare().await?;
         drop(held);
         let form_param = plan.form_param;
-        let output = asked.output(asked.envelope(&call, room), &plan);
-        // A long conversation need not be kept while it is answered.
-        drop(asked);
-        let flow = Flow::start(&ready.worker, plan.specs, call.ends_at).await?;
+        let flow = Flow::start(&ready.worker, plan.specs, ends_at).await?;
         drop(ready);
         let made = match output {
             Output::Stream(writer) => {

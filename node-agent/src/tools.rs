@@ -6,6 +6,8 @@ pub mod splitter;
 use config::wire::chat::{Content, Message, Role, Tool};
 use serde_json::{Map, Value, json};
 
+use crate::schema;
+
 /// Opens a call.
 pub(crate) const OPEN: &str = "<tool_call>";
 /// Closes a call.
@@ -48,6 +50,7 @@ pub fn call_schema(tools: &[&Tool]) -> Result<Value, DefinitionClash> {
             .parameters
             .clone()
             .unwrap_or_else(|| json!({"type": "object"}));
+        schema::tame(&mut parameters);
         hoist(&mut parameters, &mut definitions)?;
         calls.push(json!({
             "type": "object",

@@ -114,9 +114,11 @@ impl App {
         };
         let front = Front::new(front, handler, seen)?;
         let certificates = Arc::clone(front.certificates());
-        ground
-            .manage(&settings, &readiness, (&certificates, &crew))
-            .await?;
+        let edge = EdgeFacts {
+            certificates: Arc::clone(&certificates),
+            connections: Box::new(front.open_connections()),
+        };
+        ground.manage(&settings, &readiness, (edge, &crew)).await?;
         let (members, fleet) = (Arc::clone(&ground.members), Arc::clone(&ground.fleet));
         let reports = Arc::new(ReportDesk::new(members, fleet));
         let listener = ground.tunnel.listen(REPORT_PORT).await?;
@@ -180,6 +182,13 @@ impl App {
         tunnel.shutdown().await;
         Ok(drained?)
     }
+}
+
+/// What the management wants to know of the edge.
+struct EdgeFacts {
+    certificates: Arc<Certificates>,
+    /// Open now.
+    connections: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
 /// What runs beside the requests, and its end.

@@ -189,6 +189,12 @@ impl Front {
         &self.certificates
     }
 
+    /// Counts open connections, for the metrics; outlives the front.
+    pub fn open_connections(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let connections = Arc::clone(&self.door.0);
+        move || connections.open()
+    }
+
     /// Serves until the phase leaves [`Phase::Serving`], then drains. Runs on the current tokio runtime.
     pub async fn run(self) -> Result<Drained, FrontError> {
         let mut phase = self.shared.phase.clone();

@@ -6,6 +6,10 @@ use anyhow::Context;
 use clap::Parser;
 use proxy::cli::{Cli, CliError, Command};
 
+/// glibc keeps what many connections took; this one gives it back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Something failed.
 const FAILED: u8 = 1;
 /// The settings are wrong (`EX_USAGE` of sysexits.h).

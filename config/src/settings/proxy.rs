@@ -219,7 +219,8 @@ pub enum Store {
 pub enum OnFailure {
     /// 503, the default.
     Closed,
-    /// Let in, counted in a metric.
+    /// Admission goes on and counts in this proxy alone, so each proxy allows the whole limit; a metric counts how often.
+    /// Nothing else opens: an API key unknown to this proxy still cannot be checked.
     Open,
 }
 

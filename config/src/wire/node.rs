@@ -175,6 +175,17 @@ pub enum TierState {
     Down,
 }
 
+impl TierState {
+    /// The word in reports, logs and tables.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// The model behind a tier.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ModelReport {

@@ -9,6 +9,7 @@ use config::wire::chat::{
 use config::wire::sse;
 use engine::Event;
 use indexmap::IndexMap;
+use serde_json::json;
 
 use super::{Envelope, Tally, call_id, finish_reason, index, logprobs, token_logprobs};
 use crate::tools::splitter::{Part, SplitRules, Splitter};
@@ -20,6 +21,7 @@ pub struct ChatStream {
     choices: Vec<Choice>,
     tally: Tally,
     clock: Option<Clock>,
+    progress: bool,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ impl ChatStream {
             choices: (0..choices).map(choice).collect(),
             tally: Tally::default(),
             clock: None,
+            progress: false,
         }
     }
 
@@ -65,6 +68,13 @@ impl ChatStream {
             asked: Some(now),
             ..Clock::default()
         });
+        self
+    }
+
+    /// Tells when the model begins to read the prompt, as llama-server's `prompt_progress`.
+    #[must_use]
+    pub const fn with_progress(mut self) -> Self {
+        self.progress = true;
         self
     }
 
@@ -82,10 +92,21 @@ impl ChatStream {
             Event::Started {
                 prompt_tokens,
                 cached_tokens,
-                ..
+                queue_ms,
             } => {
                 state.prompt_tokens = *prompt_tokens;
                 state.cached_tokens = *cached_tokens;
+                if self.progress {
+                    let progress = json!({
+                        "total": prompt_tokens,
+                        "cache": cached_tokens,
+                        "processed": cached_tokens,
+                        "time_ms": queue_ms,
+                    });
+                    let mut chunk = self.chunk(vec![delta_of(choice, Delta::default())]);
+                    chunk.extra.insert("prompt_progress".to_owned(), progress);
+                    put(&chunk, out);
+                }
             }
             Event::Piece {
                 text,
@@ -217,7 +238,10 @@ impl ChatStream {
             };
             so_far.add(0, 1, usage, times);
         }
-        so_far.timings()
+        Timings {
+            queue_ms: None,
+            ..so_far.timings()
+        }
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice>) -> ChatChunk {

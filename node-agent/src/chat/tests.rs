@@ -154,3 +154,31 @@ fn completions_are_planned_prompt_by_prompt() {
     assert_eq!(tokens, [false, false, true, true]);
     assert_eq!(plan.specs.first().and_then(|spec| spec.logprobs), Some(3));
 }
+
+#[test]
+fn a_strict_schema_is_enforced_whole_or_refused_and_another_as_far_as_possible() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "."}}});
+    let format = |strict: bool| {
+        let inner = json!({"name": "n", "schema": schema, "strict": strict});
+        body(json!({"response_format": {"type": "json_schema", "json_schema": inner}}))
+    };
+    let refused = planned(HERMES, &format(true));
+    assert!(
+        matches!(&refused, Err(Refused::Unsupported { param, .. })
+            if param == "response_format.json_schema.schema.properties.a.pattern"),
+        "{refused:?}"
+    );
+    let plan = planned(HERMES, &format(false)).expect("a loose schema is tamed");
+    let tamed = json!({"type": "object", "properties": {"a": {"type": "string"}}});
+    assert_eq!(plan.specs[0].grammar, Some(Grammar::JsonSchema(tamed)));
+
+    let tool = json!({"name": "t", "parameters": schema, "strict": true});
+    let tools = json!([{"type": "function", "function": tool}]);
+    let forced = body(json!({"tools": tools, "tool_choice": "required"}));
+    let refused = planned(HERMES, &forced);
+    assert!(
+        matches!(&refused, Err(Refused::Unsupported { param, .. })
+            if param == "tools[0].function.parameters.properties.a.pattern"),
+        "{refused:?}"
+    );
+}

@@ -1,9 +1,11 @@
 //! The two surfaces behind one face: a checked request, what it is planned as, and where its events go.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
-use engine::Event;
+use engine::{Event, Refusal};
 use http::Response;
 
 use super::call::Call;
@@ -16,6 +18,9 @@ use crate::answer::text::TextAnswer;
 use crate::chat::{self, Plan, Setting};
 use crate::reply::Refused;
 use crate::tiers::{Ready, TierRoom};
+
+/// Parsing and rendering this much takes well below a millisecond.
+const INLINE_BYTES_MAX: usize = 32 * 1024;
 
 /// Which of the two surfaces.
 #[derive(Clone, Copy, Debug)]
@@ -33,14 +38,45 @@ impl Surface {
     }
 }
 
+/// A request with all that planning it needs.
+pub(super) struct Task {
+    pub(super) surface: Surface,
+    pub(super) bytes: Bytes,
+    pub(super) call: Call,
+    pub(super) room: Arc<TierRoom>,
+    pub(super) ready: Arc<Ready>,
+}
+
+impl Task {
+    /// Parses, plans, and says where the events go. A long conversation takes its time, so it gets a thread of its own; other
+    /// streams must not wait for it.
+    pub(super) async fn prepare(self) -> Result<(Plan, Output), Refused> {
+        if self.bytes.len() <= INLINE_BYTES_MAX {
+            return self.prepare_now();
+        }
+        let prepared = tokio::task::spawn_blocking(move || self.prepare_now()).await;
+        prepared.unwrap_or_else(|error| {
+            let reason = error.to_string();
+            Err(Refused::Engine(Refusal::EngineFault { reason }))
+        })
+    }
+
+    fn prepare_now(self) -> Result<(Plan, Output), Refused> {
+        let asked = Asked::parse(self.surface, &self.bytes)?;
+        let plan = asked.plan(&self.ready, &self.room, &self.call)?;
+        let output = asked.output(asked.envelope(&self.call, &self.room), &plan);
+        Ok((plan, output))
+    }
+}
+
 /// A checked request of either surface.
-pub(super) enum Asked {
+enum Asked {
     Chat(Box<ValidChat>),
     Text(Box<ValidCompletion>),
 }
 
 impl Asked {
-    pub(super) fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
+    fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
         match surface {
             Surface::Chat => ChatRequest::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
             Surface::Text => CompletionRequest::parse(bytes).map(|text| Self::Text(Box::new(text))),
@@ -48,12 +84,7 @@ impl Asked {
         .map_err(Refused::Body)
     }
 
-    pub(super) fn plan(
-        &self,
-        ready: &Ready,
-        room: &TierRoom,
-        call: &Call,
-    ) -> Result<Plan, Refused> {
+    fn plan(&self, ready: &Ready, room: &TierRoom, call: &Call) -> Result<Plan, Refused> {
         let setting = Setting {
             template: &ready.template,
             defaults: &room.settings().sampling,
@@ -67,7 +98,7 @@ impl Asked {
         }
     }
 
-    pub(super) fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
+    fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
         let (prefix, include_usage, n) = match self {
             Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
             Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
@@ -85,13 +116,16 @@ impl Asked {
         }
     }
 
-    pub(super) fn output(&self, envelope: Envelope, plan: &Plan) -> Output {
+    fn output(&self, envelope: Envelope, plan: &Plan) -> Output {
         let choices = plan.specs.len();
         match self {
             Self::Chat(chat) if chat.stream => {
                 let mut stream = ChatStream::new(envelope, plan.rules, choices);
                 if chat.generation.timings_per_token {
                     stream = stream.with_timings_per_token(Instant::now());
+                }
+                if chat.generation.return_progress {
+                    stream = stream.with_progress();
                 }
                 Output::Stream(Writer::Chat(Box::new(stream)))
             }

@@ -74,6 +74,25 @@ async fn a_stream_says_the_same_in_the_order_of_the_schema() {
 }
 
 #[tokio::test]
+async fn progress_and_timings_come_with_the_chunks_if_asked_for() {
+    let node = Node::ready(vec![tiny_fast()]).await;
+    let extras = json!({"stream": true, "return_progress": true, "timings_per_token": true});
+    let mut client = node.client().await;
+    let events = client
+        .stream("/v1/chat/completions", &with(hello(), extras))
+        .await;
+    let chunks = chunks(&events);
+    let progress = &chunks[0]["prompt_progress"];
+    assert!(
+        progress["total"].as_u64() > progress["processed"].as_u64(),
+        "{progress}"
+    );
+    let timings = &chunks.last().expect("chunks")["timings"];
+    assert_eq!(timings["prompt_n"], progress["total"]);
+    assert!(timings["predicted_n"].as_u64() > Some(0), "{timings}");
+}
+
+#[tokio::test]
 async fn choices_stop_strings_and_log_probabilities_are_honoured() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let mut client = node.client().await;
@@ -294,4 +313,26 @@ async fn tokens_are_counted_and_properties_shown() {
         "no path is shown"
     );
     assert!(node.tiers.room(Tier::Heavy).is_none());
+}
+
+#[tokio::test]
+async fn the_names_of_the_metrics_are_a_contract() {
+    let node = Node::ready(vec![tiny_fast()]).await;
+    node.client().await.chat(&hello()).await;
+    node.metrics.report("ok");
+    node.metrics.registration("ok");
+    let text = node.metrics.text();
+    let names: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("# TYPE"))
+        .collect();
+    insta::assert_snapshot!(names.join("\n"));
+    assert!(
+        text.contains("hearth_node_requests_total{tier=\"fast\",outcome=\"ok\"} 1"),
+        "{text}"
+    );
+    assert!(
+        text.contains("hearth_node_tier_ready{tier=\"fast\"} 1"),
+        "{text}"
+    );
 }

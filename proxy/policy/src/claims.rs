@@ -9,6 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::refusal::{AccountFault, Refusal};
+pub use members::Members;
+
+mod members;
 
 /// `aud` of a Firebase custom token, which people send instead of an ID token.
 const CUSTOM_TOKEN_AUDIENCE: &str =
@@ -28,7 +31,7 @@ pub enum Audience {
 
 /// The claims of a token, typed; a claim of the wrong type is refused, never skipped.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(try_from = "Map<String, Value>")]
+#[serde(try_from = "Members")]
 pub struct ClaimSet {
     /// Who issued it.
     pub iss: Option<String>,
@@ -169,6 +172,14 @@ impl From<ClaimRefusal> for Refusal {
                 why: refusal.to_string().into(),
             },
         }
+    }
+}
+
+impl TryFrom<Members> for ClaimSet {
+    type Error = ClaimRefusal;
+
+    fn try_from(claims: Members) -> Result<Self, ClaimRefusal> {
+        Self::try_from(claims.0)
     }
 }
 

@@ -61,6 +61,8 @@ pub struct AccessRecord {
     pub ms: u64,
     /// Milliseconds from head to first token.
     pub ttft_ms: Option<u64>,
+    /// Milliseconds that the request waited for a slot on its node.
+    pub queue_ms: Option<u64>,
     /// Tokens, once counted.
     pub usage: Option<Usage>,
     /// The key's public part.
@@ -98,6 +100,7 @@ impl AccessRecord {
             node: None,
             ms: 0,
             ttft_ms: None,
+            queue_ms: None,
             usage: None,
             key: None,
             user: None,

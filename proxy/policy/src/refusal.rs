@@ -205,6 +205,9 @@ pub enum Refusal {
     /// Counters or keys cannot be read.
     #[error("the proxy cannot reach its store: try again shortly")]
     StoreAway,
+    /// A token cannot be checked: its issuer's keys were never fetched, or not for too long.
+    #[error("the keys of this token's issuer cannot be fetched now: try again shortly")]
+    IssuerAway,
     /// The proxy is stopping.
     #[error("the proxy is restarting: try again shortly")]
     Draining,
@@ -246,6 +249,7 @@ impl Refusal {
             Self::UpstreamBroken => "upstream_broken",
             Self::Timeout => "timeout",
             Self::StoreAway => "store_away",
+            Self::IssuerAway => "issuer_away",
             Self::Draining => "draining",
             Self::Internal => "internal",
         }
@@ -260,6 +264,8 @@ impl Refusal {
             | Self::QueueFull { retry_after }
             | Self::NoTierAvailable { retry_after, .. } => *retry_after,
             Self::TooManyOpen { .. } | Self::StoreAway | Self::Draining => Duration::from_secs(1),
+            // A new fetch is due after a pause; sooner would only meet the same answer.
+            Self::IssuerAway => Duration::from_secs(5),
             Self::MissingCredential
             | Self::InvalidCredential { .. }
             | Self::ExpiredCredential
@@ -329,7 +335,7 @@ impl Refusal {
                 Blame::Capacity
             }
             Self::UpstreamError | Self::UpstreamBroken | Self::Timeout => Blame::Backend,
-            Self::StoreAway | Self::Internal => Blame::Ours,
+            Self::StoreAway | Self::IssuerAway | Self::Internal => Blame::Ours,
         }
     }
 

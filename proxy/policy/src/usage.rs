@@ -1,6 +1,8 @@
 //! Counts tokens of an answer from what passes by: believes the node's `usage`, estimates when there is none, and says which.
 //! Sees text only to measure its length; keeps none.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -34,6 +36,7 @@ pub struct Meter {
     text_bytes: u64,
     pieces: u64,
     reported: Option<Usage>,
+    queue_ms: Option<u64>,
 }
 
 impl Meter {
@@ -50,12 +53,18 @@ impl Meter {
         if let Some(usage) = reported(body) {
             self.reported = Some(usage);
         }
+        self.queue_ms = waited(body).or(self.queue_ms);
         let choices = body.get("choices").and_then(Value::as_array);
         let bytes: u64 = choices.into_iter().flatten().map(choice_bytes).sum();
         if bytes > 0 {
             self.pieces = self.pieces.saturating_add(1);
             self.text_bytes = self.text_bytes.saturating_add(bytes);
         }
+    }
+
+    /// How long the node says that the request waited for a slot.
+    pub const fn queue_ms(&self) -> Option<u64> {
+        self.queue_ms
     }
 
     /// Whether any text came by.
@@ -86,6 +95,12 @@ fn reported(body: &Value) -> Option<Usage> {
             .unwrap_or(0),
         estimated: false,
     })
+}
+
+fn waited(body: &Value) -> Option<u64> {
+    let seconds = body.pointer("/timings/queue_ms")?.as_f64()? / 1000.0;
+    let waited = Duration::try_from_secs_f64(seconds).ok()?;
+    u64::try_from(waited.as_millis()).ok()
 }
 
 fn choice_bytes(choice: &Value) -> u64 {
@@ -147,6 +162,16 @@ mod tests {
         let found = metered(4_000, &[delta("one"), delta("two"), usage]);
         assert_eq!(found, expected);
         assert_eq!(found.total_tokens(), 15);
+    }
+
+    #[test]
+    fn the_wait_for_a_slot_is_what_the_node_says() {
+        let mut meter = Meter::new(0);
+        meter.see(&delta("one"));
+        assert_eq!(meter.queue_ms(), None);
+        meter.see(&json!({"choices": [], "timings": {"queue_ms": 21.7}}));
+        meter.see(&json!({"choices": [], "timings": {"queue_ms": -1.0}}));
+        assert_eq!(meter.queue_ms(), Some(21));
     }
 
     #[test]

@@ -66,7 +66,8 @@ impl Background {
             .tunnel
             .peer_status(member.address)
             .and_then(|status| status.since_heard);
-        tracing::warn!(%node, name = member.name, ?heard, "a node is silent");
+        let heard_ms = heard.map(|heard| heard.as_millis());
+        tracing::warn!(%node, name = member.name, heard_ms, "a node is silent");
         // Packets still come: it is the agent that is late, answers under way may finish.
         if heard.is_none_or(|heard| heard > SYNC_EVERY) {
             self.upstream.cut(member.address);
@@ -174,11 +175,7 @@ const fn gauge(phase: Phase) -> BreakerGauge {
 pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
     let now = Instant::now().into_std();
     let tier = |tier: &config::wire::node::TierReport| {
-        let state = match tier.state {
-            TierState::Loading => "loading",
-            TierState::Ready => "ready",
-            TierState::Down => "down",
-        };
+        let state = tier.state.as_str();
         let model = tier.model.as_ref().map_or("-", |model| model.id.as_str());
         format!(
             "{} {state} {model} {}/{}",

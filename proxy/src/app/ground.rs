@@ -12,11 +12,10 @@ use tokio::net::TcpListener;
 use tunnel::{PrivateKey, Tunnel};
 
 use super::background::{self, Background};
-use super::{AppError, Crew};
+use super::{AppError, Crew, EdgeFacts};
 use crate::admin::server::AdminSocket;
 use crate::admin::{Live, Operations};
 use crate::auth::Authenticator;
-use crate::front::tls::Certificates;
 use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
 use crate::gateway::dispatch::Dispatcher;
@@ -155,32 +154,29 @@ impl Ground {
         &self,
         settings: &Settings,
         readiness: &Readiness,
-        (certificates, crew): (&Certificates, &Crew),
+        (edge, crew): (EdgeFacts, &Crew),
     ) -> Result<(), AppError> {
         let server = &settings.server;
         let socket = AdminSocket::bind(&server.state_dir).await;
         let socket = socket
             .map_err(|error| AppError::Admin(server.state_dir.display().to_string(), error))?;
         let (store, url) = (Arc::clone(&self.store), server.public_url.clone());
-        let operations =
-            Operations::new(store, url, certificates.pin(), Some(self.live(readiness)));
+        let operations = Operations::new(
+            store,
+            url,
+            edge.certificates.pin(),
+            Some(self.live(readiness)),
+        );
         crew.employ(socket.serve(Arc::new(operations), crew.stop.clone()));
+        self.measure(edge);
         let Some(address) = server.admin_listen else {
             return Ok(());
         };
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| AppError::Admin(address.to_string(), error))?;
-        let (fleet, members, tunnel) = (
-            Arc::clone(&self.fleet),
-            Arc::clone(&self.members),
-            self.tunnel.clone(),
-        );
         let failing = readiness.clone();
         let pages = admin_http::Pages {
             metrics: Arc::clone(&self.metrics),
-            refresh: Box::new(move |metrics| {
-                background::refresh(metrics, &fleet, &members, &tunnel);
-            }),
             failing: Box::new(move || failing_of(failing.clone())),
         };
         crew.employ(admin_http::serve(
@@ -189,6 +185,20 @@ impl Ground {
             crew.stop.clone(),
         ));
         Ok(())
+    }
+
+    /// Tells the metrics where the gauges stand that nobody sets on the way.
+    fn measure(&self, edge: EdgeFacts) {
+        let (fleet, members, tunnel) = (
+            Arc::clone(&self.fleet),
+            Arc::clone(&self.members),
+            self.tunnel.clone(),
+        );
+        self.metrics.refresh_with(move |metrics| {
+            metrics.connections((edge.connections)());
+            metrics.certificate_expiry(edge.certificates.expires_unix().unwrap_or_default());
+            background::refresh(metrics, &fleet, &members, &tunnel);
+        });
     }
 
     fn live(&self, readiness: &Readiness) -> Live {

@@ -8,12 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use config::settings::proxy::{Auth, Plan};
 use jsonwebtoken::Algorithm;
-use policy::claims::{self, ClaimSet, IssuerRules};
+use policy::claims::{self, ClaimSet, IssuerRules, Members};
 use policy::identity::Principal;
 use policy::refusal::Refusal;
 use ring::digest::{SHA256, digest};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::fetch;
 use super::header::invalid;
@@ -49,14 +48,10 @@ struct Passed {
     generation: u64,
 }
 
-/// RFC 7515 section 4.1, what we read of it. A member twice is an error.
-#[derive(Deserialize)]
+/// RFC 7515 section 4.1, what we read of it.
 struct Header {
     alg: String,
     kid: Option<String>,
-    typ: Option<String>,
-    /// Extensions that must be understood: we understand none.
-    crit: Option<IgnoredAny>,
 }
 
 /// A token in its parts.
@@ -177,7 +172,7 @@ impl TrustedIssuer {
         let key = match self.keys.key(kid).await {
             Ok(key) => key,
             Err(NoKey::Unknown) => return Err(invalid("it is signed with an unknown key")),
-            Err(NoKey::Away) => return Err(Refusal::StoreAway),
+            Err(NoKey::Away) => return Err(Refusal::IssuerAway),
         };
         let key = key
             .with(algorithm)
@@ -191,19 +186,35 @@ impl TrustedIssuer {
     }
 }
 
+impl Header {
+    fn of(Members(members): &Members) -> Result<Self, Refusal> {
+        // Extensions that must be understood, whatever stands there: we understand none. `b64` is such a one (RFC 7797).
+        if members.contains_key("crit") || members.contains_key("b64") {
+            return Err(invalid("its header demands extensions (`crit`)"));
+        }
+        let text = |name: &str| match members.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(invalid("its header holds a member of the wrong type")),
+        };
+        if !text("typ")?.as_deref().is_none_or(is_token_type) {
+            return Err(invalid("its type (`typ`) is neither JWT nor at+jwt"));
+        }
+        Ok(Self {
+            alg: text("alg")?.ok_or_else(|| invalid("its header names no algorithm (`alg`)"))?,
+            kid: text("kid")?,
+        })
+    }
+}
+
 impl<'a> Parts<'a> {
     fn of(token: &'a str) -> Result<Self, Refusal> {
         let malformed = || invalid("it is not a well-formed JWT");
         let (message, signature) = token.rsplit_once('.').ok_or_else(malformed)?;
         let (header, payload) = message.split_once('.').ok_or_else(malformed)?;
         let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| malformed())?;
-        let header: Header = serde_json::from_slice(&header).map_err(|_| malformed())?;
-        if header.crit.is_some() {
-            return Err(invalid("its header demands extensions (`crit`)"));
-        }
-        if !header.typ.as_deref().is_none_or(is_token_type) {
-            return Err(invalid("its type (`typ`) is neither JWT nor at+jwt"));
-        }
+        let header: Members = serde_json::from_slice(&header).map_err(|_| malformed())?;
+        let header = Header::of(&header)?;
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| malformed())?;
         let claims =
             serde_json::from_slice(&payload).map_err(|error| Refusal::InvalidCredential {

@@ -43,6 +43,14 @@ impl Connections {
         })
     }
 
+    /// Open now.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .total
+    }
+
     fn has_room(&self, address: IpAddr) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let own = open
@@ -154,6 +162,7 @@ mod tests {
         let _third = connections.enter(bob).expect("another address");
         assert!(connections.enter(bob).is_none(), "three in total");
         drop(first);
+        assert_eq!(connections.open(), 2);
         assert!(connections.has_room(ada) && connections.enter(ada).is_some());
     }
 }

@@ -107,6 +107,13 @@ impl Certificates {
         spki_pin(self.current.load().cert.first()?).ok()
     }
 
+    /// When the certificate in use ends, Unix time.
+    pub fn expires_unix(&self) -> Option<i64> {
+        let certificate = self.current.load();
+        let (_, leaf) = x509_parser::parse_x509_certificate(certificate.cert.first()?).ok()?;
+        Some(leaf.validity().not_after.timestamp())
+    }
+
     /// The leaf certificate in use.
     #[cfg(test)]
     pub(crate) fn leaf(&self) -> CertificateDer<'static> {
@@ -251,6 +258,11 @@ mod tests {
         let first = obtain(&["localhost", "127.0.0.1"]);
         let again = obtain(&["localhost", "127.0.0.1"]);
         assert_eq!(first.leaf(), again.leaf(), "kept on disk");
+        assert_eq!(
+            first.expires_unix(),
+            Some(2_524_521_600),
+            "midnight of 2049-12-31"
+        );
         let renamed = obtain(&["localhost", "192.0.2.1", "llm.example.org"]);
         assert_ne!(first.leaf(), renamed.leaf());
         assert_eq!(

@@ -66,6 +66,7 @@ impl<'a> Exchange<'a> {
     pub fn new(call: &Call, route: &'static str, sink: &'a mut dyn ClientSink) -> Self {
         let mut record = AccessRecord::new(call.request_id.clone(), route, call.method.as_str());
         record.retry_count = retry_count(&call.headers);
+        record.trace_id = trace_id(&call.headers);
         let received_at = Instant::from_std(call.received_at);
         Self {
             sink,
@@ -259,6 +260,19 @@ impl<'a> Exchange<'a> {
     }
 }
 
+/// The trace of a W3C `traceparent` (version 00 and later: `00-TRACE-PARENT-FLAGS`); nothing else of the client's gets into a log.
+fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers
+        .get("traceparent")?
+        .to_str()
+        .ok()?
+        .split('-')
+        .nth(1)?;
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let valid = id.len() == 32 && id.bytes().all(is_hex) && id.bytes().any(|byte| byte != b'0');
+    valid.then(|| id.to_owned())
+}
+
 /// How often the SDK tried before; what it says is for logs alone.
 fn retry_count(headers: &HeaderMap) -> u32 {
     headers
@@ -266,4 +280,28 @@ fn retry_count(headers: &HeaderMap) -> u32 {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse().ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_trace_is_noted() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let cases = [
+            (format!("00-{trace}-b7ad6b7169203331-01"), Some(trace)),
+            (format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)), None),
+            (
+                format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()),
+                None,
+            ),
+            ("00-abc".to_owned(), None),
+        ];
+        for (header, expected) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_str(&header).unwrap());
+            assert_eq!(trace_id(&headers).as_deref(), expected, "{header}");
+        }
+    }
 }

@@ -102,6 +102,7 @@ impl Relay<'_> {
         record.model = Some(step.model.clone());
         record.fallback = self.route.detour(step);
         record.usage = Some(meter.usage());
+        record.queue_ms = meter.queue_ms();
     }
 
     /// Notes the successful try and makes the metadata of the answer.

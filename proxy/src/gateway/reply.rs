@@ -190,22 +190,12 @@ fn face(refusal: &Refusal) -> Face {
             CALLER,
             "header_too_large",
         ),
-        Refusal::RateLimited { .. } => (
-            StatusCode::TOO_MANY_REQUESTS,
-            REQUESTS,
-            "rate_limit_exceeded",
-        ),
         Refusal::QuotaExceeded { .. } => (
             StatusCode::TOO_MANY_REQUESTS,
             "insufficient_quota",
             "insufficient_quota",
         ),
-        Refusal::Guarded { .. } => (
-            StatusCode::TOO_MANY_REQUESTS,
-            REQUESTS,
-            "rate_limit_exceeded",
-        ),
-        Refusal::TooManyOpen { .. } => (
+        Refusal::RateLimited { .. } | Refusal::Guarded { .. } | Refusal::TooManyOpen { .. } => (
             StatusCode::TOO_MANY_REQUESTS,
             REQUESTS,
             "rate_limit_exceeded",
@@ -218,6 +208,11 @@ fn face(refusal: &Refusal) -> Face {
         Refusal::UpstreamBroken => (StatusCode::BAD_GATEWAY, SERVER, "upstream_error"),
         Refusal::Timeout => (StatusCode::GATEWAY_TIMEOUT, SERVER, "timeout"),
         Refusal::StoreAway => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "store_unavailable"),
+        Refusal::IssuerAway => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            SERVER,
+            "issuer_unavailable",
+        ),
         Refusal::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, "draining"),
         Refusal::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
     };

@@ -18,6 +18,9 @@ pub(super) fn count(record: &AccessRecord, metrics: &Metrics) {
     if let Some(ttft_ms) = record.ttft_ms {
         metrics.first_token(tier, Duration::from_millis(ttft_ms));
     }
+    if let Some(queue_ms) = record.queue_ms {
+        metrics.queue_wait(Duration::from_millis(queue_ms));
+    }
     let Some(usage) = record.usage else { return };
     metrics.tokens(tier, usage.prompt_tokens, usage.completion_tokens);
     let after_first = u32::try_from(usage.completion_tokens)

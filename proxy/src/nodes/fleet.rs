@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use config::ids::{BackendId, NodeId};
-use config::wire::node::Report;
+use config::wire::node::{Report, TierState};
 use policy::breaker::Phase;
 use policy::identity::Principal;
 use policy::refusal::Refusal;
@@ -113,7 +113,13 @@ fn tell(member: &Member, change: &Change) {
             tracing::info!(%node, draining, "a node changed its mind about new work");
         }
         Change::Backend { backend, from, to } => {
-            tracing::info!(%backend, ?from, ?to, "a tier changed");
+            tracing::info!(
+                node = %backend.node,
+                tier = %backend.tier,
+                from = from.map(TierState::as_str),
+                to = to.map(TierState::as_str),
+                "a tier changed"
+            );
         }
     }
 }

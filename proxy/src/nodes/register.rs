@@ -64,7 +64,7 @@ enum Rejection {
     Unknown,
     #[error("this node was revoked by an administrator")]
     Revoked,
-    #[error("another node uses this WireGuard key")]
+    #[error("another node or this proxy uses this WireGuard key")]
     KeyTaken,
     #[error("this proxy has all the nodes it may have: raise tunnel.nodes_max")]
     Full,
@@ -281,12 +281,13 @@ impl Desk {
             &request.signature,
             (&request.nonce, now_ms),
         )?;
-        // Otherwise a node could take over another one's sessions.
-        if self.peers.uses_key(&wireguard_key.to_string(), &record.id) {
+        // Otherwise a node could take over another one's sessions, or name us as our own peer.
+        let key = wireguard_key.to_string();
+        if key == self.facts.public_key || self.peers.uses_key(&key, &record.id) {
             return Err(Rejection::KeyTaken);
         }
 
-        record.wireguard_key = Some(wireguard_key.to_string());
+        record.wireguard_key = Some(key);
         record.agent_version = request.agent_version;
         record.registered_unix = Some(unix_seconds(now_ms));
         self.store.put_node(&record).await?;

@@ -16,18 +16,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tunnel::Listener;
 
 use super::fleet::Fleet;
 use super::members::{Member, Members};
+use places::Places;
+
+mod places;
 
 /// A report of three tiers is about 2 KiB.
 const BODY_MAX: usize = 64 * 1024;
 /// Between the start of a request and its end; also the longest a connection may idle.
 const CONNECTION_IDLE_MAX: Duration = Duration::from_mins(1);
-/// Connections of all nodes: two each for the most nodes that the settings allow by default.
-const CONNECTIONS_MAX: usize = 2_000;
 /// Characters of a text in a report that somebody may see.
 const TEXT_MAX: usize = 200;
 
@@ -55,17 +55,18 @@ impl ReportDesk {
 
     /// Serves what comes to the report port inside the tunnel.
     pub async fn serve(self: Arc<Self>, listener: Listener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Arc::new(Places::default());
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
+                // The tunnel went down, which it does once: when this proxy ends.
                 Err(error) => {
-                    tracing::error!(%error, "the report service stopped listening");
+                    tracing::debug!(%error, "the report service stopped listening");
                     return;
                 }
             };
-            // Full: the stream is dropped, which resets it; the node tries again.
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            // Too many: the stream is dropped, which resets it; the node tries again.
+            let Some(place) = places.take(*from.ip()) else {
                 continue;
             };
             let desk = Arc::clone(&self);

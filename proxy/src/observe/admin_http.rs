@@ -27,8 +27,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Pages {
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Called before each scrape: sets gauges that nobody sets on the way.
-    pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
     /// The checks that fail now, for `/readyz`; none: ready.
     pub failing: Box<dyn Fn() -> BoxFuture<'static, Vec<&'static str>> + Send + Sync>,
 }
@@ -71,10 +69,7 @@ async fn answer(pages: Arc<Pages>, request: Request<Incoming>) -> Response<Full<
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     match request.uri().path() {
-        "/metrics" => {
-            (pages.refresh)(&pages.metrics);
-            typed(StatusCode::OK, METRICS_TYPE, pages.metrics.render())
-        }
+        "/metrics" => typed(StatusCode::OK, METRICS_TYPE, pages.metrics.render()),
         "/healthz" => text(StatusCode::OK, "ok"),
         "/readyz" => {
             let failing = (pages.failing)().await;

@@ -3,6 +3,8 @@
 
 mod labels;
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
@@ -65,6 +67,19 @@ pub struct Metrics {
     certificate_expiry: Gauge<i64, AtomicI64>,
     nodes_ready: Gauge,
     handshake_age: Family<NodeLabel, Seconds>,
+    refresh: Refresh,
+}
+
+/// Sets the gauges that nobody sets on the way.
+#[derive(Default)]
+struct Refresh(OnceLock<Refresher>);
+
+type Refresher = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+impl fmt::Debug for Refresh {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Refresh")
+    }
 }
 
 /// The breaker of a tier, as the metric shows it: 0, 1 and 2.
@@ -105,6 +120,7 @@ impl Metrics {
             certificate_expiry: Gauge::default(),
             nodes_ready: Gauge::default(),
             handshake_age: Family::default(),
+            refresh: Refresh::default(),
         };
         metrics.register_requests();
         metrics.register_rooms();
@@ -286,10 +302,9 @@ impl Metrics {
         InFlight(self.in_flight.clone())
     }
 
-    /// A client connection was opened; the guard counts it out again.
-    pub fn connection(&self) -> InFlight {
-        self.connections.inc();
-        InFlight(self.connections.clone())
+    /// Open client connections, handshakes included.
+    pub fn connections(&self, open: usize) {
+        self.connections.set(gauge_value(open));
     }
 
     /// Jobs waiting on all nodes of a tier.
@@ -401,8 +416,7 @@ impl Metrics {
 
     /// Nodes with at least one tier that can answer.
     pub fn nodes_ready(&self, nodes: usize) {
-        self.nodes_ready
-            .set(i64::try_from(nodes).unwrap_or(i64::MAX));
+        self.nodes_ready.set(gauge_value(nodes));
     }
 
     /// Time since the last handshake with a node, by its name; the number of nodes is bounded by the settings.
@@ -418,8 +432,18 @@ impl Metrics {
         self.handshake_age.remove(&NodeLabel { node: node.into() });
     }
 
+    /// What is called before each rendering, to set the gauges that nobody sets on the way. The first one stays.
+    pub fn refresh_with(&self, refresh: impl Fn(&Self) + Send + Sync + 'static) {
+        if self.refresh.0.set(Box::new(refresh)).is_err() {
+            tracing::debug!("the gauges are refreshed already");
+        }
+    }
+
     /// All metrics as `OpenMetrics` text.
     pub fn render(&self) -> String {
+        if let Some(refresh) = self.refresh.0.get() {
+            refresh(self);
+        }
         let mut text = String::new();
         // Writing to a String cannot fail; an encoder bug must not take the listener down.
         if let Err(error) = encode(&mut text, &self.registry) {
@@ -443,6 +467,10 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn durations() -> Histogram {

@@ -348,14 +348,15 @@ impl Session {
         let before = self.established;
         self.established = self.tunn.time_since_last_handshake().is_some();
         let peer = self.peer.address;
+        let endpoint = self.endpoint.map(tracing::field::display);
         match (before, self.established) {
             (false, true) => {
-                tracing::info!(%peer, endpoint = ?self.endpoint, "tunnel session established");
+                tracing::info!(%peer, endpoint, "tunnel session established");
                 self.sessionless_since = None;
                 self.complained = false;
             }
             (true, false) => {
-                tracing::info!(%peer, endpoint = ?self.endpoint, "tunnel session lost");
+                tracing::info!(%peer, endpoint, "tunnel session lost");
                 self.sessionless_since = Some(now);
             }
             (true, true) | (false, false) => {}

@@ -166,6 +166,9 @@ pub struct Timings {
     pub predicted_ms: f64,
     /// Their rate.
     pub predicted_per_second: f64,
+    /// Time the request waited for a slot; ours, llama-server does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_ms: Option<f64>,
 }
 
 /// Probabilities of the answer's tokens.

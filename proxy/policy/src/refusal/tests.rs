@@ -88,6 +88,7 @@ fn of_the_house() -> Vec<Refusal> {
         Refusal::UpstreamBroken,
         Refusal::Timeout,
         Refusal::StoreAway,
+        Refusal::IssuerAway,
         Refusal::Draining,
         Refusal::Internal,
     ]

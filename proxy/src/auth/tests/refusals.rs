@@ -253,11 +253,24 @@ async fn odd_headers_are_refused_and_places_in_them_never_visited() {
             json!({"alg": "RS256", "kid": "k".repeat(300)}),
             "names no key",
         ),
-        (json!({"alg": "RS256", "kid": 7}), "well-formed"),
+        (json!({"alg": "RS256", "kid": 7}), "wrong type"),
         (
             json!({"alg": "RS256", "kid": "rsa", "crit": ["exp"]}),
             "`crit`",
         ),
+        (
+            json!({"alg": "RS256", "kid": "rsa", "crit": null}),
+            "`crit`",
+        ),
+        (
+            json!({"alg": "RS256", "kid": "rsa", "b64": false}),
+            "`crit`",
+        ),
+        (
+            json!({"alg": "RS256", "kid": "rsa", "typ": null}),
+            "wrong type",
+        ),
+        (json!(["RS256", "rsa", null, null]), "well-formed"),
         (
             json!({"alg": "RS256", "kid": "rsa", "typ": "secevent+jwt"}),
             "`typ`",
@@ -266,7 +279,7 @@ async fn odd_headers_are_refused_and_places_in_them_never_visited() {
             json!({"alg": "RS1", "kid": "rsa"}),
             "algorithm is not allowed",
         ),
-        (json!({"kid": "rsa"}), "well-formed"),
+        (json!({"kid": "rsa"}), "names no algorithm"),
         (json!("text"), "well-formed"),
     ];
     for (header, why) in cases {
@@ -284,6 +297,12 @@ async fn odd_headers_are_refused_and_places_in_them_never_visited() {
             &format!("{doubled}.{}.AAAA", json_part(&good)),
             "well-formed",
         )
+        .await;
+    let claims = good.to_string();
+    let twice = text(claims.replacen('{', r#"{"sub":"eve","#, 1).as_bytes());
+    let header = json_part(&json!({"alg": "RS256", "kid": "rsa"}));
+    given
+        .refuses(&format!("{header}.{twice}.AAAA"), "claims are not")
         .await;
     for broken in ["a.b.c", "..", "e30.e30.", "e30=.e30.e30"] {
         assert!(given.house.bearer(broken).await.is_err(), "{broken}");

@@ -158,7 +158,7 @@ async fn a_server_that_misbehaves_gives_no_keys() {
         server.answers(&path, answer);
         let house = House::trusting(vec![issuer(IssuerKeys::Url(server.at(&path)))]);
         let refused = house.bearer(&signer.token("EdDSA", &good_claims())).await;
-        assert_eq!(refused, Err(Refusal::StoreAway), "{name}");
+        assert_eq!(refused, Err(Refusal::IssuerAway), "{name}");
         assert!(
             house
                 .bearer(&signer.token("EdDSA", &good_claims()))

@@ -83,6 +83,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::UpstreamBroken,
         Refusal::Timeout,
         Refusal::StoreAway,
+        Refusal::IssuerAway,
         Refusal::Draining,
         Refusal::Internal,
     ]

@@ -21,9 +21,10 @@ async fn listener() -> Listener {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let broken = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&broken);
+    let metrics = Arc::new(Metrics::new());
+    metrics.refresh_with(|metrics| metrics.nodes_ready(3));
     let pages = Pages {
-        metrics: Arc::new(Metrics::new()),
-        refresh: Box::new(|metrics| metrics.nodes_ready(3)),
+        metrics,
         failing: Box::new(move || {
             let failing = if seen.load(Ordering::Relaxed) {
                 vec!["store"]

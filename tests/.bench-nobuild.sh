@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# Measures Hearth beside a named peer in the same run. Human lines on the way; the last line is one JSON object.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+tests/bench.sh AREA
+
+  edge     Hearth with everything on (TLS, key, limits, quota, classifier, routing, WireGuard) against nginx that only proxies
+           TLS to the same upstream process over plain TCP. rps_vs_nginx, added_p50_us and added_p99_us against asking the upstream
+           itself.
+  tunnel   Hearth's tunnel against wireguard-go: the same program drives bulk and small round trips through both.
+           bulk_vs_wireguard_go, added_p50_us against plain loopback. Needs root (network namespaces) for the peer only.
+
+  ROUNDS=3 SECONDS_EACH=5 set the length. The rounds alternate between the peers; the median counts.
+HELP
+}
+
+cd "$(dirname "$0")/.."
+rounds=${ROUNDS:-3} each=${SECONDS_EACH:-5}
+work=$(mktemp -d)
+pids=()
+cleanup() {
+  for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2> /dev/null || true; done
+  for name in hearth-a hearth-b; do ip netns pids "$name" 2> /dev/null | xargs -r kill 2> /dev/null || true; ip netns del "$name" 2> /dev/null || true; done
+  rm -rf "$work"
+}
+trap cleanup EXIT
+say() { echo "bench: $*" >&2; }
+need() { command -v "$1" > /dev/null || { say "missing: $1 (tests/run.sh installs it)"; exit 1; }; }
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+until_ready() { for _ in $(seq 100); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; say "not ready: $*"; exit 1; }
+
+build() {
+  say "building"
+  cargo build --locked --release --quiet -p proxy -p tests --bins
+  bin="${CARGO_TARGET_DIR:-target}/release"
+}
+
+# --- edge ----------------------------------------------------------------------------------------------------------
+
+start_edge() {
+  need nginx
+  need wrk
+  port=$(free_port) plain=$(free_port) nginx_port=$(free_port)
+  cat > "$work/proxy.toml" <<TOML
+[server]
+listen = ["127.0.0.1:$port"]
+admin_listen = "127.0.0.1:$(free_port)"
+state_dir = "$work/state"
+public_url = "https://127.0.0.1:$port"
+threads = 1
+[tls]
+mode = "self-signed"
+names = ["localhost", "127.0.0.1"]
+[tunnel]
+listen = "127.0.0.1:$(free_port)"
+[log]
+filter = "warn"
+[limits]
+guard_per_minute = 100000000
+guard_burst = 1000000
+text_per_minute_per_ip = 100000000
+text_per_minute_per_user = 100000000
+text_per_day = 1000000000
+concurrent_per_user = 10000
+TOML
+  "$bin/hearth-proxy" serve --config "$work/proxy.toml" > "$work/proxy.log" 2>&1 &
+  pids+=($!)
+  ca="$work/state/self-signed.cert.pem"
+  until_ready curl -fsS --cacert "$ca" "https://127.0.0.1:$port/healthz"
+  HEARTH_KEY=$("$bin/hearth-proxy" key create --name bench --output json --config "$work/proxy.toml" | jq -r .key)
+  export HEARTH_KEY
+  link=$("$bin/hearth-proxy" node invite --output json --config "$work/proxy.toml" | jq -r .link)
+  "$bin/bench-upstream" "$link" "$ca" "$plain" > "$work/upstream.log" 2>&1 &
+  pids+=($!)
+  cat > "$work/nginx.conf" <<NGINX
+worker_processes 1;
+daemon off;
+pid $work/nginx.pid;
+error_log $work/nginx.log;
+events { worker_connections 1024; }
+http {
+  access_log off;
+  client_body_temp_path $work/body; proxy_temp_path $work/proxy_temp; fastcgi_temp_path $work/f; uwsgi_temp_path $work/u; scgi_temp_path $work/s;
+  upstream node { server 127.0.0.1:$plain; keepalive 64; }
+  server {
+    listen 127.0.0.1:$nginx_port ssl http2;
+    ssl_certificate $ca;
+    ssl_certificate_key $work/state/self-signed.key.pem;
+    location / { proxy_pass http://node; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }
+  }
+}
+NGINX
+  nginx -c "$work/nginx.conf" &
+  pids+=($!)
+  body='{"model":"fast","messages":[{"role":"user","content":"Hi"}]}'
+  until_ready curl -fsS --cacert "$ca" -H "Authorization: Bearer $HEARTH_KEY" -H 'Content-Type: application/json' -d "$body" "https://127.0.0.1:$port/v1/chat/completions"
+  until_ready curl -fsSk -d "$body" "https://127.0.0.1:$nginx_port/v1/chat/completions"
+}
+
+load() { # url connections -> wrk's report
+  wrk -t1 -c "$2" -d "${each}s" --latency -s tests/bench/chat.lua "$1/v1/chat/completions"
+}
+
+rps() { awk '/Requests\/sec/ { print $2 }'; }
+refused() { awk '/Non-2xx/ { print $NF }'; }
+latency_us() { # 50%|99%
+  awk -v share="$1" '$1 == share { v = $2; if (v ~ /us$/) f = 1; else if (v ~ /ms$/) f = 1000; else f = 1000000; sub(/[a-z]+$/, "", v); print v * f }'
+}
+
+edge() {
+  bin=target/release
+  start_edge
+  declare -A where=([hearth]="https://127.0.0.1:$port" [nginx]="https://127.0.0.1:$nginx_port" [direct]="http://127.0.0.1:$plain")
+  local name report
+  for _ in $(seq "$rounds"); do
+    for name in hearth nginx; do
+      report=$(load "${where[$name]}" 64)
+      [ -z "$(refused <<< "$report")" ] || { say "$name refused $(refused <<< "$report") requests: the figure would be false"; exit 1; }
+      rps <<< "$report" >> "$work/$name.rps"
+    done
+    for name in hearth nginx direct; do
+      report=$(load "${where[$name]}" 1)
+      latency_us '50%' <<< "$report" >> "$work/$name.p50"
+      latency_us '99%' <<< "$report" >> "$work/$name.p99"
+    done
+  done
+  value() { median < "$work/$1"; }
+  say "64 connections: hearth $(value hearth.rps) requests/s, nginx $(value nginx.rps) (one worker each, wrk and upstream on the same $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg))"
+  say "1 connection, p50/p99 us: direct $(value direct.p50)/$(value direct.p99), nginx $(value nginx.p50)/$(value nginx.p99), hearth $(value hearth.p50)/$(value hearth.p99)"
+  jq -nc --argjson h "$(value hearth.rps)" --argjson n "$(value nginx.rps)" \
+    --argjson hp50 "$(value hearth.p50)" --argjson dp50 "$(value direct.p50)" --argjson np50 "$(value nginx.p50)" \
+    --argjson hp99 "$(value hearth.p99)" --argjson dp99 "$(value direct.p99)" --argjson np99 "$(value nginx.p99)" \
+    '{area: "edge", rps_vs_nginx: ($h / $n * 1000 | round / 1000), added_p50_us: ($hp50 - $dp50 | round), added_p99_us: ($hp99 - $dp99 | round),
+      rps: ($h | round), nginx_rps: ($n | round), nginx_added_p50_us: ($np50 - $dp50 | round), nginx_added_p99_us: ($np99 - $dp99 | round)}'
+}
+
+# --- tunnel --------------------------------------------------------------------------------------------------------
+
+start_wireguard_go() { # two namespaces, a veth between them, wireguard-go in each
+  need ip
+  need wireguard-go
+  need wg
+  [ "$(id -u)" = 0 ] || { say "the peer, wireguard-go, needs root; Hearth does not"; exit 1; }
+  local a b
+  ip netns add hearth-a && ip netns add hearth-b
+  ip link add hearth-va netns hearth-a type veth peer name hearth-vb netns hearth-b
+  ip -n hearth-a addr add 10.99.0.1/24 dev hearth-va && ip -n hearth-b addr add 10.99.0.2/24 dev hearth-vb
+  for name in a b; do ip -n "hearth-$name" link set lo up && ip -n "hearth-$name" link set "hearth-v$name" up; done
+  a=$(wg genkey) b=$(wg genkey)
+  for name in a b; do
+    ip netns exec "hearth-$name" env WG_PROCESS_FOREGROUND=1 LOG_LEVEL=error wireguard-go -f "hwg$name" > "$work/wg-$name.log" 2>&1 &
+    pids+=($!)
+    until_ready ip -n "hearth-$name" link show "hwg$name"
+  done
+  ip netns exec hearth-a wg set hwga listen-port 51900 private-key <(echo "$a") peer "$(wg pubkey <<< "$b")" allowed-ips 10.98.0.2/32 endpoint 10.99.0.2:51900
+  ip netns exec hearth-b wg set hwgb listen-port 51900 private-key <(echo "$b") peer "$(wg pubkey <<< "$a")" allowed-ips 10.98.0.1/32 endpoint 10.99.0.1:51900
+  ip -n hearth-a addr add 10.98.0.1/24 dev hwga && ip -n hearth-b addr add 10.98.0.2/24 dev hwgb
+  for name in a b; do ip -n "hearth-$name" link set "hwg$name" mtu 1420 up; done
+}
+
+tunnel() {
+  bin=target/release
+  start_wireguard_go
+  local mib=${MIB:-256} pings=${PINGS:-4000} link figures
+  # All three cross the same veth pair: Hearth's UDP, wireguard-go's UDP, and TCP without a tunnel.
+  ip netns exec hearth-b "$bin/bench-link" serve tunnel 10.99.0.2:7100 & pids+=($!)
+  ip netns exec hearth-b "$bin/bench-link" serve tcp 0.0.0.0:7200 & pids+=($!)
+  until_ready ip netns exec hearth-a "$bin/bench-link" drive tcp 10.99.0.2:7200 1 1
+  until_ready ip netns exec hearth-a "$bin/bench-link" drive tcp 10.98.0.2:7200 1 1
+  for _ in $(seq "$rounds"); do
+    for link in hearth wireguard_go plain; do
+      case $link in
+        hearth) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tunnel 10.99.0.2:7100 "$mib" "$pings") ;;
+        wireguard_go) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tcp 10.98.0.2:7200 "$mib" "$pings") ;;
+        plain) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tcp 10.99.0.2:7200 "$mib" "$pings") ;;
+      esac
+      say "$link $figures"
+      for field in down_mbit up_mbit p50_us p99_us; do jq ".$field" <<< "$figures" >> "$work/$link.$field"; done
+    done
+  done
+  value() { median < "$work/$1"; }
+  say "the peer is $(dpkg-query -W -f='${Package} ${Version}' wireguard-go 2> /dev/null || echo wireguard-go), which has no GSO; a current one is several times faster"
+  jq -nc --argjson hd "$(value hearth.down_mbit)" --argjson hu "$(value hearth.up_mbit)" --argjson wd "$(value wireguard_go.down_mbit)" \
+    --argjson wu "$(value wireguard_go.up_mbit)" --argjson hp "$(value hearth.p50_us)" --argjson pp "$(value plain.p50_us)" \
+    --argjson wp "$(value wireguard_go.p50_us)" --argjson hp99 "$(value hearth.p99_us)" --argjson wp99 "$(value wireguard_go.p99_us)" \
+    '{area: "tunnel", bulk_vs_wireguard_go: (($hd + $hu) / ($wd + $wu) * 100 | round / 100), added_p50_us: ($hp - $pp),
+      down_mbit: $hd, up_mbit: $hu, p99_us: $hp99, wireguard_go_down_mbit: $wd, wireguard_go_up_mbit: $wu,
+      wireguard_go_added_p50_us: ($wp - $pp), wireguard_go_p99_us: $wp99}'
+}
+
+case ${1:-} in
+  edge | tunnel) "$1" ;;
+  -h | --help) usage ;;
+  *) usage >&2; exit 64 ;;
+esac
