@@ -40,6 +40,17 @@ case $profile in release) build=release ;; dev) build=debug ;; *) echo "quicksta
 
 say() { printf '\033[1m%s\033[0m\n' "$*"; }
 fail() { echo "quickstart: $*" >&2; exit 1; }
+
+# Runs a command in a session of its own, so that Ctrl-C ends it through stop() and takes its children along.
+child=''
+attend() { # command...
+  local status=0
+  setsid "$@" &
+  child=$!
+  wait "$child" || status=$?
+  child=''
+  return "$status"
+}
 milliseconds() { date +%s%3N; }
 
 # --- what the build needs ------------------------------------------------------------------------------------------
@@ -66,6 +77,7 @@ install_packages() {
   local sudo=''
   [ "$(id -u)" = 0 ] || sudo=sudo
   $sudo apt-get update -qq
+  # never cut short: a package half installed is worse than a late Ctrl-C
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 }
 
@@ -82,32 +94,59 @@ install_rust() {
 
 # --- models --------------------------------------------------------------------------------------------------------
 
-# hf:USER/REPO[:QUANT] -> a verified file in target/models/, resumed if it was cut.
+# curl with the token of HF_TOKEN, which never stands on a command line.
+hub() {
+  if [ -n "${HF_TOKEN:-}" ]; then
+    curl -K <(printf 'header = "Authorization: Bearer %s"\n' "$HF_TOKEN") "$@"
+  else
+    curl "$@"
+  fi
+}
+
+# Goes on where the last try stopped, as long as each try brings something.
+download() { # address, file, its size
+  local address=$1 file=$2 size=$3 before now tries=0
+  while :; do
+    before=$(stat -c %s "$file" 2> /dev/null || echo 0)
+    [ "$size" -gt 0 ] && [ "$before" -ge "$size" ] && return
+    if hub -fL --progress-bar --connect-timeout 20 --speed-limit 1 --speed-time 30 -C - -o "$file" "$address"; then return; fi
+    now=$(stat -c %s "$file" 2> /dev/null || echo 0)
+    [ "$now" -gt "$before" ] && tries=0
+    tries=$((tries + 1))
+    [ "$tries" -lt 5 ] || return 1
+    sleep "$tries"
+  done
+}
+export -f hub download
+
+# hf:USER/REPO[:QUANT] -> $model is a verified file in target/models/.
 fetch_model() {
-  local spec=${1#hf:} endpoint=${HF_ENDPOINT:-https://huggingface.co} repo quant tree file sha target auth=()
+  local spec=${1#hf:} endpoint=${HF_ENDPOINT:-https://huggingface.co} repo quant tree entry file size sha target
   repo=${spec%%:*} quant=Q4_K_M
   [ "$spec" != "$repo" ] && quant=${spec#*:}
   [[ $repo =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || fail "--model hf:USER/REPO[:QUANT]: '$repo' is not USER/REPO"
-  [ -n "${HF_TOKEN:-}" ] && auth=(-H "Authorization: Bearer $HF_TOKEN")
-  tree=$(curl -fsSL --max-time 60 "${auth[@]}" "$endpoint/api/models/$repo/tree/main?recursive=true") ||
+  tree=$(hub -fsSL --max-time 60 "$endpoint/api/models/$repo/tree/main?recursive=true") ||
     fail "cannot list $repo at $endpoint (is the name right, and are you online?)"
-  file=$(jq -r --arg quant "$quant" '[.[] | select(.path | test("\\.gguf$")) | select(.path | test("mmproj|-0000[2-9]-of-") | not)]
-    | (map(select(.path | ascii_downcase | contains($quant | ascii_downcase))) + map(select(.path | test("Q8_0"; "i"))) + .)[0].path // empty' <<< "$tree")
-  [ -n "$file" ] || fail "$repo holds no GGUF file"
-  sha=$(jq -r --arg file "$file" '.[] | select(.path == $file) | .lfs.oid // empty' <<< "$tree")
+  entry=$(jq -c --arg quant "$quant" '[.[] | select(.path | test("\\.gguf$")) | select(.path | test("mmproj") | not)]
+    | (map(select(.path | ascii_downcase | contains($quant | ascii_downcase))) + map(select(.path | test("Q8_0"; "i"))) + .)[0] // empty
+    | {path, size: (.lfs.size // .size // 0), sha: (.lfs.oid // ""), address: (.path | split("/") | map(@uri) | join("/"))}' <<< "$tree")
+  [ -n "$entry" ] || fail "$repo holds no GGUF file"
+  file=$(jq -r .path <<< "$entry") size=$(jq -r .size <<< "$entry") sha=$(jq -r .sha <<< "$entry")
+  [[ $file =~ -[0-9]{5}-of-[0-9]{5}\.gguf$ ]] &&
+    fail "$file is one part of several: download them all, then --model FILE with the first"
   target="$root/target/models/${repo//\//--}--$(basename "$file")"
   if [ ! -f "$target" ]; then
     mkdir -p "$root/target/models"
-    say "downloading $file of $repo" >&2
-    curl -fL --progress-bar --retry 5 --retry-delay 2 -C - "${auth[@]}" -o "$target.incomplete" "$endpoint/$repo/resolve/main/$file" >&2 ||
+    say "downloading $file of $repo"
+    attend bash -c 'download "$@"' download "$endpoint/$repo/resolve/main/$(jq -r .address <<< "$entry")" "$target.incomplete" "$size" ||
       fail "the download broke; run this again to go on where it stopped"
     if [ -n "$sha" ] && [ "$(sha256sum "$target.incomplete" | cut -d' ' -f1)" != "$sha" ]; then
       rm -f "$target.incomplete"
-      fail "$file does not have the SHA-256 that $repo states; it was deleted"
+      fail "$file does not have the SHA-256 that $repo states; it was deleted, run this again"
     fi
     mv "$target.incomplete" "$target"
   fi
-  printf '%s\n' "$target"
+  model=$target
 }
 
 model_for() { # tier
@@ -117,18 +156,46 @@ model_for() { # tier
 # --- starting and stopping -----------------------------------------------------------------------------------------
 
 state="$root/.quickstart"
-proxy_pid='' node_pid=''
+proxy_pid='' node_pid='' ours=false
+
+end_session() { # process
+  local tries
+  kill -TERM "$1" 2> /dev/null || true # it may not have its session yet
+  for tries in {1..100}; do
+    kill -TERM -- "-$1" 2> /dev/null || return 0
+    sleep 0.05
+  done
+  kill -KILL -- "-$1" 2> /dev/null || true
+}
 
 stop() {
-  local status=$?
-  trap - EXIT INT TERM
+  local status=$? pid log
+  trap - EXIT
+  trap '' INT TERM HUP
+  # a build or --run with all its children, then the node before the proxy
+  [ -z "$child" ] || end_session "$child"
   for pid in $node_pid $proxy_pid; do kill -TERM "$pid" 2> /dev/null || true; done
-  for pid in $node_pid $proxy_pid; do wait "$pid" 2> /dev/null || true; done
-  if [ $status -ne 0 ] && [ $status -ne 130 ] && [ -d "$state" ]; then
-    for log in proxy node; do [ -f "$state/$log.log" ] && { echo "--- last lines of $log.log" >&2; tail -n 15 "$state/$log.log" >&2; }; done
-  fi
+  for pid in $child $node_pid $proxy_pid; do wait "$pid" 2> /dev/null || true; done
+  $ours || exit $status
+  case $status in
+    0 | 129 | 130 | 143) ;;
+    *) for log in proxy node; do [ -f "$state/$log.log" ] && { echo "--- last lines of $log.log" >&2; tail -n 15 "$state/$log.log" >&2; }; done ;;
+  esac
   $keep || rm -rf "$state"
   exit $status
+}
+
+# One quickstart a folder: a second would pull the state from under the first.
+claim_state() {
+  local other
+  other=$(cat "$state/pid" 2> /dev/null || true)
+  if [ -n "$other" ] && kill -0 "$other" 2> /dev/null; then
+    fail "a quickstart runs here already (process $other): stop it first"
+  fi
+  ours=true
+  rm -rf "$state"
+  mkdir -m 700 "$state"
+  echo $$ > "$state/pid"
 }
 
 # A port that nothing uses: the one wished for, or any other.
@@ -205,8 +272,9 @@ ask() { # prints the events as they come
 show_and_check() {
   local asked reply routing usage text ttft rate whole
   asked=$(milliseconds)
-  reply=$(ask | sed -un 's/^data: \({.*\)$/\1/p') || fail "the question got no answer"
+  attend bash -c ask > "$state/reply" || fail "the question got no answer"
   whole=$(($(milliseconds) - asked))
+  reply=$(sed -n 's/^data: \({.*\)$/\1/p' "$state/reply")
   text=$(jq -rj '.choices[0].delta.content // empty' <<< "$reply")
   routing=$(jq -c 'select(._routing) | ._routing' <<< "$reply")
   usage=$(jq -c 'select(.usage != null) | .usage' <<< "$reply" | tail -n 1)
@@ -225,22 +293,26 @@ show_and_check() {
 }
 
 how_to_use() {
+  local ca_word proxy_word config_word
+  printf -v ca_word %q "$ca"
+  printf -v proxy_word %q "$bin/hearth-proxy"
+  printf -v config_word %q "$state/proxy.toml"
   cat <<TEXT
 
 $(say 'It runs. Use it:')
 
   chat page    $url/#key=$key
                (the certificate is self-signed: the browser asks once)
-  curl         curl --cacert $ca $url/v1/chat/completions \\
+  curl         curl --cacert $ca_word $url/v1/chat/completions \\
                  -H "Authorization: Bearer $key" -H "Content-Type: application/json" \\
                  -d '{"model":"auto","messages":[{"role":"user","content":"Hello"}]}'
-  Python       import httpx, openai
+  Python       import httpx, openai, ssl
                client = openai.OpenAI(base_url="$url/v1", api_key="$key",
-                                      http_client=httpx.Client(verify="$ca"))
+                                      http_client=httpx.Client(verify=ssl.create_default_context(cafile="$ca")))
                print(client.chat.completions.create(model="auto",
                      messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)
-  more keys    $bin/hearth-proxy key create --name NAME --config $state/proxy.toml
-  more nodes   $bin/hearth-proxy node invite --config $state/proxy.toml
+  more keys    $proxy_word key create --name NAME --config $config_word
+  more nodes   $proxy_word node invite --config $config_word
   logs         $state/proxy.log, $state/node.log
 
 Ctrl-C stops it.
@@ -249,32 +321,33 @@ TEXT
 
 # --- the run -------------------------------------------------------------------------------------------------------
 
+trap stop EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+case $model in
+  '' | hf:*) ;;
+  *) [ -f "$model" ] || fail "no such model file: $model"; model=$(realpath "$model") ;;
+esac
 cd "$root"
 install_packages
 install_rust
-case $model in
-  '') ;;
-  hf:*) model=$(fetch_model "$model") ;;
-  *) [ -f "$model" ] || fail "no such model file: $model"; model=$(realpath "$model") ;;
-esac
+case $model in hf:*) fetch_model "$model" ;; esac
 
 say "building ($profile; the first time compiles llama.cpp and takes some minutes)"
 flags=(); [ "$profile" = release ] && flags=(--release)
-cargo build --locked --quiet "${flags[@]}" --bin hearth-proxy --bin hearth-node
+attend cargo build --locked --quiet "${flags[@]}" --bin hearth-proxy --bin hearth-node || fail "the build failed"
 bin="${CARGO_TARGET_DIR:-$root/target}/$build"
 
-trap stop EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-rm -rf "$state"
-mkdir -m 700 "$state"
+claim_state
 port=$(free_port tcp 8443) admin_port=$(free_port tcp 9464) tunnel_port=$(free_port udp 51820)
 url="https://127.0.0.1:$port"
 ca="$state/proxy/self-signed.cert.pem"
 write_settings
 
 say "starting the proxy on $url, WireGuard on 127.0.0.1:$tunnel_port/udp"
-"$bin/hearth-proxy" serve --config "$state/proxy.toml" > "$state/proxy.log" 2>&1 &
+setsid "$bin/hearth-proxy" serve --config "$state/proxy.toml" > "$state/proxy.log" 2>&1 &
 proxy_pid=$!
 wait_for 20 "the proxy answers" curl -fsS --max-time 2 --cacert "$ca" "$url/healthz"
 
@@ -283,8 +356,8 @@ key=$("$bin/hearth-proxy" key create --name quickstart --output json --config "$
 link=$("$bin/hearth-proxy" node invite --output json --config "$state/proxy.toml" | jq -r .link)
 
 say "the node joins and dials in"
-"$bin/hearth-node" join "$link" --config "$state/node.toml" > "$state/node.log" 2>&1 || { cat "$state/node.log" >&2; fail "the node was not let in"; }
-"$bin/hearth-node" run --config "$state/node.toml" >> "$state/node.log" 2>&1 &
+attend "$bin/hearth-node" join "$link" --config "$state/node.toml" > "$state/node.log" 2>&1 || { cat "$state/node.log" >&2; fail "the node was not let in"; }
+setsid "$bin/hearth-node" run --config "$state/node.toml" >> "$state/node.log" 2>&1 &
 node_pid=$!
 ready() {
   curl -fsS --max-time 2 --cacert "$ca" -H "Authorization: Bearer $key" "$url/v1/models" |
@@ -292,9 +365,12 @@ ready() {
 }
 wait_for 120 "all three tiers are ready" ready
 
+export question url key ca
+export -f ask
 show_and_check
 if [ -n "$run" ]; then
-  HEARTH_URL=$url HEARTH_KEY=$key HEARTH_CA=$ca HEARTH_PROXY_CONFIG=$state/proxy.toml HEARTH_BIN=$bin bash -c "$run"
+  export HEARTH_URL=$url HEARTH_KEY=$key HEARTH_CA=$ca HEARTH_PROXY_CONFIG=$state/proxy.toml HEARTH_BIN=$bin
+  attend bash -c "$run"
   exit 0
 fi
 if $check; then
@@ -302,4 +378,5 @@ if $check; then
   exit 0
 fi
 how_to_use
-wait "$proxy_pid" "$node_pid"
+wait -n "$proxy_pid" "$node_pid" || true
+fail "the proxy or the node stopped by itself"

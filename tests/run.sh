@@ -149,5 +149,17 @@ leftover=$(pgrep -f "$PWD/target/.*/hearth-" || true)
 [ -z "$leftover" ] || { echo "FAILED: the quickstart left processes behind: $leftover" >&2; exit 1; }
 [ ! -e .quickstart ] || { echo "FAILED: the quickstart left .quickstart behind" >&2; exit 1; }
 
+say "the quickstart's odd hours: models, signals, folders"
+run_counted "of the quickstart" python3 tests/quickstart/check.py
+
+say "units"
+for unit in deploy/systemd/*.service; do
+  command -v systemd-analyze > /dev/null || break
+  # that /usr/local/bin is empty here is no fault of the unit
+  complaints=$(systemd-analyze verify "$unit" 2>&1 | grep -v 'is not executable: No such file' || true)
+  [ -z "$complaints" ] || { echo "FAILED: $unit: $complaints" >&2; exit 1; }
+done
+python3 -c 'import plistlib, sys; plistlib.load(open(sys.argv[1], "rb"))' deploy/launchd/org.hearth.node.plist
+
 printf '\nAll green: %d tests (%s) in %d min %d s\n' "$total" "$(IFS=,; echo "${counted[*]}")" \
   $((($(date +%s) - started) / 60)) $((($(date +%s) - started) % 60))

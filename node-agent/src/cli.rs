@@ -18,13 +18,26 @@ use crate::status::{self, Status};
 use crate::tiers::Launcher;
 
 const FAILED: u8 = 1;
-const WRONG_SETTINGS: u8 = 64;
+/// The settings or the command line are wrong (`EX_USAGE` of sysexits.h).
+const MISUSED: u8 = 64;
 /// What is not said unless it is asked for by name: details of TLS that are no one's business.
 const QUIET: &str = "rustls=warn";
 
 /// Serves this machine's models to a Hearth proxy.
 #[derive(Debug, Parser)]
-#[command(name = "hearth-node", version, arg_required_else_help = true)]
+#[command(
+    name = "hearth-node",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  hearth-node config check node.toml
+  hearth-node join 'https://llm.example.org/join#hearth_nj_...' --config node.toml
+  hearth-node run --config node.toml
+  hearth-node status --config node.toml
+
+Exit codes: 0 done, 1 failed, 64 the settings or the command line are wrong."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -33,13 +46,20 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Join a proxy with the link that `hearth-proxy node invite` prints.
+    #[command(after_help = "Example:
+  hearth-node join 'https://llm.example.org/join#hearth_nj_...' --config node.toml
+
+In quotes: the link holds a # and an &.")]
     Join {
         /// The link, in quotes.
         link: String,
         #[command(flatten)]
         settings: SettingsFile,
     },
-    /// Run the agent.
+    /// Run the agent until SIGTERM.
+    #[command(after_help = "Examples:
+  hearth-node run --config node.toml
+  HEARTH_NODE_JOIN='https://llm.example.org/join#hearth_nj_...' hearth-node run --config node.toml")]
     Run {
         #[command(flatten)]
         settings: SettingsFile,
@@ -53,11 +73,15 @@ enum Command {
         join: Option<String>,
     },
     /// Look at the settings.
+    #[command(after_help = "Example:
+  hearth-node config check node.toml")]
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
     /// Say how the running agent is.
+    #[command(after_help = "Example:
+  hearth-node status --output json --config node.toml")]
     Status {
         #[command(flatten)]
         settings: SettingsFile,
@@ -72,7 +96,9 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Say everything that is wrong with the settings.
+    /// Say everything that is wrong with the settings and the model files; exit 64 if there is anything.
+    #[command(after_help = "Example:
+  hearth-node config check node.toml")]
     Check {
         /// The file.
         #[arg(env = "HEARTH_NODE_CONFIG")]
@@ -119,7 +145,7 @@ pub fn main() -> ExitCode {
             return if asked_for_help {
                 ExitCode::SUCCESS
             } else {
-                ExitCode::from(FAILED)
+                ExitCode::from(MISUSED)
             };
         }
     };
@@ -136,7 +162,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Settings(text)) => {
             complain(&text);
-            ExitCode::from(WRONG_SETTINGS)
+            ExitCode::from(MISUSED)
         }
         Err(Failure::Other(text)) => {
             complain(&text);
@@ -245,7 +271,7 @@ fn status_command(file: &SettingsFile, output: Output) -> Result<(), Failure> {
         .block_on(status::ask(&state_dir))
         .map_err(|error| {
             Failure::Other(format!(
-                "no agent answers in {}: {error}",
+                "no agent answers in {}: {error}; start it with `hearth-node run`, and ask as the same user",
                 state_dir.display()
             ))
         })?;

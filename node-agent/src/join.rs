@@ -69,7 +69,7 @@ pub enum LinkError {
     #[error("the join link has no token after #; put the link in quotes")]
     NoToken,
     /// The host is missing or odd.
-    #[error("the join link names no host")]
+    #[error("the join link names no host: copy it whole, from https:// on")]
     NoHost,
     /// The token is damaged.
     #[error("the token of the join link is damaged: {0}")]

@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 
 /// What a grammar cannot enforce of a schema that must be followed exactly.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("a strict schema cannot say `{keyword}` here, because the answer would not be held to it: leave it out, or set strict to false")]
+#[error(
+    "a strict schema cannot say `{keyword}` here, because the answer would not be held to it: leave it out, or set strict to false"
+)]
 pub struct Unenforced {
     /// Where in the schema: `.properties.age.minimum`.
     pub path: String,
@@ -84,7 +86,10 @@ pub fn tame(schema: &mut Value) {
     let Some(fields) = schema.as_object_mut() else {
         return;
     };
-    if fields.get("pattern").is_some_and(|pattern| !is_tame(pattern)) {
+    if fields
+        .get("pattern")
+        .is_some_and(|pattern| !is_tame(pattern))
+    {
         fields.remove("pattern");
     }
     for (keyword, value) in fields.iter_mut() {
@@ -95,7 +100,12 @@ pub fn tame(schema: &mut Value) {
                 list.iter_mut().for_each(tame);
             }
             Value::Object(_) if ONE.contains(&keyword) => tame(value),
-            _ => {}
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {}
         }
     }
 }
@@ -106,14 +116,23 @@ fn children(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
         let name = keyword.as_str();
         match value {
             Value::Object(named) if NAMED.contains(&name) => {
-                found.extend(named.iter().map(|(key, child)| (format!("{name}.{key}"), child)));
+                found.extend(
+                    named
+                        .iter()
+                        .map(|(key, child)| (format!("{name}.{key}"), child)),
+                );
             }
             Value::Array(list) if LISTS.contains(&name) || name == "items" => {
                 let indexed = list.iter().enumerate();
                 found.extend(indexed.map(|(at, child)| (format!("{name}[{at}]"), child)));
             }
             Value::Object(_) if ONE.contains(&name) => found.push((name.to_owned(), value)),
-            _ => {}
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {}
         }
     }
     found
@@ -122,7 +141,9 @@ fn children(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
 /// The first keyword of this level that nothing comes of.
 fn unenforced(fields: &Map<String, Value>) -> Option<&str> {
     let has = |keyword: &str| fields.contains_key(keyword);
-    let leads = ["$ref", "oneOf", "anyOf"].into_iter().find(|lead| has(lead));
+    let leads = ["$ref", "oneOf", "anyOf"]
+        .into_iter()
+        .find(|lead| has(lead));
     let pattern = fields.get("pattern");
     fields.keys().map(String::as_str).find(|keyword| {
         if leads.is_some_and(|lead| lead != *keyword) && BESIDE_ALTERNATIVES.contains(keyword) {
@@ -207,11 +228,12 @@ fn is_tame_class(class: &str) -> bool {
     let letters: Vec<char> = class.chars().collect();
     let plain = |letter: &char| *letter >= ' ' && *letter != '"' && *letter != '\\';
     let mut ranges = letters.windows(3).filter(|three| three[1] == '-');
-    let spans = |three: &[char]| ['"', '\\'].iter().any(|bad| (three[0]..=three[2]).contains(bad));
-    !letters.is_empty()
-        && letters[0] != '^'
-        && letters.iter().all(plain)
-        && !ranges.any(spans)
+    let spans = |three: &[char]| {
+        ['"', '\\']
+            .iter()
+            .any(|bad| (three[0]..=three[2]).contains(bad))
+    };
+    !letters.is_empty() && letters[0] != '^' && letters.iter().all(plain) && !ranges.any(spans)
 }
 
 #[cfg(test)]
@@ -252,7 +274,10 @@ mod tests {
         for (schema, place) in [
             (json!({"type": "number", "minimum": 1}), ".minimum"),
             (json!({"type": "array", "items": {"not": {}}}), ".items.not"),
-            (json!({"type": "array", "uniqueItems": true}), ".uniqueItems"),
+            (
+                json!({"type": "array", "uniqueItems": true}),
+                ".uniqueItems",
+            ),
             (
                 json!({"properties": {"a": {"type": "integer", "multipleOf": 5}}}),
                 ".properties.a.multipleOf",
@@ -277,12 +302,18 @@ mod tests {
 
     #[test]
     fn no_pattern_gets_through_that_could_end_its_own_string() {
-        for tame in ["^$", "^abc$", "^[a-z0-9_-]+$", "^(a|b)*$", "^(?:[+]?[0-9]{1,3})$"] {
+        for tame in [
+            "^$",
+            "^abc$",
+            "^[a-z0-9_-]+$",
+            "^(a|b)*$",
+            "^(?:[+]?[0-9]{1,3})$",
+        ] {
             assert!(is_tame(&json!(tame)), "{tame}");
         }
         for wild in [
-            "abc", "^.*$", "^[^a]$", "^\"$", "^[ -~]$", "^[!-a]$", "^\\d+$", "^[\\]]$", "^(a$", "^a)$", "^[a$",
-            "^(?=a)$", "^a\nb$", "^a$b$", "(", "^", "^[]$",
+            "abc", "^.*$", "^[^a]$", "^\"$", "^[ -~]$", "^[!-a]$", "^\\d+$", "^[\\]]$", "^(a$",
+            "^a)$", "^[a$", "^(?=a)$", "^a\nb$", "^a$b$", "(", "^", "^[]$",
         ] {
             assert!(!is_tame(&json!(wild)), "{wild}");
         }

@@ -1,6 +1,8 @@
 //! What `hearth-node status` shows: one JSON object from a socket in the state directory, so that it is never stale. Holds no secret.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -105,7 +107,10 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(path)?;
+    // The folder is ours alone already; whoever opens it must not open this with it.
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Asks the agent that runs with `state_dir`.

@@ -270,6 +270,8 @@ impl Gateway {
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Stop> {
         let rooms = &self.rooms;
+        // Before the body: whoever may have few requests open may not fill the memory with many.
+        let _open = rooms.admission.enter(principal, exchange)?;
         let request = rooms
             .reader
             .inference(exchange, &call.headers, surface)
@@ -278,7 +280,6 @@ impl Gateway {
             rooms.metrics.unknown_fields();
         }
         let wish = rooms.dispatcher.fleet.wish(request.asked(), principal)?;
-        let _open = rooms.admission.enter(principal)?;
         let asking = Asking {
             principal,
             ip: call.ip,

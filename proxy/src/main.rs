@@ -6,14 +6,10 @@ use anyhow::Context;
 use clap::Parser;
 use proxy::cli::{Cli, CliError, Command};
 
-/// glibc keeps what many connections took; this one gives it back.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Something failed.
 const FAILED: u8 = 1;
-/// The settings are wrong (`EX_USAGE` of sysexits.h).
-const WRONG_SETTINGS: u8 = 64;
+/// The settings or the command line are wrong (`EX_USAGE` of sysexits.h).
+const MISUSED: u8 = 64;
 
 fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider()
@@ -24,9 +20,20 @@ fn main() -> ExitCode {
             "another crypto provider was installed before"
         ));
     }
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error),
+    match Cli::try_parse() {
+        Ok(cli) => run(cli).map_or_else(|error| report(&error), |()| ExitCode::SUCCESS),
+        Err(error) => misused(&error),
+    }
+}
+
+/// Help was asked for, or the command line is wrong.
+fn misused(error: &clap::Error) -> ExitCode {
+    // Nowhere left to say that nothing can be said.
+    let _shown = error.print();
+    if error.use_stderr() {
+        ExitCode::from(MISUSED)
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
@@ -61,7 +68,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
     // Nobody reads standard error: then nobody can be told either.
     let _told = writeln!(std::io::stderr(), "{error:#}");
     match error.downcast_ref::<CliError>() {
-        Some(CliError::Settings(_)) => ExitCode::from(WRONG_SETTINGS),
+        Some(CliError::Settings(_)) => ExitCode::from(MISUSED),
         _ => ExitCode::from(FAILED),
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::process::{Process, free_tcp_port, program};
+use crate::process::{Process, free_tcp_port, program, said};
 use crate::proxy::Proxy;
 
 /// The tiny model of a tier.
@@ -130,6 +130,18 @@ impl Node {
             .expect("hearth-node runs");
         assert!(!joined.status.success(), "join was accepted");
         String::from_utf8_lossy(&joined.stderr).into_owned()
+    }
+
+    /// A command as a person types it: exit code and words.
+    pub fn typed(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let config = self.folder.path().join("node.toml").display().to_string();
+        let mut all = arguments.to_vec();
+        if arguments.first() == Some(&"config") {
+            all.push(&config);
+        } else {
+            all.extend(["--config", &config]);
+        }
+        said("hearth-node", &all)
     }
 
     /// Starts the program (again).

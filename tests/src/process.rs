@@ -49,6 +49,23 @@ fn free_port(is_free: impl Fn(u16) -> bool) -> u16 {
     panic!("no port is free")
 }
 
+/// Runs a program to its end: its exit code and all that it said.
+pub fn said(name: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(program(name));
+    command.args(arguments).stdin(Stdio::null());
+    for (variable, _) in std::env::vars().filter(|(variable, _)| variable.starts_with("HEARTH_")) {
+        command.env_remove(variable);
+    }
+    let ran = command
+        .output()
+        .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+    let words = [ran.stdout, ran.stderr].concat();
+    (
+        ran.status.code(),
+        String::from_utf8_lossy(&words).into_owned(),
+    )
+}
+
 /// A running program; killed when dropped.
 pub struct Process {
     name: String,

@@ -24,9 +24,17 @@ pub struct Builder {
     server: String,
     issuers: String,
     store: String,
+    log: String,
 }
 
 impl Builder {
+    /// What the program writes, as `RUST_LOG`.
+    #[must_use]
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = format!("[log]\nfilter = \"{filter}\"\n");
+        self
+    }
+
     /// One line of `[limits]`; a later one replaces an earlier one.
     #[must_use]
     pub fn limit(mut self, line: &str) -> Self {
@@ -87,11 +95,12 @@ impl Builder {
              public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
              [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"127.0.0.1\"]\n\n\
              [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
-             [routing]\n{routing}\n{store}\n{issuers}",
+             [routing]\n{routing}\n{log}\n{store}\n{issuers}",
             state = folder.path().join("state").display(),
             server = self.server,
             limits = limits,
             routing = self.routing,
+            log = self.log,
             store = self.store,
             issuers = self.issuers,
         );

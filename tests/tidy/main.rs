@@ -1,5 +1,7 @@
 //! The walls of the house, checked: sizes, floors, doors, first lines. Prose forgets; this does not.
 
+mod deploy;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -34,6 +34,8 @@ pub struct Machine {
     pub host_name: String,
     /// Where this user's programs keep data: `$XDG_DATA_HOME`, else `~/.local/share`.
     pub data_home: Option<PathBuf>,
+    /// The folder that the service manager made for this service: `$STATE_DIRECTORY` (systemd.exec(5)).
+    pub state_directory: Option<PathBuf>,
     /// Whether the process runs as root.
     pub root: bool,
     /// CPU cores that the process may use.
@@ -53,6 +55,7 @@ impl Machine {
                 .to_string_lossy()
                 .into_owned(),
             data_home,
+            state_directory: variable("STATE_DIRECTORY").map(PathBuf::from),
             root: rustix::process::geteuid().is_root(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }

@@ -253,7 +253,7 @@ pub struct Routing {
     pub keepalive: Duration,
     /// Fallback to a smaller tier. Default true.
     pub fallback: bool,
-    /// Idle connections kept per node. Default 32.
+    /// Idle connections kept per node. Default 128.
     pub pool_max: usize,
 }
 

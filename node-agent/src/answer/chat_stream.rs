@@ -103,6 +103,8 @@ impl ChatStream {
                         "processed": cached_tokens,
                         "time_ms": queue_ms,
                     });
+                    // A stream begins with the role, whatever else was asked for.
+                    self.begin(choice, out);
                     let mut chunk = self.chunk(vec![delta_of(choice, Delta::default())]);
                     chunk.extra.insert("prompt_progress".to_owned(), progress);
                     put(&chunk, out);

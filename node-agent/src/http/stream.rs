@@ -60,6 +60,8 @@ pub(super) struct Live {
     first: Vec<u8>,
     ended: bool,
     record: Option<Record>,
+    /// The longest wait of a choice for its slot, as far as they had begun when the head went out.
+    queue_ms: Option<u64>,
     _in_flight: InFlight,
 }
 
@@ -77,6 +79,7 @@ impl Live {
             first: Vec::new(),
             ended: false,
             record: None,
+            queue_ms: None,
             _in_flight: in_flight,
         };
         let head_at = tokio::time::Instant::now() + HEAD_AFTER;
@@ -87,6 +90,9 @@ impl Live {
             record.see(&event);
             if let Event::Refused(refusal) = event {
                 return Err(Refused::Engine(refusal));
+            }
+            if let Event::Started { queue_ms, .. } = event {
+                live.queue_ms = live.queue_ms.max(Some(queue_ms));
             }
             live.writer.event(choice, &event, &mut live.first);
         }
@@ -100,6 +106,7 @@ impl Live {
 
     /// The head, and the body as it comes.
     pub(super) fn into_response(self: Box<Self>) -> Response<Body> {
+        let waited = self.queue_ms.map(|ms| format!("queue;dur={ms}"));
         let chunks = stream::unfold(self, |mut live| async move {
             let bytes = live.next().await?;
             Some((Ok::<_, Infallible>(Frame::data(bytes)), live))
@@ -114,6 +121,9 @@ impl Live {
             CACHE_CONTROL,
             HeaderValue::from_static("no-cache, no-transform"),
         );
+        if let Some(Ok(waited)) = waited.map(HeaderValue::try_from) {
+            headers.insert("server-timing", waited);
+        }
         response
     }
 

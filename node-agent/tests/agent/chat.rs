@@ -82,7 +82,8 @@ async fn progress_and_timings_come_with_the_chunks_if_asked_for() {
         .stream("/v1/chat/completions", &with(hello(), extras))
         .await;
     let chunks = chunks(&events);
-    let progress = &chunks[0]["prompt_progress"];
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let progress = &chunks[1]["prompt_progress"];
     assert!(
         progress["total"].as_u64() > progress["processed"].as_u64(),
         "{progress}"

@@ -144,7 +144,7 @@ async fn wrong_settings_are_told_all_at_once_with_code_64() {
         !run(&["--help"]).await.1.contains("worker"),
         "not for people"
     );
-    assert_eq!(run(&["dance"]).await.0, Some(1));
+    assert_eq!(run(&["dance"]).await.0, Some(64));
 }
 
 #[tokio::test]

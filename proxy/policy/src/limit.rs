@@ -83,6 +83,15 @@ pub struct CounterState {
     pub window: Duration,
 }
 
+/// How many requests a user has open, the present one included, and how many it may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Concurrency {
+    /// The most at once.
+    pub limit: u32,
+    /// Now.
+    pub open: u32,
+}
+
 /// What an admission decided. It charges all its counters or none.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Decision {
@@ -228,15 +237,18 @@ const fn plan_per_minute(plan: &Plan, kind: Kind) -> Option<u32> {
 }
 
 /// The limit headers: OpenAI's for the counter that binds most, and the IETF draft's for all of them
-/// (draft-ietf-httpapi-ratelimit-headers-10). Empty without counters.
-pub fn headers(states: &[CounterState]) -> Vec<(&'static str, String)> {
+/// (draft-ietf-httpapi-ratelimit-headers-10), with the user's open requests where they count. Empty without counters.
+pub fn headers(
+    states: &[CounterState],
+    concurrency: Option<Concurrency>,
+) -> Vec<(&'static str, String)> {
     let Some(binding) = states
         .iter()
         .min_by_key(|state| (state.remaining, std::cmp::Reverse(state.reset_after)))
     else {
         return Vec::new();
     };
-    let policy = list(states, |state| {
+    let mut policy = list(states, |state| {
         format!(
             "\"{}\";q={};w={}",
             state.name,
@@ -244,14 +256,22 @@ pub fn headers(states: &[CounterState]) -> Vec<(&'static str, String)> {
             state.window.as_secs()
         )
     });
-    let current = list(states, |state| {
+    let mut current = list(states, |state| {
         format!(
             "\"{}\";r={};t={}",
             state.name,
             state.remaining,
-            reset_seconds(state.reset_after)
+            reset_seconds(returns_after(state))
         )
     });
+    if let Some(Concurrency { limit, open }) = concurrency {
+        policy = format!("{policy}, \"concurrency\";q={limit};qu=\"concurrent-requests\"");
+        // Nobody knows when one of them ends, so there is no `t`.
+        current = format!(
+            "{current}, \"concurrency\";r={}",
+            limit.saturating_sub(open)
+        );
+    }
     vec![
         ("x-ratelimit-limit-requests", binding.limit.to_string()),
         (
@@ -269,6 +289,16 @@ pub fn headers(states: &[CounterState]) -> Vec<(&'static str, String)> {
 
 fn list(states: &[CounterState], item: impl Fn(&CounterState) -> String) -> String {
     states.iter().map(item).collect::<Vec<_>>().join(", ")
+}
+
+/// Until there is more than now. A short window fills up all the time: an empty one has its next unit long before it is full, and
+/// `t` must not say later than the `Retry-After` next to it.
+fn returns_after(state: &CounterState) -> Duration {
+    if state.remaining > 0 || state.window > Duration::from_millis(MINUTE_MS) || state.limit == 0 {
+        return state.reset_after;
+    }
+    let others = state.window / state.limit * (state.limit - 1);
+    state.reset_after.saturating_sub(others)
 }
 
 fn reset_seconds(reset_after: Duration) -> u64 {

@@ -16,7 +16,7 @@ pub struct OpenRequests {
 impl OpenRequests {
     /// Counts one more, unless the user already has `limit` of them.
     pub fn enter(&mut self, subject: &Subject, limit: u32) -> Result<(), Refusal> {
-        let open = self.by_subject.get(subject).copied().unwrap_or(0);
+        let open = self.of(subject);
         if open >= limit {
             return Err(Refusal::TooManyOpen { limit });
         }
@@ -35,6 +35,11 @@ impl OpenRequests {
         if *open == 0 {
             self.by_subject.remove(subject);
         }
+    }
+
+    /// Open requests of this user.
+    pub fn of(&self, subject: &Subject) -> u32 {
+        self.by_subject.get(subject).copied().unwrap_or(0)
     }
 
     /// Open requests of all users.
@@ -60,7 +65,7 @@ mod tests {
         assert_eq!(open.enter(&ada, 2), Ok(()));
         assert_eq!(open.enter(&ada, 2), Err(Refusal::TooManyOpen { limit: 2 }));
         assert_eq!(open.enter(&bob, 2), Ok(()), "others are not affected");
-        assert_eq!(open.total(), 3);
+        assert_eq!((open.total(), open.of(&ada), open.of(&bob)), (3, 2, 1));
         open.leave(&ada);
         assert_eq!(open.enter(&ada, 2), Ok(()));
     }

@@ -347,10 +347,15 @@ impl Refusal {
 
 impl From<Invalid> for Refusal {
     fn from(invalid: Invalid) -> Self {
+        // Many programs show nothing but the message.
+        let message = match &invalid.param {
+            Some(param) => format!("`{param}`: {}", invalid.message),
+            None => invalid.message,
+        };
         Self::BadRequest {
             code: invalid.code.as_str().into(),
             param: invalid.param,
-            message: invalid.message,
+            message,
         }
     }
 }

@@ -26,7 +26,7 @@ const BODY_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens: no proxy runs with this state directory.
-    #[error("no proxy answers at {0}")]
+    #[error("no proxy answers at {0}: is it running, with this state_dir?")]
     NotRunning(String),
     /// The socket is there but not for us.
     #[error("{path}: {error}; run this as the user that runs the proxy")]
@@ -40,7 +40,7 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The conversation broke.
-    #[error("the proxy did not answer properly: {0}")]
+    #[error("the proxy did not answer properly: {0}; look into its log")]
     Broken(String),
 }
 

@@ -22,7 +22,7 @@ use policy::identity::Scope;
   hearth-proxy route explain 'prove that there are infinitely many primes'
 
 Key, node and status commands talk to the running proxy through admin.sock in its state directory; when no proxy runs they open
-the store themselves. Exit codes: 0 done, 1 failed, 64 the settings are wrong."
+the store themselves. Exit codes: 0 done, 1 failed, 64 the settings or the command line are wrong."
 )]
 pub struct Cli {
     /// The settings file; without one the defaults hold.
@@ -49,22 +49,51 @@ pub enum Output {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the proxy until SIGTERM.
+    #[command(after_help = "Example:
+  hearth-proxy serve --config /etc/hearth/proxy.toml
+
+SIGTERM drains and ends, a second one ends at once; SIGHUP reads the certificate and [limits] again.")]
     Serve,
     /// Look at the settings.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  hearth-proxy config check /etc/hearth/proxy.toml"
+    )]
     Config(ConfigCommand),
     /// Make, list and end API keys.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hearth-proxy key create --name laptop
+  hearth-proxy key list
+  hearth-proxy key revoke 4fJ0aXb2Qz"
+    )]
     Key(KeyCommand),
     /// Invite, list and cut off home machines.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hearth-proxy node invite
+  hearth-proxy node list
+  hearth-proxy node revoke den"
+    )]
     Node(NodeCommand),
     /// See how requests are routed.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  hearth-proxy route explain 'prove that there are infinitely many primes'"
+    )]
     Route(RouteCommand),
     /// Show the running proxy at a glance.
+    #[command(after_help = "Example:
+  hearth-proxy status --output json --config /etc/hearth/proxy.toml")]
     Status,
     /// Exit 0 if the proxy answers; for container health checks.
+    #[command(after_help = "Examples:
+  hearth-proxy health --config /etc/hearth/proxy.toml
+  hearth-proxy health --url https://llm.example.org/healthz")]
     Health {
         /// Ask this address instead of the admin socket: 200 is healthy.
         #[arg(long, value_name = "URL")]
@@ -79,6 +108,8 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print every problem with its place and what would be right; exit 64 if there is one.
+    #[command(after_help = "Example:
+  hearth-proxy config check /etc/hearth/proxy.toml")]
     Check {
         /// The settings file; default: --config.
         file: Option<PathBuf>,
@@ -96,8 +127,12 @@ pub enum KeyCommand {
   hearth-proxy key create --name root --admin --output json")]
     Create(KeyCreate),
     /// List all keys; their secrets are nowhere.
+    #[command(after_help = "Example:
+  hearth-proxy key list --output json")]
     List,
     /// End a key, at once and for ever.
+    #[command(after_help = "Example:
+  hearth-proxy key revoke 4fJ0aXb2Qz")]
     Revoke {
         /// Its id (ten characters), or the whole key.
         key: String,
@@ -159,8 +194,12 @@ pub enum NodeCommand {
 On the machine at home: hearth-node join 'LINK' --config node.toml (in quotes, the link holds an &).")]
     Invite(NodeInvite),
     /// List all machines.
+    #[command(after_help = "Example:
+  hearth-proxy node list --output json")]
     List,
     /// Cut a machine off, at once and for ever.
+    #[command(after_help = "Example:
+  hearth-proxy node revoke den")]
     Revoke {
         /// Its id, or its name if only one has it.
         node: String,
@@ -188,6 +227,9 @@ pub struct NodeInvite {
 #[derive(Debug, Subcommand)]
 pub enum RouteCommand {
     /// Show which tier the classifier would choose, and why.
+    #[command(after_help = "Examples:
+  hearth-proxy route explain 'prove that there are infinitely many primes'
+  hearth-proxy route explain - < prompt.txt")]
     Explain {
         /// What a user would write; `-` reads standard input.
         text: String,

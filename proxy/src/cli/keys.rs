@@ -85,7 +85,7 @@ fn order(settings: &Settings, wanted: KeyCreate) -> Result<KeyOrder, CliError> {
         None => Plan::default(),
         Some(name) => *settings.limits.plans.get(name).ok_or_else(|| {
             CliError::Failed(format!(
-                "the settings have no plan {name} ([limits.plans.{name}])"
+                "the settings have no plan {name}: add [limits.plans.{name}] or leave out --plan"
             ))
         })?,
     };

@@ -118,7 +118,12 @@ pub(super) async fn health(settings: &Settings) -> Result<(), CliError> {
     };
     let status = tokio::time::timeout(HEALTH_TIMEOUT, ask)
         .await
-        .map_err(|_| CliError::Failed("the proxy does not answer".into()))??;
+        .map_err(|_| {
+            CliError::Failed(format!(
+                "the proxy did not answer within {} s; look into its log",
+                HEALTH_TIMEOUT.as_secs()
+            ))
+        })??;
     print::line(&format!("ok {}", status.version))
 }
 

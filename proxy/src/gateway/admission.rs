@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use config::settings::proxy::Limits;
 use policy::identity::{Principal, Subject};
-use policy::limit::{Counter, Kind, concurrent_max, counters};
+use policy::limit::{Concurrency, Counter, Kind, concurrent_max, counters};
 use policy::open::OpenRequests;
 use policy::refusal::Refusal;
 
@@ -48,10 +48,19 @@ impl Admission {
     }
 
     /// Counts one more open request of the user, until the guard is dropped.
-    pub fn enter(&self, principal: &Principal) -> Result<OpenRequest, Refusal> {
+    pub fn enter(
+        &self,
+        principal: &Principal,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<OpenRequest, Refusal> {
         let limit = concurrent_max(principal, &self.limits.load());
         let subject = principal.subject();
-        lock(&self.open).enter(&subject, limit)?;
+        let (entered, open) = {
+            let mut all = lock(&self.open);
+            (all.enter(&subject, limit), all.of(&subject))
+        };
+        exchange.concurrency(Concurrency { limit, open });
+        entered?;
         Ok(OpenRequest {
             open: Arc::clone(&self.open),
             subject,

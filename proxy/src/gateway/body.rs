@@ -14,9 +14,14 @@ use tokio::sync::Semaphore;
 
 use super::exchange::{Exchange, Stop};
 use super::operation::Surface;
+use memory::Memory;
+
+mod memory;
 
 /// Bodies above the text limit that may be in memory at once: each is up to `server.media_body_max`.
 const LARGE_BODIES_MAX: usize = 16;
+/// Whole bodies of text that may be in memory at once; far more small ones fit.
+const TEXT_BODIES_MAX: u64 = 64;
 
 /// Reads bodies.
 #[derive(Debug)]
@@ -24,6 +29,7 @@ pub struct Reader {
     text_max: u64,
     media_max: u64,
     large: Semaphore,
+    text: Memory,
 }
 
 impl Reader {
@@ -33,6 +39,7 @@ impl Reader {
             text_max,
             media_max: media_max.max(text_max),
             large: Semaphore::new(LARGE_BODIES_MAX),
+            text: Memory::new(text_max.saturating_mul(TEXT_BODIES_MAX)),
         }
     }
 
@@ -44,28 +51,30 @@ impl Reader {
         surface: Surface,
     ) -> Result<Inference, Stop> {
         check_media_type(headers)?;
+        let limit = match surface {
+            Surface::Chat => self.media_max,
+            Surface::Completion => self.text_max,
+        };
         let announced = content_length(headers);
-        if announced.is_some_and(|bytes| bytes > self.media_max) {
-            return Err(Refusal::BodyTooLarge {
-                limit: self.media_max,
-            }
-            .into());
+        if announced.is_some_and(|bytes| bytes > limit) {
+            return Err(Refusal::BodyTooLarge { limit }.into());
         }
         let mut bytes = Vec::with_capacity(
             usize::try_from(announced.unwrap_or(0).min(self.text_max)).unwrap_or(0),
         );
         let mut place = None;
+        let mut held = self.text.hold();
         while let Some(piece) = exchange.body().await? {
             let size = (bytes.len() + piece.len()) as u64;
-            if size > self.media_max {
-                return Err(Refusal::BodyTooLarge {
-                    limit: self.media_max,
-                }
-                .into());
+            if size > limit {
+                return Err(Refusal::BodyTooLarge { limit }.into());
             }
             if size > self.text_max && place.is_none() {
                 let free = self.large.try_acquire();
                 place = Some(free.map_err(|_| Refusal::QueueFull { retry_after: RETRY })?);
+            }
+            if !held.grow_to(size.min(self.text_max)) {
+                return Err(Refusal::QueueFull { retry_after: RETRY }.into());
             }
             bytes.extend_from_slice(&piece);
         }

@@ -73,6 +73,8 @@ pub struct Dispatcher {
 pub struct Opened {
     /// Which.
     pub step: Step,
+    /// How long the request waited for a slot, if the node said so in the head of its answer.
+    pub queue_ms: Option<f64>,
     attempting: Attempting,
     metrics: Arc<Metrics>,
 }
@@ -185,13 +187,15 @@ impl<'a> Tries<'a> {
                 self.trail.push(attempt_at(step, "breaker_open"));
                 continue;
             };
-            let opened = Opened {
+            let mut opened = Opened {
                 step: step.clone(),
+                queue_ms: None,
                 attempting,
                 metrics: Arc::clone(&self.dispatcher.metrics),
             };
             match self.ask(step, until).await {
                 Ok(answer) => {
+                    opened.queue_ms = queue_ms(&answer.headers);
                     return Ok(Open {
                         opened,
                         answer,
@@ -307,6 +311,13 @@ pub fn attempt_at(step: &Step, outcome: &str) -> Attempt {
         node: Some(step.node_name.clone()),
         outcome: outcome.to_owned(),
     }
+}
+
+/// `server-timing: queue;dur=12` of a node.
+fn queue_ms(headers: &HeaderMap) -> Option<f64> {
+    let timing = headers.get("server-timing")?.to_str().ok()?;
+    let ms: f64 = timing.strip_prefix("queue;dur=")?.parse().ok()?;
+    (ms.is_finite() && ms >= 0.0).then_some(ms)
 }
 
 async fn read_whole(answer: &mut Answer, until: Instant) -> Result<Value, Failure> {

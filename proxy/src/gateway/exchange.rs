@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use policy::limit::{self, CounterState};
+use policy::limit::{self, Concurrency, CounterState};
 use policy::record::{AccessRecord, Ending};
 use policy::refusal::Refusal;
 use tokio::time::Instant;
@@ -57,6 +57,7 @@ pub struct Exchange<'a> {
     /// When the request's head was read.
     pub received_at: Instant,
     states: Vec<CounterState>,
+    concurrency: Option<Concurrency>,
     timing: Vec<(&'static str, f64)>,
     is_streaming: bool,
 }
@@ -73,6 +74,7 @@ impl<'a> Exchange<'a> {
             record,
             received_at,
             states: Vec::new(),
+            concurrency: None,
             timing: Vec::new(),
             is_streaming: false,
         }
@@ -81,6 +83,11 @@ impl<'a> Exchange<'a> {
     /// The limits as they stand, for the headers of whatever answer comes.
     pub fn limits(&mut self, states: &[CounterState]) {
         self.states = states.to_vec();
+    }
+
+    /// The user's open requests, for the same headers.
+    pub const fn concurrency(&mut self, concurrency: Concurrency) {
+        self.concurrency = Some(concurrency);
     }
 
     /// Whether the limits were looked at.
@@ -92,6 +99,11 @@ impl<'a> Exchange<'a> {
     pub fn took(&mut self, part: &'static str, since: Instant) {
         self.timing
             .push((part, since.elapsed().as_secs_f64() * 1e3));
+    }
+
+    /// Notes how long a part took on the node.
+    pub fn timed(&mut self, part: &'static str, ms: f64) {
+        self.timing.push((part, ms));
     }
 
     /// Milliseconds since the request's head.
@@ -239,7 +251,7 @@ impl<'a> Exchange<'a> {
 
     fn limit_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (name, value) in limit::headers(&self.states) {
+        for (name, value) in limit::headers(&self.states, self.concurrency) {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(HeaderName::from_static(name), value);
             }

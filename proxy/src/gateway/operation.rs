@@ -202,6 +202,9 @@ fn nearest(path: &str) -> &'static str {
     // Longer than any of ours can match: the rest of a long path tells nothing.
     let asked: String = path.trim_end_matches('/').chars().take(64).collect();
     let asked = asked.replace("//", "/");
+    if let Some(begun) = PATHS.into_iter().find(|known| known.starts_with(&asked)) {
+        return begun;
+    }
     PATHS
         .into_iter()
         .min_by_key(|known| distance(&asked, known))
@@ -335,6 +338,9 @@ mod tests {
             ("/v1/chat/completions/", "/v1/chat/completions"),
             ("//v1//models", "/v1/models"),
             ("/healt", "/health"),
+            ("/v1", "/v1/chat/completions"),
+            ("/v1/chat/", "/v1/chat/completions"),
+            ("/v1/v1/models", "/v1/models"),
         ] {
             assert_eq!(at("GET", path), Resolved::Unknown { hint }, "{path}");
         }

@@ -4,6 +4,8 @@
 
 mod pump;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use config::settings::proxy::Routing as Rules;
 use config::wire::routing::Routing;
@@ -13,6 +15,7 @@ use policy::refusal::Refusal;
 use policy::route::{Route, Step};
 use policy::router::Outcome;
 use policy::usage::Meter;
+use serde_json::Value;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dispatch::{Dispatcher, Job, Opened, Tries, attempt_at};
@@ -21,7 +24,7 @@ use super::exchange::{Exchange, Stop};
 use pump::Pump;
 
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
-const FAREWELL: std::time::Duration = std::time::Duration::from_millis(250);
+const FAREWELL: Duration = Duration::from_millis(250);
 
 /// One answer to be carried.
 pub struct Relay<'a> {
@@ -51,6 +54,7 @@ impl Relay<'_> {
         let mut meter = Meter::new(self.prompt_bytes);
         meter.see(&body);
         self.note(exchange, &opened.step, &meter);
+        note_times(exchange, &body);
         let routing = self.routing(exchange, &opened.step);
         let headers = routing_headers(&routing);
         body["_routing"] = serde_json::to_value(routing).unwrap_or_default();
@@ -72,6 +76,9 @@ impl Relay<'_> {
         exchange.record.attempts = std::mem::take(&mut tries.trail);
         let (opened, events, first) = answered?;
         exchange.record.ttft_ms = Some(exchange.elapsed_ms());
+        if let Some(ms) = opened.queue_ms {
+            exchange.timed("queue", ms);
+        }
         exchange.took("ttft", exchange.received_at);
         let step = opened.step.clone();
         let mut pump = Pump::new(self, &step, events);
@@ -144,6 +151,20 @@ impl Relay<'_> {
             &self.route.detour(step).unwrap_or_default(),
         );
         headers
+    }
+}
+
+/// When a whole answer began: everything but the time that the node took to write it.
+fn note_times(exchange: &mut Exchange<'_>, body: &Value) {
+    let timing = |name: &str| body.pointer(name).and_then(Value::as_f64);
+    if let Some(ms) = timing("/timings/queue_ms") {
+        exchange.timed("queue", ms);
+    }
+    if let Some(ms) = timing("/timings/predicted_ms") {
+        let writing = Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
+        let first = exchange.received_at.elapsed().saturating_sub(writing);
+        exchange.record.ttft_ms = Some(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+        exchange.timed("ttft", first.as_secs_f64() * 1e3);
     }
 }
 

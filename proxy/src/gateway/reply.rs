@@ -102,18 +102,18 @@ pub fn refuse_head(refusal: HeadRefusal, request_id: &RequestId) -> (StatusCode,
             "uri_too_long",
             "the request target is longer than 4 KiB",
         ),
-        HeadRefusal::MethodUnknown => plain(
-            StatusCode::NOT_IMPLEMENTED,
-            "method_unknown",
-            "unknown method",
-        ),
+        // 501 and 505 would fit these three, but SDKs repeat every 5xx, and an alarm on 5xx must not ring for what a
+        // stranger sends.
+        HeadRefusal::MethodUnknown => {
+            refuse(&Refusal::MethodNotAllowed { allow: METHODS }, &context)
+        }
         HeadRefusal::TransferCoding => plain(
-            StatusCode::NOT_IMPLEMENTED,
+            StatusCode::BAD_REQUEST,
             "transfer_coding_unknown",
             "the only transfer coding accepted is `chunked`",
         ),
         HeadRefusal::Version => plain(
-            StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            StatusCode::BAD_REQUEST,
             "version_not_supported",
             "use HTTP/1.1 or HTTP/2",
         ),
@@ -146,6 +146,9 @@ fn body(refusal: &Refusal) -> ErrorBody {
         body = body
             .with("limit", state.limit)
             .with("limit_name", state.name);
+    }
+    if let Refusal::TooManyOpen { limit } = refusal {
+        body = body.with("limit", *limit).with("limit_name", "concurrency");
     }
     body
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod door;
+mod hostile;
 mod house;
 mod limits;
 mod node;

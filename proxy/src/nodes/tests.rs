@@ -384,6 +384,15 @@ async fn a_node_speaks_for_itself_only() {
         code(&thief.register(&hub, &other_id).await),
         "wireguard_key_taken"
     );
+    let mirror = Home {
+        identity: Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap(),
+        wireguard: PrivateKey::from_bytes([3; 32]),
+    };
+    assert_eq!(
+        code(&mirror.register(&hub, &other_id).await),
+        "wireguard_key_taken",
+        "the hub's own key"
+    );
     assert_eq!(code(&other.register(&hub, &id).await), "signature_invalid");
     assert_eq!(
         code(&other.register(&hub, "node_nobody").await),

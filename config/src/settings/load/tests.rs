@@ -23,6 +23,7 @@ fn outside<'a>(variables: &[(&str, &str)]) -> Outside<'a> {
         machine: Machine {
             host_name: "den.example.org".to_owned(),
             data_home: Some(PathBuf::from("/home/me/.local/share")),
+            state_directory: None,
             root: false,
             cores: 4,
         },
@@ -278,6 +279,14 @@ fn node_state_lies_with_the_user_or_with_the_system() {
     outside.machine.root = true;
     let settings = parse_node("node.toml", text, &outside).expect("right");
     assert_eq!(settings.node.state_dir, Path::new("/var/lib/hearth-node"));
+    outside.machine.root = false;
+    outside.machine.state_directory = Some(PathBuf::from("/var/lib/private/den"));
+    let settings = parse_node("node.toml", text, &outside).expect("right");
+    assert_eq!(
+        settings.node.state_dir,
+        Path::new("/var/lib/private/den"),
+        "systemd says where a service keeps its state"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::settings::read::Section;
 pub(super) fn limits(mut section: Section<'_>) -> Limits {
     let limits = Limits {
         guard_per_minute: per_minute(&mut section, "guard_per_minute", 600),
-        guard_burst: per_minute(&mut section, "guard_burst", 120),
+        guard_burst: per_minute(&mut section, "guard_burst", 240),
         per_ip: PerMinute {
             text: per_minute(&mut section, "text_per_minute_per_ip", 30),
             media: per_minute(&mut section, "media_per_minute_per_ip", 10),

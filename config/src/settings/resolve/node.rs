@@ -57,6 +57,9 @@ fn node(mut section: Section<'_>) -> Node {
             && !name.chars().any(char::is_control)
     });
     let state_dir = section.path("state_dir").or_else(|| {
+        if let Some(folder) = &machine.state_directory {
+            return Some(folder.clone());
+        }
         if machine.root {
             return Some(PathBuf::from("/var/lib/hearth-node"));
         }

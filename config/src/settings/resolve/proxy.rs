@@ -247,7 +247,7 @@ fn routing(mut section: Section<'_>, server: &Server) -> Routing {
             .unwrap_or(Duration::from_secs(3)),
         keepalive: secs(&mut section, "keepalive_secs", 1, 55, 15),
         fallback: section.boolean("fallback").unwrap_or(true),
-        pool_max: section.integer("pool_max", 0..=1024).map_or(32, count),
+        pool_max: section.integer("pool_max", 0..=1024).map_or(128, count),
     };
     if routing.fast_to >= routing.heavy_from {
         let message = format!(

@@ -5,8 +5,8 @@ use config::ids::UserId;
 use config::settings::proxy::{Limits, PerMinute, Plan};
 
 use super::{
-    Counter, CounterState, Decision, Kind, Rule, concurrent_max, counters, go_duration, headers,
-    ip_counters,
+    Concurrency, Counter, CounterState, Decision, Kind, Rule, concurrent_max, counters,
+    go_duration, headers, ip_counters,
 };
 use crate::identity::Principal;
 use crate::quota;
@@ -130,7 +130,7 @@ fn the_headers_are_those_of_the_contract() {
     let counters = of(Plan::default(), Kind::Text);
     let stored = [None, None, Some(11)];
     let decision = quota::decide(&counters, &stored, NOON_MS * 1_000).decision;
-    let text: Vec<String> = headers(decision.states())
+    let text: Vec<String> = headers(decision.states(), None)
         .into_iter()
         .map(|(name, value)| format!("{name}: {value}"))
         .collect();
@@ -141,7 +141,45 @@ fn the_headers_are_those_of_the_contract() {
     ratelimit-policy: "text-min-ip";q=30;w=60, "text-min";q=30;w=60, "text-day";q=100;w=86400
     ratelimit: "text-min-ip";r=29;t=2, "text-min";r=29;t=2, "text-day";r=88;t=43200
     "#);
-    assert!(headers(&[]).is_empty());
+    assert!(headers(&[], None).is_empty());
+}
+
+#[test]
+fn open_requests_are_a_policy_of_their_own() {
+    let counters = of(Plan::default(), Kind::Text);
+    let decision = quota::decide(&counters, &[None, None, None], NOON_MS * 1_000).decision;
+    let open = Concurrency { limit: 16, open: 3 };
+    let sent = headers(decision.states(), Some(open));
+    assert!(
+        sent[3]
+            .1
+            .ends_with(", \"concurrency\";q=16;qu=\"concurrent-requests\"")
+    );
+    assert!(sent[4].1.ends_with(", \"concurrency\";r=13"));
+    assert!(headers(&[], Some(open)).is_empty());
+}
+
+#[test]
+fn an_empty_window_says_when_its_next_unit_comes_and_never_later_than_retry_after() {
+    let counters = of(Plan::default(), Kind::Text);
+    let now_us = NOON_MS * 1_000;
+    let full = now_us + 60_000_000 - 500_000;
+    let verdict = quota::decide(&counters, &[Some(full), Some(full), Some(3)], now_us);
+    let refusal = verdict
+        .decision
+        .refusal()
+        .expect("both windows are used up");
+    let wait = refusal.retry_after().expect("waiting helps");
+    assert_eq!(wait, Duration::from_secs(2));
+    let sent = headers(verdict.decision.states(), None);
+    assert!(
+        sent[4]
+            .1
+            .starts_with("\"text-min-ip\";r=0;t=2, \"text-min\";r=0;t=2"),
+        "{}",
+        sent[4].1
+    );
+    assert_eq!(sent[2].1, "59.5s", "OpenAI's header says when all are back");
 }
 
 #[test]
@@ -149,7 +187,7 @@ fn the_counter_that_binds_most_speaks_in_the_openai_headers() {
     let counters = of(Plan::default(), Kind::Text);
     let stored = [None, None, Some(99)];
     let decision = quota::decide(&counters, &stored, NOON_MS * 1_000).decision;
-    let sent = headers(decision.states());
+    let sent = headers(decision.states(), None);
     assert_eq!(sent[0], ("x-ratelimit-limit-requests", "100".to_owned()));
     assert_eq!(sent[1], ("x-ratelimit-remaining-requests", "0".to_owned()));
     assert_eq!(

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use http::{Method, Version};
+use http::{HeaderValue, Method, Version};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
@@ -39,7 +39,10 @@ pub(super) async fn serve(connection: Connection, mut stream: Stream) {
                 drop(timeout(LINGER, stream.shutdown()).await);
                 return;
             }
-            Err(refusal) => return refuse(&connection, stream, refusal, None).await,
+            Err(refusal) => {
+                let decoration = decoration(&connection, &buffer);
+                return refuse(&connection, stream, refusal, decoration).await;
+            }
         };
         // boxed, so that an idle connection does not keep the room that a request needs
         let Some(next) = Box::pin(exchange(&connection, stream, buffer, head)).await else {
@@ -99,7 +102,8 @@ async fn exchange(
     let raw = match RawHead::parse(bytes) {
         Ok(raw) => raw,
         Err(refusal) => {
-            refuse(connection, stream, refusal, None).await;
+            let decoration = decoration(connection, bytes);
+            refuse(connection, stream, refusal, decoration).await;
             return None;
         }
     };
@@ -115,7 +119,7 @@ async fn exchange(
     let arrival = match arrival {
         Ok(arrival) => arrival,
         Err(refusal) => {
-            refuse(connection, stream, refusal, Some(decoration)).await;
+            refuse(connection, stream, refusal, decoration).await;
             return None;
         }
     };
@@ -147,19 +151,32 @@ async fn exchange(
     sink.finish().await
 }
 
+/// What an answer gets when the head was never understood. Its origin is looked for all the same: without it a browser hides
+/// the answer from the page.
+fn decoration(connection: &Connection, head: &[u8]) -> Decoration {
+    const ORIGIN: &[u8] = b"origin:";
+    let mut lines = head.split_inclusive(|&byte| byte == b'\n');
+    let value = lines.find_map(|line| {
+        let line = line.strip_suffix(b"\r\n")?;
+        let (name, value) = line.split_at_checked(ORIGIN.len())?;
+        name.eq_ignore_ascii_case(ORIGIN)
+            .then(|| value.trim_ascii())
+    });
+    Decoration {
+        house: connection.shared.house.clone(),
+        request_id: super::new_request_id(),
+        origin: value.and_then(|value| HeaderValue::from_bytes(value).ok()),
+        received_at: std::time::Instant::now(),
+    }
+}
+
 /// Answers without a session, then closes.
 async fn refuse(
     connection: &Connection,
     mut stream: Stream,
     refusal: HeadRefusal,
-    decoration: Option<Decoration>,
+    decoration: Decoration,
 ) {
-    let decoration = decoration.unwrap_or_else(|| Decoration {
-        house: connection.shared.house.clone(),
-        request_id: super::new_request_id(),
-        origin: None,
-        received_at: std::time::Instant::now(),
-    });
     let (status, mut headers, body) = connection.refused(refusal, &decoration.request_id);
     decoration.apply(&mut headers);
     let answer = write_out(status, headers, &body);

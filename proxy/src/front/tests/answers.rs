@@ -244,6 +244,26 @@ async fn a_preflight_needs_nothing_and_strangers_get_no_permission() {
 }
 
 #[tokio::test]
+async fn a_page_can_read_even_the_refusal_of_a_head_that_was_not_understood() {
+    let edge = edge();
+    let origin = "Origin: https://app.example.org";
+    for odd in [
+        format!("X-Large: {}", "a".repeat(40_000)),
+        "No colon".into(),
+    ] {
+        let mut socket = edge.socket().await;
+        let head = format!("GET /hello HTTP/1.1\r\nHost: localhost\r\n{origin}\r\n{odd}\r\n\r\n");
+        socket.try_send(head.as_bytes()).await;
+        let answer = socket.read_to_close().await;
+        assert!(
+            answer.starts_with("HTTP/1.1 4")
+                && answer.contains("access-control-allow-origin: https://app.example.org\r\n"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn one_address_cannot_ask_without_end() {
     let mut edge = edge_with(|settings| {
         settings.guard_per_minute = 1;

@@ -1,6 +1,8 @@
 //! A client in memory: sends a body, collects the answer, and leaves when told to.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +17,8 @@ use crate::front::sink::{BodyError, ClientGone, ClientSink};
 /// The client's side of one request.
 pub(super) struct Client {
     body: VecDeque<Bytes>,
+    /// What was sent is not all: the rest never comes, and here it counts who waits for it.
+    stalls: Option<Arc<AtomicUsize>>,
     /// Leaves when so many chunks have come.
     leaves_after: usize,
     begun: Instant,
@@ -29,6 +33,7 @@ impl Client {
     pub(super) fn sending(body: impl Into<Bytes>) -> Self {
         Self {
             body: VecDeque::from([body.into()]),
+            stalls: None,
             leaves_after: usize::MAX,
             begun: Instant::now(),
             status: None,
@@ -37,6 +42,12 @@ impl Client {
             chunks: Vec::new(),
             ended: false,
         }
+    }
+
+    /// Never sends the end of its body, and counts when the house waits for it.
+    pub(super) fn stalling(mut self, stalled: &Arc<AtomicUsize>) -> Self {
+        self.stalls = Some(Arc::clone(stalled));
+        self
     }
 
     pub(super) const fn leaving_after(mut self, chunks: usize) -> Self {
@@ -92,6 +103,12 @@ impl Client {
 #[async_trait]
 impl ClientSink for Client {
     async fn body(&mut self) -> Result<Option<Bytes>, BodyError> {
+        if self.body.is_empty()
+            && let Some(stalled) = &self.stalls
+        {
+            stalled.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        }
         Ok(self.body.pop_front())
     }
 

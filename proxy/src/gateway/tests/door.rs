@@ -194,6 +194,17 @@ async fn bad_bodies_are_refused_with_the_right_words() {
 }
 
 #[tokio::test]
+async fn a_completion_holds_no_media_and_gets_no_room_for_it() {
+    let house = House::with(vec![(&[Primary], vec![])]).await;
+    let text = format!("{{\"prompt\":\"{}", "x".repeat(70 * 1024));
+    let mut client = Client::sending(text);
+    house
+        .ask(Method::POST, "/v1/completions", &mut client)
+        .await;
+    assert_eq!(client.status.unwrap().as_u16(), 413, "{}", client.text());
+}
+
+#[tokio::test]
 async fn only_json_is_read() {
     let house = House::with(vec![(&[Primary], vec![])]).await;
     for kind in [

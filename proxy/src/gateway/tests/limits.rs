@@ -1,9 +1,12 @@
 //! What requests cost, and what goes back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use config::tier::Tier::Primary;
+use futures_util::poll;
 use http::Method;
 use serde_json::json;
 
@@ -154,6 +157,12 @@ async fn a_user_has_so_many_open_requests_and_no_more() {
         (client.status.unwrap().as_u16(), record.refusal),
         (429, Some("too_many_open"))
     );
+    assert!(
+        client
+            .header("ratelimit")
+            .ends_with(", \"concurrency\";r=0")
+    );
+    assert_eq!(client.json()["error"]["limit_name"], "concurrency");
     open.abort();
     assert!(open.await.unwrap_err().is_cancelled());
     let (client, _) = house.chat(&to("primary")).await;
@@ -178,4 +187,60 @@ async fn lists_and_health_have_counters_of_their_own() {
     let mut client = Client::sending("");
     house.ask(Method::GET, "/health", &mut client).await;
     assert_eq!(client.status.unwrap(), 429);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_end_counts_as_an_open_request() {
+    let mut plans = generous();
+    plans.limits.concurrent_per_user = 1;
+    let acts = vec![Act::Reply(200, answer("hi"))];
+    let house = House::planned(plans, vec![(&[Primary], acts)]).await;
+    let stalled = Arc::<AtomicUsize>::default();
+    let mut slow = Client::sending("{").stalling(&stalled);
+    let mut upload = Box::pin(house.ask(Method::POST, "/v1/chat/completions", &mut slow));
+    while stalled.load(Ordering::Relaxed) == 0 {
+        assert!(poll!(&mut upload).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let (client, record) = house.chat(&to("primary")).await;
+    assert_eq!(
+        (client.status.unwrap().as_u16(), record.refusal),
+        (429, Some("too_many_open"))
+    );
+    drop(upload);
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(client.status.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_end_cannot_fill_the_memory() {
+    let mut plans = generous();
+    plans.limits.concurrent_per_user = 1_000;
+    let acts = vec![Act::Reply(200, answer("hi"))];
+    let house = House::planned(plans, vec![(&[Primary], acts)]).await;
+    let stalled = Arc::<AtomicUsize>::default();
+    // The house takes 64 KiB of text each.
+    let mut clients: Vec<Client> = (0..100)
+        .map(|_| Client::sending(vec![b' '; 60 * 1024]).stalling(&stalled))
+        .collect();
+    let mut uploads: Vec<_> = clients
+        .iter_mut()
+        .map(|client| Box::pin(house.ask(Method::POST, "/v1/chat/completions", client)))
+        .collect();
+    let mut refused = 0;
+    for upload in &mut uploads {
+        let before = stalled.load(Ordering::Relaxed);
+        while stalled.load(Ordering::Relaxed) == before {
+            if let Poll::Ready(record) = poll!(&mut *upload) {
+                assert_eq!(record.refusal, Some("queue_full"));
+                refused += 1;
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(refused, 100 - 68, "as many as fit into 64 whole bodies");
+    drop(uploads);
+    let (client, _) = house.chat(&to("primary")).await;
+    assert_eq!(client.status.unwrap(), 200);
 }

@@ -25,6 +25,8 @@ pub(super) enum Act {
     Hang(Vec<String>),
     /// The connection breaks before any answer.
     Die,
+    /// These bytes, whatever they are, and then the other bytes again and again until the proxy leaves.
+    Raw(Vec<u8>, Vec<u8>),
 }
 
 /// One request as it arrived.
@@ -136,12 +138,19 @@ impl Stage {
                     .is_ok();
             }
             Act::Die => return false,
+            Act::Raw(first, again) => {
+                let mut open = stream.write_all(&first).await.is_ok();
+                while open && !again.is_empty() {
+                    open = stream.write_all(&again).await.is_ok();
+                }
+                return open;
+            }
             Act::Stream(events) => (Duration::ZERO, events, End::Clean),
             Act::Slowly(pause, events) => (pause, events, End::Clean),
             Act::Break(events) => (Duration::ZERO, events, End::Broken),
             Act::Hang(events) => (Duration::ZERO, events, End::Never),
         };
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nserver-timing: queue;dur=7\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         for event in events {
             tokio::time::sleep(pause).await;

@@ -30,6 +30,11 @@ async fn a_stream_ends_with_routing_in_its_last_normal_chunk() {
     );
     assert_eq!(client.header("cache-control"), "no-cache, no-transform");
     assert_eq!(client.header("x-accel-buffering"), "no");
+    let timing = client.header("server-timing");
+    assert!(
+        timing.contains("auth;dur=") && timing.contains(", queue;dur=7.0, ttft;dur="),
+        "{timing}"
+    );
     assert!(client.headers.get("content-length").is_none());
     let events = client.events();
     assert_eq!(client.said(), "hi");

@@ -47,6 +47,23 @@ async fn an_answer_carries_where_it_came_from() {
 }
 
 #[tokio::test]
+async fn an_answer_says_how_long_its_parts_took() {
+    let mut timed = answer("hi");
+    timed["timings"] = json!({"queue_ms": 7.25, "predicted_ms": 0.0});
+    let house = House::with(vec![(&[Primary], vec![Act::Reply(200, timed)])]).await;
+
+    let (client, record) = house.chat(&to("primary")).await;
+
+    let timing = client.header("server-timing");
+    assert!(
+        timing.contains("auth;dur=") && timing.contains(", queue;dur=7.2, ttft;dur="),
+        "{timing}"
+    );
+    assert!(client.json()["_routing"]["ttft_ms"].is_u64());
+    assert!(record.ttft_ms.is_some_and(|ttft| ttft <= record.ms));
+}
+
+#[tokio::test]
 async fn a_node_is_asked_with_our_own_words_only() {
     let house = House::with(vec![(&[Primary], vec![Act::Reply(200, answer("hi"))])]).await;
     let mut body = to("primary");

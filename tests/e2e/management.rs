@@ -1,0 +1,257 @@
+//! What an operator types: keys, nodes, settings and state, for people and for scripts, with and without a running proxy.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::node::Node;
+use tests::process::said;
+use tests::proxy::Proxy;
+use tests::wait::until;
+
+/// The settings' problems of the fixture are told with their place.
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../config/fixtures/invalid")
+        .join(name);
+    path.display().to_string()
+}
+
+/// A management command as a person types it: exit code and words.
+fn typed(proxy: &Proxy, arguments: &[&str]) -> (Option<i32>, String) {
+    let config = proxy.config().display().to_string();
+    let mut all = arguments.to_vec();
+    all.extend(["--config", &config]);
+    said("hearth-proxy", &all)
+}
+
+fn done(proxy: &Proxy, arguments: &[&str]) -> String {
+    let (code, words) = typed(proxy, arguments);
+    assert_eq!(code, Some(0), "{arguments:?}: {words}");
+    words
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked_whether_or_not_the_proxy_runs() {
+    let mut proxy = Proxy::start().await;
+    let (id, key) = proxy.key("laptop");
+    let laptop = proxy.stranger().with_bearer(&key);
+    assert_eq!(laptop.get("/v1/models").await.status, 200);
+
+    proxy.kill();
+    let shown = done(&proxy, &["key", "create", "--name", "phone"]);
+    let phone = shown
+        .lines()
+        .next()
+        .expect("the key is the first line")
+        .to_owned();
+    assert!(phone.starts_with("hearth_sk_"), "{shown}");
+    assert!(shown.contains("shown this once"), "{shown}");
+    let table = done(&proxy, &["key", "list"]);
+    assert!(
+        table.starts_with("ID ") && table.contains("laptop") && table.contains("phone"),
+        "{table}"
+    );
+    assert!(!table.contains(&key) && !table.contains(&phone), "{table}");
+    let revoked = done(&proxy, &["key", "revoke", &id]);
+    assert!(revoked.contains("revoked"), "{revoked}");
+
+    proxy.restart().await;
+    assert_eq!(laptop.get("/v1/models").await.status, 401, "revoked");
+    let phone_client = proxy.stranger().with_bearer(&phone);
+    assert_eq!(phone_client.get("/v1/models").await.status, 200);
+    done(&proxy, &["key", "revoke", &phone]);
+    assert_eq!(
+        phone_client.get("/v1/models").await.status,
+        401,
+        "at once, while the proxy runs and knows the key"
+    );
+    let table = done(&proxy, &["key", "list"]);
+    assert_eq!(table.matches("revoked").count(), 2, "{table}");
+    let (code, words) = typed(&proxy, &["key", "revoke", "AAAAAAAAAA"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(
+        words.contains("hearth-proxy key list"),
+        "what next: {words}"
+    );
+}
+
+#[tokio::test]
+async fn nodes_are_invited_listed_and_revoked_by_name() {
+    let mut proxy = Proxy::start().await;
+    assert!(done(&proxy, &["node", "list"]).contains("no nodes yet"));
+    proxy.kill();
+    let invite = done(&proxy, &["node", "invite", "--name", "den"]);
+    let link = invite
+        .lines()
+        .next()
+        .expect("the link is the first line")
+        .to_owned();
+    assert!(
+        link.starts_with(&proxy.url()) && link.contains("&pin=sha256-"),
+        "{invite}"
+    );
+    assert!(
+        invite.contains(&format!("hearth-node join '{link}'")),
+        "ready to paste: {invite}"
+    );
+
+    proxy.restart().await;
+    let mut den = Node::named("den").tier("fast").prepare();
+    let (code, words) = den.typed(&["status"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("hearth-node run"), "what next: {words}");
+    den.join(&link);
+    den.restart();
+    proxy.serves(&proxy.friend(), &["fast"]).await;
+    let table = done(&proxy, &["node", "list"]);
+    assert!(
+        table.contains("den") && table.contains("online: fast ready tiny-fast"),
+        "{table}"
+    );
+    until("the node says so too", Duration::from_secs(10), || async {
+        let (code, words) = den.typed(&["status"]);
+        (code == Some(0) && words.contains("connected") && words.contains("fast")).then_some(())
+    })
+    .await;
+    assert_eq!(den.typed(&["config", "check"]).0, Some(0));
+
+    assert!(done(&proxy, &["node", "revoke", "den"]).contains("revoked"));
+    assert!(done(&proxy, &["node", "list"]).contains("revoked"));
+    let (code, words) = typed(&proxy, &["node", "revoke", "attic"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("hearth-proxy node list"), "{words}");
+}
+
+#[test]
+fn every_problem_of_the_settings_is_told_at_once_with_its_place() {
+    for (program, file) in [
+        ("hearth-proxy", "proxy-many.toml"),
+        ("hearth-node", "node-many.toml"),
+    ] {
+        let path = fixture(file);
+        let (code, words) = said(program, &["config", "check", &path]);
+        assert_eq!(code, Some(64), "{program}: {words}");
+        let places = words.lines().filter(|line| has_place(line, file)).count();
+        assert!(places >= 5, "{program} told {places} places:\n{words}");
+        let run = if program == "hearth-proxy" {
+            "serve"
+        } else {
+            "run"
+        };
+        let (code, same) = said(program, &[run, "--config", &path]);
+        assert_eq!(code, Some(64), "{same}");
+        assert_eq!(same, words, "starting says the same");
+    }
+}
+
+/// `…file:12:3…`
+fn has_place(line: &str, file: &str) -> bool {
+    let Some((_, rest)) = line.split_once(file) else {
+        return false;
+    };
+    let mut parts = rest.trim_start_matches(':').split(':');
+    let mut number = || {
+        parts
+            .next()
+            .is_some_and(|part| part.trim().parse::<u32>().is_ok())
+    };
+    number() && number()
+}
+
+#[tokio::test]
+async fn the_state_is_told_to_people_and_to_scripts() {
+    let mut proxy = Proxy::start().await;
+    let words = done(&proxy, &["status"]);
+    assert!(
+        words.contains("up ") && words.contains("ready  no: ") && words.contains("store  "),
+        "{words}"
+    );
+    let status = proxy.manage(&["status"]);
+    assert_eq!(status["nodes_online"], Value::from(0), "{status}");
+    assert!(status["uptime_secs"].is_u64(), "{status}");
+    assert!(done(&proxy, &["health"]).starts_with("ok "));
+    let url = format!("{}/healthz", proxy.url());
+    let (code, words) = said("hearth-proxy", &["health", "--url", &url]);
+    assert_eq!(code, Some(1), "an unknown certificate: {words}");
+    let (code, words) = said("hearth-proxy", &["health", "--url", &url, "--insecure"]);
+    assert_eq!((code, words.trim()), (Some(0), "ok"));
+
+    let easy = proxy.manage(&["route", "explain", "Hi!"]);
+    let hard = done(
+        &proxy,
+        &[
+            "route",
+            "explain",
+            "Prove step by step that there are infinitely many primes, then analyse the complexity of the sieve and refactor this code: fn f() {}",
+        ],
+    );
+    assert_eq!(easy["verdict"]["tier"], Value::from("fast"), "{easy}");
+    assert!(
+        hard.contains("tier     heavy") && hard.contains("reasons  "),
+        "{hard}"
+    );
+
+    proxy.kill();
+    assert!(done(&proxy, &["status"]).contains("does not run"));
+    let (code, words) = typed(&proxy, &["health"]);
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("no proxy answers at"), "{words}");
+}
+
+#[test]
+fn a_wrong_command_line_says_what_would_be_right() {
+    for (program, wrong, hint) in [
+        ("hearth-proxy", vec!["key", "lst"], "list"),
+        ("hearth-node", vec!["statsu"], "status"),
+    ] {
+        let (code, words) = said(program, &wrong);
+        assert_eq!(code, Some(64), "{program}: {words}");
+        assert!(words.contains(hint), "{program}: {words}");
+    }
+}
+
+/// Every command has an example, and the example is a command that exists.
+#[test]
+fn every_help_has_an_example_that_is_true() {
+    for (program, commands) in [
+        (
+            "hearth-proxy",
+            &[
+                "",
+                "serve",
+                "config",
+                "config check",
+                "key",
+                "key create",
+                "key list",
+                "key revoke",
+                "node",
+                "node invite",
+                "node list",
+                "node revoke",
+                "route",
+                "route explain",
+                "status",
+                "health",
+            ][..],
+        ),
+        (
+            "hearth-node",
+            &["", "join", "run", "config", "config check", "status"][..],
+        ),
+    ] {
+        for command in commands {
+            let mut arguments: Vec<&str> = command.split_whitespace().collect();
+            arguments.push("--help");
+            let (code, words) = said(program, &arguments);
+            assert_eq!(code, Some(0), "{program} {command}: {words}");
+            let example = words.contains(&format!("\n  {program} {command}"))
+                || words.contains(&format!(" {program} {command} "));
+            assert!(
+                words.contains("Example") && example,
+                "{program} {command}: {words}"
+            );
+        }
+    }
+}
