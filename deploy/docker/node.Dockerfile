@@ -17,10 +17,12 @@ RUN apt-get update \
     && useradd --system --uid 65532 --home-dir /var/lib/hearth-node hearth \
     && install -d -o hearth -g hearth /var/lib/hearth-node
 COPY --from=build /hearth-node /usr/local/bin/hearth-node
+ENV HEARTH_NODE_CONFIG=/etc/hearth/node.toml \
+    HEARTH_NODE__NODE__STATE_DIR=/var/lib/hearth-node
 # Identity and registration; models are mounted, never baked in.
 VOLUME /var/lib/hearth-node
 VOLUME /models
 STOPSIGNAL SIGTERM
 USER hearth
 ENTRYPOINT ["/usr/local/bin/hearth-node"]
-CMD ["run", "--config", "/etc/hearth/node.toml"]
+CMD ["run"]

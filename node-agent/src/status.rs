@@ -129,3 +129,19 @@ pub async fn ask(state_dir: &Path) -> io::Result<Status> {
         Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_alone_even_where_one_was_left_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SOCKET_FILE);
+        for _ in 0..2 {
+            let _listener = listen(&path).unwrap();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+}

@@ -29,9 +29,12 @@ const FRAMES_MAX: u32 = 200_000;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const INITIAL_WINDOW_SIZE: u64 = 4;
 
 /// RFC 9113 section 4.1.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -162,6 +165,46 @@ async fn http2_floods_are_cut_and_cost_nobody_else_anything() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     let grown = resident_kib(&mut proxy).saturating_sub(before);
     assert!(grown < 64 * 1024, "{grown} KiB for attackers");
+}
+
+/// Strangers who send bodies and take no answers fill exactly these windows.
+#[tokio::test]
+async fn one_http2_connection_can_make_the_proxy_hold_a_quarter_of_a_mebibyte() {
+    const INITIAL: u64 = 65_535;
+    let proxy = Proxy::start().await;
+    let mut stream = http2(&proxy).await;
+    let (mut connection, mut each) = (INITIAL, INITIAL);
+    let mut head = [0; 9];
+    // Until our own settings are acknowledged: the windows were told before.
+    loop {
+        stream.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).expect("small")];
+        stream.read_exact(&mut payload).await.expect("its payload");
+        let number = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .fold(0, |all, byte| all << 8 | u64::from(*byte))
+        };
+        match (head[3], head[4]) {
+            (SETTINGS, 0) => {
+                for setting in payload.chunks_exact(6) {
+                    if number(&setting[..2]) == INITIAL_WINDOW_SIZE {
+                        each = number(&setting[2..]);
+                    }
+                }
+                let ping = frame(PING, 0, 0, &[7; 8]);
+                stream.write_all(&ping).await.expect("the proxy reads");
+            }
+            (WINDOW_UPDATE, _) => connection += number(&payload),
+            (PING, 1) => break,
+            _ => {}
+        }
+    }
+    assert!(
+        connection <= 256 * 1024 && each <= 256 * 1024,
+        "{connection}, {each}"
+    );
 }
 
 struct Thief {

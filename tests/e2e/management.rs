@@ -255,3 +255,38 @@ fn every_help_has_an_example_that_is_true() {
         }
     }
 }
+
+#[tokio::test]
+async fn both_programs_log_the_same_lines_and_end_without_a_complaint() {
+    let mut proxy = Proxy::start().await;
+    let mut den = Node::named("den").tier("fast").join(&proxy);
+    let friend = proxy.friend();
+    proxy.serves(&friend, &["fast"]).await;
+    assert_eq!(friend.ask("fast", "Hello").await.status, 200);
+    den.process().signal("TERM");
+    den.process().ended(Duration::from_secs(10)).await;
+    proxy.process().signal("TERM");
+    proxy.process().ended(Duration::from_secs(10)).await;
+
+    for (program, log) in [
+        ("hearth-proxy", proxy.process().log()),
+        ("hearth-node", den.process().log()),
+    ] {
+        let mut requests = 0;
+        for line in log.lines() {
+            let line: Value =
+                serde_json::from_str(line).unwrap_or_else(|_| panic!("{program}: {line}"));
+            for field in ["ts", "level", "target", "msg"] {
+                assert!(line[field].is_string(), "{program}: no {field} in {line}");
+            }
+            assert_ne!(line["level"], "ERROR", "{program}: {line}");
+            for number in ["ms", "ttft_ms", "completion_tokens"] {
+                let value = &line[number];
+                assert!(value.is_null() || value.is_u64(), "{program}: {line}");
+            }
+            let answered = line["msg"] == "request" && line["completion_tokens"].is_u64();
+            requests += usize::from(answered && line["tier"] == "fast");
+        }
+        assert_eq!(requests, 1, "{program} tells of the request once:\n{log}");
+    }
+}

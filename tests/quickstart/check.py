@@ -34,6 +34,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     asked = []
     cut = set()
 
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:
+            pass  # a client that broke off
+
     def do_GET(self):
         Hub.asked.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
         listing = re.fullmatch(r"/api/models/me/(\w+)/tree/main\?recursive=true", self.path)

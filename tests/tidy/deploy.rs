@@ -155,8 +155,12 @@ fn images_copy_what_their_build_made() {
                 continue;
             };
             let made = if line.contains("--from=build") {
-                text.contains(&format!("cp target/release{source} {source}"))
-                    && text.contains(&format!("ENTRYPOINT [\"{target}\"]"))
+                let program = text.contains(&format!("cp target/release{source} {source}"))
+                    && text.contains(&format!("ENTRYPOINT [\"{target}\"]"));
+                // A folder for the state, owned by the user of the image.
+                let folder = text.contains(&format!("install -d -m 700 {source}"))
+                    && text.contains(&format!("VOLUME {target}"));
+                program || folder
             } else {
                 root().join(source).exists()
             };
@@ -190,8 +194,9 @@ fn the_stack_publishes_the_ports_that_the_proxy_listens_on() {
         assert!(compose.contains(&format!(":{port}/{kind}\"")), "{port}");
     }
     assert!(
-        compose.contains("HEARTH_PROXY_CONFIG"),
-        "so that management commands find the settings"
+        image.contains("ENV HEARTH_PROXY_CONFIG=/etc/hearth/proxy.toml")
+            && compose.contains(":/etc/hearth/proxy.toml:ro"),
+        "so that management commands and the health check find the settings"
     );
     let file = compose
         .lines()

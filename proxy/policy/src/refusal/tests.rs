@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use config::tier::Tier;
+use config::wire::valid::{Invalid, InvalidCode};
 
 use super::{AccountFault, Refusal};
 use crate::identity::Scope;
@@ -128,4 +129,19 @@ fn a_wait_is_never_told_as_zero() {
         retry_after: Duration::ZERO,
     };
     assert_eq!(now.retry_after(), Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn the_field_at_fault_is_named_in_the_sentence_too() {
+    let invalid = |param: Option<&str>| Invalid {
+        param: param.map(str::to_owned),
+        code: InvalidCode::InvalidValue,
+        message: "5 is outside 0 to 2".to_owned(),
+    };
+    let named = Refusal::from(invalid(Some("temperature")));
+    assert_eq!(named.to_string(), "`temperature`: 5 is outside 0 to 2");
+    assert_eq!(
+        Refusal::from(invalid(None)).to_string(),
+        "5 is outside 0 to 2"
+    );
 }

@@ -18,10 +18,11 @@ use super::super::lifecycle::{Phase, reached};
 use super::super::session::{SessionSink, Shape};
 use super::Connection;
 
-/// Uploads run at one window a round trip: 64 KiB, the default, is 13 Mbit/s at 40 ms.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// What one connection can make us hold, whatever its streams.
-const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// Uploads run at one window a round trip: 64 KiB, the default, is 13 Mbit/s at 40 ms, this is 50.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// What one connection can make us hold, whatever its streams: whoever sends bodies and takes no answers fills it without any
+/// credential, and one address may have hundreds of connections.
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 /// Unsent bytes of one answer before its writer has to wait.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Streams refused during acceptance before the connection is dropped; as Pingora's own limit.
