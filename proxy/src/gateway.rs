@@ -215,11 +215,17 @@ impl Gateway {
     async fn enter(&self, call: &Call, exchange: &mut Exchange<'_>) -> Result<Principal, Refusal> {
         let started = Instant::now();
         let now_unix = i64::try_from(call.unix_ms / 1_000).unwrap_or(i64::MAX);
-        let principal = self
+        let seen = self
             .rooms
             .authenticator
-            .authenticate(&call.headers, now_unix)
-            .await?;
+            .authenticate(&call.headers, now_unix);
+        let principal = match seen.await {
+            Ok(principal) => principal,
+            Err(refusal) => {
+                self.rooms.admission.look_at_address(call, exchange).await;
+                return Err(refusal);
+            }
+        };
         exchange.took("auth", started);
         exchange.record.user = Some(principal.subject());
         exchange.record.key.clone_from(&principal.key);

@@ -255,5 +255,10 @@ async fn a_stranger_reaches_nothing_but_health_page_and_enrolment() {
         (reply.status, reply.code().as_str()),
         (401, "missing_api_key")
     );
+    assert!(
+        reply.header("ratelimit-policy").contains("text-min-ip"),
+        "even a refusal tells the limits of the address: {:?}",
+        reply.headers
+    );
     assert_eq!(reply.json()["error"]["type"], "invalid_request_error");
 }

@@ -20,7 +20,10 @@ pub(super) struct Record {
     first_token_ms: Option<u128>,
     prompt_tokens: u64,
     cached_tokens: u64,
-    completion_tokens: u64,
+    /// As they came, piece by piece.
+    streamed_tokens: u64,
+    /// Of finished choices, as the engine counts: the end token has no piece.
+    finished_tokens: u64,
     /// `abandoned` until something else is known: the other side left.
     outcome: String,
 }
@@ -36,7 +39,8 @@ impl Record {
             first_token_ms: None,
             prompt_tokens: 0,
             cached_tokens: 0,
-            completion_tokens: 0,
+            streamed_tokens: 0,
+            finished_tokens: 0,
             outcome: "abandoned".to_owned(),
         }
     }
@@ -52,7 +56,7 @@ impl Record {
                 self.cached_tokens += u64::from(*cached_tokens);
             }
             Event::Piece { tokens, .. } => {
-                self.completion_tokens += u64::from(*tokens);
+                self.streamed_tokens += u64::from(*tokens);
                 if self.first_token_ms.is_none() {
                     let took = self.began.elapsed();
                     self.first_token_ms = Some(took.as_millis());
@@ -63,7 +67,9 @@ impl Record {
                 refusal.as_str().clone_into(&mut self.outcome);
                 log_fault(self.tier, &self.request_id, refusal);
             }
-            Event::Done { .. } => {}
+            Event::Done { usage, .. } => {
+                self.finished_tokens += u64::from(usage.completion_tokens);
+            }
         }
     }
 
@@ -104,7 +110,7 @@ impl Drop for Record {
             ttft_ms = self.first_token_ms,
             prompt_tokens = self.prompt_tokens,
             cached_tokens = self.cached_tokens,
-            completion_tokens = self.completion_tokens,
+            completion_tokens = self.streamed_tokens.max(self.finished_tokens),
             "request"
         );
     }

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use config::settings::proxy::Limits;
 use policy::identity::{Principal, Subject};
-use policy::limit::{Concurrency, Counter, Kind, concurrent_max, counters};
+use policy::limit::{Concurrency, Counter, Kind, concurrent_max, counters, ip_counters};
 use policy::open::OpenRequests;
 use policy::refusal::Refusal;
 
+use super::Call;
 use super::exchange::Exchange;
 use crate::observe::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -90,11 +91,26 @@ impl Admission {
 
     /// Reads where the limits stand and charges nothing: a request refused for another reason tells them too.
     pub async fn look(&self, asking: Asking<'_>, exchange: &mut Exchange<'_>) {
-        let mut counters = self.counters(asking);
+        let counters = self.counters(asking);
+        self.read(counters, asking.now_unix_ms, exchange).await;
+    }
+
+    /// The same for somebody unknown: only the address has limits yet. The guard bounds how often this is asked.
+    pub async fn look_at_address(&self, call: &Call, exchange: &mut Exchange<'_>) {
+        let counters = ip_counters(call.ip, Kind::Text, &self.limits.load());
+        self.read(counters, call.unix_ms, exchange).await;
+    }
+
+    async fn read(
+        &self,
+        mut counters: Vec<Counter>,
+        now_unix_ms: u64,
+        exchange: &mut Exchange<'_>,
+    ) {
         for counter in &mut counters {
             counter.cost = 0;
         }
-        match self.store.admit(&counters, asking.now_unix_ms).await {
+        match self.store.admit(&counters, now_unix_ms).await {
             Ok(decision) => exchange.limits(decision.states()),
             // The answer is an error already; without these headers it is still right.
             Err(error) => self.metrics.store_error(error.label()),
