@@ -306,9 +306,9 @@ $(say 'It runs. Use it:')
   curl         curl --cacert $ca_word $url/v1/chat/completions \\
                  -H "Authorization: Bearer $key" -H "Content-Type: application/json" \\
                  -d '{"model":"auto","messages":[{"role":"user","content":"Hello"}]}'
-  Python       import httpx, openai, ssl
+  Python       import openai, ssl
                client = openai.OpenAI(base_url="$url/v1", api_key="$key",
-                                      http_client=httpx.Client(verify=ssl.create_default_context(cafile="$ca")))
+                                      http_client=openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="$ca")))
                print(client.chat.completions.create(model="auto",
                      messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)
   more keys    $proxy_word key create --name NAME --config $config_word

@@ -99,6 +99,8 @@ struct Shared {
     handler: Arc<dyn Handler>,
     house: Arc<House>,
     guard: Guard,
+    /// Requests in progress, per client: HTTP/2 puts many on one connection.
+    requests: Arc<Connections>,
     census: Arc<Census>,
     phase: watch::Receiver<Phase>,
     trusted_proxies: Vec<Cidr>,
@@ -116,6 +118,10 @@ impl Shared {
         *self.phase.borrow() >= Phase::Draining
     }
 }
+
+/// Requests in progress for each connection that an address may have. A request whose client takes no answer holds 26 KiB until
+/// the write timeout (measured), and HTTP/2 would allow a hundred of them on each connection.
+const REQUESTS_PER_CONNECTION: usize = 4;
 
 /// The edge, bound and ready to run.
 pub struct Front {
@@ -151,6 +157,13 @@ impl Front {
                 settings.guard_per_minute,
                 settings.guard_burst,
                 settings.table_max,
+            ),
+            requests: Connections::new(
+                server.connections_max.saturating_mul(REQUESTS_PER_CONNECTION),
+                server
+                    .connections_per_ip_max
+                    .saturating_mul(REQUESTS_PER_CONNECTION),
+                server.head_timeout,
             ),
             census: Arc::default(),
             phase,

@@ -2,11 +2,11 @@
 // Usage: node check.mjs PACKAGE, e.g. `openai` or `openai-older` (see package.json). NODE_EXTRA_CA_CERTS trusts the proxy.
 
 import assert from "node:assert/strict";
-import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
 
 const name = process.argv[2] ?? "openai";
 const { default: OpenAI } = await import(name);
-const { version } = createRequire(import.meta.url)(`${name}/package.json`);
+const { version } = JSON.parse(readFileSync(new URL(`./node_modules/${name}/package.json`, import.meta.url), "utf8"));
 const { HEARTH_URL, HEARTH_KEY } = process.env;
 const paris = [{ role: "user", content: "What is the capital of France?" }];
 

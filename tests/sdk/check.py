@@ -4,10 +4,10 @@ Run by tests/run.sh through `deploy/quickstart.sh --run`, which sets HEARTH_URL,
 """
 
 import os
+import ssl
 import sys
 import time
 
-import httpx
 import openai
 
 URL, KEY, CA = (os.environ[name] for name in ("HEARTH_URL", "HEARTH_KEY", "HEARTH_CA"))
@@ -17,7 +17,8 @@ CHECKS = []
 
 def client(key=KEY, **options):
     attempts = []
-    http = httpx.Client(verify=CA, event_hooks={"request": [lambda request: attempts.append(request)]})
+    trusted = ssl.create_default_context(cafile=CA)
+    http = openai.DefaultHttpxClient(verify=trusted, event_hooks={"request": [lambda request: attempts.append(request)]})
     made = openai.OpenAI(base_url=f"{URL}/v1", api_key=key, http_client=http, **options)
     made.attempts = attempts
     return made

@@ -61,7 +61,8 @@ impl Connections {
         open.total < self.max && own < self.per_address_max
     }
 
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
+    /// A seat for as long as it is kept; `None` when all of the address or of the house are taken.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
         let subnet = Subnet::of(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.total >= self.max {
@@ -80,9 +81,9 @@ impl Connections {
     }
 }
 
-/// One counted connection; dropped with its socket.
+/// One counted connection, dropped with its socket; or one counted request.
 #[derive(Debug)]
-struct Seat {
+pub(crate) struct Seat {
     connections: Arc<Connections>,
     subnet: Subnet,
 }

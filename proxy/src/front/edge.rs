@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -26,6 +26,9 @@ use crate::gateway::reply::{self, ReplyContext};
 
 mod http1;
 mod http2;
+
+/// When a client with too many open requests may try again.
+const SEAT_RETRY: Duration = Duration::from_secs(1);
 
 /// The application behind Pingora's listeners.
 pub(super) struct Edge {
@@ -134,6 +137,14 @@ impl Connection {
             refuse(&refusal, arrival.request_id, sink).await;
             return;
         }
+        let Some(_seat) = shared.requests.enter(arrival.ip) else {
+            let refusal = Refusal::QueueFull {
+                retry_after: SEAT_RETRY,
+            };
+            shared.handler.turned_away(arrival.ip, refusal.label());
+            refuse(&refusal, arrival.request_id, sink).await;
+            return;
+        };
         let request_id = arrival.request_id.clone();
         shared.handler.handle(arrival.into_call(), sink).await;
         if sink.is_unanswered() {
