@@ -159,7 +159,9 @@ impl Front {
                 settings.table_max,
             ),
             requests: Connections::new(
-                server.connections_max.saturating_mul(REQUESTS_PER_CONNECTION),
+                server
+                    .connections_max
+                    .saturating_mul(REQUESTS_PER_CONNECTION),
                 server
                     .connections_per_ip_max
                     .saturating_mul(REQUESTS_PER_CONNECTION),

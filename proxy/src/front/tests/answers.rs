@@ -427,6 +427,35 @@ async fn one_address_has_so_many_connections_and_gets_them_back() {
 }
 
 #[tokio::test]
+async fn one_address_has_so_many_requests_in_progress_however_few_its_connections() {
+    let mut edge = edge_with(|settings| settings.server.connections_per_ip_max = 1);
+    let client = edge.client(true);
+    let ask = |path: &str| client.get(edge.url(path)).send();
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(ask("/forever").await.unwrap());
+    }
+    let refused = ask("/hello").await.unwrap();
+    assert_eq!(refused.status(), 503, "four for its one connection");
+    assert!(refused.headers().contains_key("retry-after"));
+    drop(open);
+    edge.until(Seen::Gone).await;
+    let again = async {
+        while client
+            .get(edge.url("/hello"))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            != 200
+        {}
+    };
+    tokio::time::timeout(super::harness::PATIENCE, again)
+        .await
+        .expect("the seat of an ended request comes back");
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_served_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let paths = (
