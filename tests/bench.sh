@@ -29,6 +29,9 @@ cleanup() {
 trap cleanup EXIT
 say() { echo "bench: $*" >&2; }
 need() { command -v "$1" > /dev/null || { say "missing: $1 (tests/run.sh installs it)"; exit 1; }; }
+# The proxy under test has core 0 to itself; load and upstream share core 1. Without that the scheduler decides the p99.
+under_test=() beside_it=()
+if [ "$(nproc)" -gt 1 ]; then under_test=(taskset -c 0) beside_it=(taskset -c 1); fi
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 until_ready() { for _ in $(seq 100); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; say "not ready: $*"; exit 1; }
@@ -67,14 +70,14 @@ text_per_minute_per_user = 100000000
 text_per_day = 1000000000
 concurrent_per_user = 10000
 TOML
-  "$bin/hearth-proxy" serve --config "$work/proxy.toml" > "$work/proxy.log" 2>&1 &
+  "${under_test[@]}" "$bin/hearth-proxy" serve --config "$work/proxy.toml" > "$work/proxy.log" 2>&1 &
   pids+=($!)
   ca="$work/state/self-signed.cert.pem"
   until_ready curl -fsS --cacert "$ca" "https://127.0.0.1:$port/healthz"
   HEARTH_KEY=$("$bin/hearth-proxy" key create --name bench --output json --config "$work/proxy.toml" | jq -r .key)
   export HEARTH_KEY
   link=$("$bin/hearth-proxy" node invite --output json --config "$work/proxy.toml" | jq -r .link)
-  "$bin/bench-upstream" "$link" "$ca" "$plain" > "$work/upstream.log" 2>&1 &
+  "${beside_it[@]}" "$bin/bench-upstream" "$link" "$ca" "$plain" > "$work/upstream.log" 2>&1 &
   pids+=($!)
   cat > "$work/nginx.conf" <<NGINX
 worker_processes 1;
@@ -94,7 +97,7 @@ http {
   }
 }
 NGINX
-  nginx -c "$work/nginx.conf" &
+  "${under_test[@]}" nginx -c "$work/nginx.conf" &
   pids+=($!)
   body='{"model":"fast","messages":[{"role":"user","content":"Hi"}]}'
   until_ready curl -fsS --cacert "$ca" -H "Authorization: Bearer $HEARTH_KEY" -H 'Content-Type: application/json' -d "$body" "https://127.0.0.1:$port/v1/chat/completions"
@@ -102,7 +105,7 @@ NGINX
 }
 
 load() { # url connections -> wrk's report
-  wrk -t1 -c "$2" -d "${each}s" --latency -s tests/bench/chat.lua "$1/v1/chat/completions"
+  "${beside_it[@]}" wrk -t1 -c "$2" -d "${each}s" --latency -s tests/bench/chat.lua "$1/v1/chat/completions"
 }
 
 rps() { awk '/Requests\/sec/ { print $2 }'; }
@@ -129,7 +132,7 @@ edge() {
     done
   done
   value() { median < "$work/$1"; }
-  say "64 connections: hearth $(value hearth.rps) requests/s, nginx $(value nginx.rps) (one worker each, wrk and upstream on the same $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg))"
+  say "64 connections: hearth $(value hearth.rps) requests/s, nginx $(value nginx.rps) (one worker each on core 0, wrk and upstream on core 1 of $(nproc), load $(cut -d' ' -f1 /proc/loadavg))"
   say "1 connection, p50/p99 us: direct $(value direct.p50)/$(value direct.p99), nginx $(value nginx.p50)/$(value nginx.p99), hearth $(value hearth.p50)/$(value hearth.p99)"
   jq -nc --argjson h "$(value hearth.rps)" --argjson n "$(value nginx.rps)" \
     --argjson hp50 "$(value hearth.p50)" --argjson dp50 "$(value direct.p50)" --argjson np50 "$(value nginx.p50)" \
