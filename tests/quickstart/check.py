@@ -79,11 +79,17 @@ def environment(**more):
     return {**kept, MARK: "1", **more}
 
 
+def heed_signals():
+    """A job started in the background ignores SIGINT, one under nohup SIGHUP, and a shell cannot trap what it inherits ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*options, script=SCRIPT, cwd="/", **more):
     return subprocess.Popen(
         [str(script), "--no-install", "--profile", "dev", *options],
         cwd=cwd, env=environment(**more), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace",
+        text=True, errors="replace", preexec_fn=heed_signals,
     )
 
 
