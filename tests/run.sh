@@ -91,7 +91,7 @@ run_counted() { # name, command...: the command's last "N passed" is the count
     rm -f "$output"
     exit 1
   fi
-  number=$(sed -n 's/.*[^0-9]\([0-9]\+\) passed.*/\1/p' "$output" | awk '{ sum += $1 } END { print sum + 0 }')
+  number=$({ grep -oE '[0-9]+ passed' "$output" || true; } | awk '{ sum += $1 } END { print sum + 0 }')
   rm -f "$output"
   [ "$number" -gt 0 ] || { echo "FAILED: $name ran no test" >&2; exit 1; }
   count "$number" "$name"
