@@ -306,11 +306,12 @@ $(say 'It runs. Use it:')
   curl         curl --cacert $ca_word $url/v1/chat/completions \\
                  -H "Authorization: Bearer $key" -H "Content-Type: application/json" \\
                  -d '{"model":"auto","messages":[{"role":"user","content":"Hello"}]}'
-  Python       import openai, ssl
-               client = openai.OpenAI(base_url="$url/v1", api_key="$key",
-                                      http_client=openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="$ca")))
-               print(client.chat.completions.create(model="auto",
-                     messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)
+  Python       (pip install openai; paste from the left margin)
+import openai, ssl
+client = openai.OpenAI(base_url="$url/v1", api_key="$key",
+    http_client=openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="$ca")))
+print(client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)
+
   more keys    $proxy_word key create --name NAME --config $config_word
   more nodes   $proxy_word node invite --config $config_word
   logs         $state/proxy.log, $state/node.log

@@ -134,7 +134,7 @@ const HEADS: [(&str, &str); 15] = [
     ),
     (
         "unknown method",
-        "HACK /echo HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "BREW /echo HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ),
 ];
 
