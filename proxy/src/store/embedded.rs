@@ -15,7 +15,9 @@ use config::secret::Secret;
 use policy::limit::{Counter, Decision};
 
 use super::memory::CounterTable;
-use super::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, Store, StoreError, local};
+use super::{
+    Counting, JoinToken, KeyRecord, NodeRecord, Records, Redeemed, Redemption, StoreError, local,
+};
 use worker::Worker;
 
 /// The file inside the state directory.
@@ -45,7 +47,7 @@ fn lock(counters: &Mutex<CounterTable>) -> MutexGuard<'_, CounterTable> {
 }
 
 #[async_trait]
-impl Store for Embedded {
+impl Counting for Embedded {
     async fn admit(&self, counters: &[Counter], now_unix_ms: u64) -> Result<Decision, StoreError> {
         lock(&self.counters).admit(counters, now_unix_ms)
     }
@@ -58,7 +60,10 @@ impl Store for Embedded {
     async fn ping(&self) -> Result<(), StoreError> {
         self.worker.ask(records::ping).await
     }
+}
 
+#[async_trait]
+impl Records for Embedded {
     async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
         let key = key.clone();
         self.worker

@@ -18,7 +18,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::memory::CounterTable;
-use super::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, Store, StoreError, local};
+use super::{
+    Counting, JoinToken, KeyRecord, NodeRecord, Records, Redeemed, Redemption, StoreError, local,
+};
 use crate::observe::metrics::Metrics;
 use link::Link;
 
@@ -203,7 +205,7 @@ impl Redis {
 }
 
 #[async_trait]
-impl Store for Redis {
+impl Counting for Redis {
     async fn admit(&self, counters: &[Counter], now_unix_ms: u64) -> Result<Decision, StoreError> {
         let decision = self.decide(counters, None).await;
         let Some(alone) = &self.alone else {
@@ -241,7 +243,10 @@ impl Store for Redis {
             .call(async |connection| connection.ping::<()>().await)
             .await
     }
+}
 
+#[async_trait]
+impl Records for Redis {
     async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
         self.change(KEYS, key.id.as_str(), |_| Some(key.clone()))
             .await

@@ -12,6 +12,7 @@ use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::store::Store;
 use crate::store::contract::{day, minute, now_ms};
 
 /// A redis-server of its own, gone with the value.
