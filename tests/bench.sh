@@ -12,6 +12,10 @@ tests/bench.sh AREA
   tunnel   Hearth's tunnel against wireguard-go: the same program drives bulk and small round trips through both.
            bulk_vs_wireguard_go, added_p50_us against plain loopback. Needs root (network namespaces) for the peer only.
 
+  engine   hearth-node's API on loopback against llama-server (built from the source that llama-cpp-python 0.3.36 carries, cached in
+           target/bench), one thread each, full sampler chains, streamed chat completions: a random model of 136 million weights and
+           the tiny one. Ratios above 1 mean that Hearth makes more tokens; ttft and stall below 1 that it waits less.
+
   ROUNDS=3 SECONDS_EACH=5 set the length. The rounds alternate between the peers; the median counts.
 HELP
 }
@@ -195,8 +199,124 @@ tunnel() {
       wireguard_go_added_p50_us: ($wp - $pp), wireguard_go_p99_us: $wp99}'
 }
 
+# --- engine --------------------------------------------------------------------------------------------------------
+
+llama_cpp_python=0.3.36 # vendors llama.cpp "0.5.0-dev", the nearest below the bundled one that a package index carries whole
+sdist=https://files.pythonhosted.org/packages/ec/e9/e7de2b0463ea3ffbf0ede6cb21b58c1258a8f6521aae45ca773a59fe7cf3/llama_cpp_python-$llama_cpp_python.tar.gz
+sdist_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+slots=16 context=4096
+
+llama_server() { # the program, built once
+  local home=target/bench
+  mkdir -p "$home"
+  llama_server="${LLAMA_SERVER:-$home/llama-server}"
+  [ -x "$llama_server" ] && return
+  need cmake
+  say "building llama-server from llama-cpp-python $llama_cpp_python (about ten minutes)"
+  curl -fsSL "$sdist" -o "$home/sdist.tar.gz"
+  echo "$sdist_sha256  $home/sdist.tar.gz" | sha256sum --check --quiet
+  tar -xzf "$home/sdist.tar.gz" -C "$work"
+  # The same portable instruction set as our own build (AVX2), no OpenSSL, no page.
+  cmake -S "$work/llama_cpp_python-$llama_cpp_python/vendor/llama.cpp" -B "$work/peer" -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF \
+    -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+    -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF > "$work/cmake.log"
+  cmake --build "$work/peer" --target llama-server -j "$(nproc)" > "$work/cmake.log"
+  cp "$work/peer/bin/llama-server" "$llama_server"
+}
+
+random_model() { # 136 million random weights, Q8_0: computing dominates, as with real models
+  model_136m="$PWD/target/bench/rand150-q8_0.gguf"
+  [ -f "$model_136m" ] && return
+  say "writing a random model of 136 million weights"
+  python3 -m venv tests/.venv/bench
+  tests/.venv/bench/bin/pip install --quiet --disable-pip-version-check gguf numpy jinja2 tokenizers
+  (cd target/bench && ../../tests/.venv/bench/bin/python ../../tests/models/random_llama.py > /dev/null)
+}
+
+start_engines() { # name of the model, its file
+  ours=$(free_port) theirs=$(free_port)
+  cat > "$work/node.toml" <<TOML
+[node]
+name = "bench"
+state_dir = "$work/node-$1"
+[[tiers]]
+tier = "fast"
+model = "$2"
+model_id = "bench"
+context = $context
+slots = $slots
+threads = 1
+[log]
+filter = "warn"
+TOML
+  "${under_test[@]}" "$bin/hearth-node" serve --config "$work/node.toml" --listen "127.0.0.1:$ours" > "$work/node.log" 2>&1 &
+  engines=($!)
+  "${under_test[@]}" "$llama_server" -m "$2" -c $((slots * context)) -np "$slots" -t 1 -tb 1 --no-kv-unified --port "$theirs" --jinja > "$work/llama-server.log" 2>&1 &
+  engines+=($!)
+  pids+=("${engines[@]}")
+  local warm='{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4}'
+  until_ready curl -fsS -H 'Content-Type: application/json' -d "$warm" "http://127.0.0.1:$ours/v1/chat/completions"
+  until_ready curl -fsS -H 'Content-Type: application/json' -d "$warm" "http://127.0.0.1:$theirs/v1/chat/completions"
+}
+
+asked=0
+ask_engine() { # model, hearth|llama, kind, number, field, further field
+  local port=$ours answer field
+  [ "$2" = llama ] && port=$theirs
+  answer=$("${beside_it[@]}" "$bin/bench-engine" "127.0.0.1:$port" bench "$3" "$4")
+  say "$1 $2 $3 $4 $answer"
+  for field in "${@:5}"; do jq ".$field" <<< "$answer" >> "$work/$1.$2.$3${6:+.$field}${STREAMS:+.$STREAMS}"; done
+}
+
+measure_engine() { # model
+  local who streams
+  for _ in $(seq "$rounds"); do
+    for streams in 1 4 8 16; do
+      for who in hearth llama; do STREAMS=$streams ask_engine "$1" $who decode "$streams" tokens_per_second; done
+    done
+    asked=$((asked + 1))
+    for who in hearth llama; do ask_engine "$1" $who prefill "$asked" tokens_per_second ttft_ms; done
+    asked=$((asked + 1))
+    for who in hearth llama; do ask_engine "$1" $who shared "$asked" ttft_ms; done
+    asked=$((asked + 1))
+    for who in hearth llama; do ask_engine "$1" $who stall "$asked" stall_ms; done
+  done
+}
+
+ratio() { # model, figure: hearth's median by llama-server's
+  jq -n --argjson h "$(median < "$work/$1.hearth.$2")" --argjson l "$(median < "$work/$1.llama.$2")" '$h / $l * 1000 | round / 1000'
+}
+
+engine_figures() { # model
+  jq -nc --argjson a "$(ratio "$1" decode.1)" --argjson b "$(ratio "$1" decode.4)" --argjson c "$(ratio "$1" decode.8)" \
+    --argjson d "$(ratio "$1" decode.16)" --argjson p "$(ratio "$1" prefill.tokens_per_second)" --argjson t "$(ratio "$1" prefill.ttft_ms)" \
+    --argjson r "$(ratio "$1" shared)" --argjson s "$(ratio "$1" stall)" \
+    --argjson tps "$(median < "$work/$1.hearth.decode.1")" --argjson ms "$(median < "$work/$1.hearth.stall")" \
+    '{tokens_vs_llama_server: {"1": $a, "4": $b, "8": $c, "16": $d}, prefill_vs_llama_server: $p, ttft_vs_llama_server: $t,
+      shared_prefix_ttft_vs_llama_server: $r, stall_vs_llama_server: $s, tokens_per_second: $tps, stall_ms: $ms}'
+}
+
+engine() {
+  say "building"
+  cargo build --locked --release --quiet -p node-agent -p tests --bins
+  bin="${CARGO_TARGET_DIR:-target}/release"
+  llama_server
+  random_model
+  local pid
+  for model in random136m tiny; do
+    case $model in
+      random136m) start_engines $model "$model_136m" ;;
+      tiny) start_engines $model "$PWD/tests/models/tiny-fast-q8_0.gguf" ;;
+    esac
+    TOKENS=128 measure_engine $model
+    for pid in "${engines[@]}"; do kill "$pid"; wait "$pid" 2> /dev/null || true; done
+  done
+  say "llama-server of llama-cpp-python $llama_cpp_python, both with one thread on core 0, load $(cut -d' ' -f1 /proc/loadavg)"
+  jq -nc --argjson big "$(engine_figures random136m)" --argjson tiny "$(engine_figures tiny)" '{area: "engine"} + $big + {tiny: $tiny}'
+}
+
 case ${1:-} in
-  edge | tunnel) "$1" ;;
+  edge | tunnel | engine) "$1" ;;
   -h | --help) usage ;;
   *) usage >&2; exit 64 ;;
 esac

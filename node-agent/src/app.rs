@@ -1,6 +1,7 @@
 //! Puts the agent together and takes it down in order: the tiers start while the proxy is dialled; at the end no new work, then the
 //! running answers, then the workers, then the tunnel.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::http::{AgentToken, Front};
 use crate::hub::{Hub, HubError};
 use crate::identity::{Identity, Member, StateError, StateLock};
 use crate::join::{self, JoinError, JoinLink, Pin};
+use crate::local::LocalApi;
 use crate::metrics::Metrics;
 use crate::models::Hashes;
 use crate::register::Backoff;
@@ -49,10 +51,82 @@ pub enum AppError {
     #[error("the metrics cannot be served on {address}: {source}")]
     Admin {
         /// Where.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why.
         source: std::io::Error,
     },
+    /// The port of the local API is taken.
+    #[error(
+        "the local API cannot be served on {address}: {source}; choose another api_listen or --listen"
+    )]
+    LocalApi {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Serves the models on a loopback address alone, without a proxy, until `stop` is cancelled.
+pub async fn serve(
+    settings: Settings,
+    address: SocketAddr,
+    launcher: Launcher,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let node = settings.node;
+    std::fs::create_dir_all(&node.state_dir)
+        .map_err(|source| AppError::LocalApi { address, source })?;
+    let tiers = Arc::new(Tiers::start(settings.tiers, &launcher));
+    let metrics = Arc::new(Metrics::new(tiers.clone()));
+    let work = Work::default();
+    let front = Arc::new(Front::new(
+        tiers.clone(),
+        AgentToken::default(),
+        work.clone(),
+        metrics.clone(),
+    ));
+    let connections = TaskTracker::new();
+    let mut background = vec![local_api(address, front, &connections).await?];
+    if let Some(address) = node.admin_listen {
+        background.push(admin_page(address, metrics).await?);
+    }
+    stop.cancelled().await;
+    work.drain();
+    if timeout(node.grace, work.idle()).await.is_err() {
+        tracing::warn!(
+            requests_running = work.running(),
+            "the grace is over; answers are cut"
+        );
+    }
+    tiers.shutdown().await;
+    for part in background {
+        part.abort();
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn local_api(
+    address: SocketAddr,
+    front: Arc<Front>,
+    connections: &TaskTracker,
+) -> Result<tokio::task::JoinHandle<()>, AppError> {
+    let taken = |source| AppError::LocalApi { address, source };
+    let api = LocalApi::bind(address, front).await.map_err(taken)?;
+    let address = api.local_addr().map_err(taken)?;
+    tracing::info!(%address, "the local API answers");
+    Ok(tokio::spawn(api.serve(connections.clone())))
+}
+
+async fn admin_page(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+) -> Result<tokio::task::JoinHandle<()>, AppError> {
+    let page = AdminPage::bind(address, metrics)
+        .await
+        .map_err(|source| AppError::Admin { address, source })?;
+    Ok(tokio::spawn(page.serve()))
 }
 
 /// Runs the agent until `stop` is cancelled; then running answers finish within the grace.
@@ -145,10 +219,17 @@ impl Agent {
         let (standing, present) = watch::channel(Standing::default());
         let mut background = Vec::new();
         if let Some(address) = node.admin_listen {
-            let page = AdminPage::bind(address, metrics.clone())
-                .await
-                .map_err(|source| AppError::Admin { address, source })?;
-            background.push(tokio::spawn(page.serve()));
+            background.push(admin_page(address, metrics.clone()).await?);
+        }
+        let front = Arc::new(Front::new(
+            tiers.clone(),
+            token.clone(),
+            work.clone(),
+            metrics.clone(),
+        ));
+        let connections = TaskTracker::new();
+        if let Some(address) = node.api_listen {
+            background.push(local_api(address, front.clone(), &connections).await?);
         }
         let teller = Teller {
             member: member.clone(),
@@ -157,7 +238,6 @@ impl Agent {
             work: work.clone(),
         };
         background.push(tokio::spawn(teller.serve(node.state_dir)));
-        let connections = TaskTracker::new();
         let uplink_stop = CancellationToken::new();
         let farewell = CancellationToken::new();
         let uplink = Uplink {
@@ -165,12 +245,7 @@ impl Agent {
             identity,
             member,
             bind: node.bind,
-            front: Arc::new(Front::new(
-                tiers.clone(),
-                token.clone(),
-                work.clone(),
-                metrics.clone(),
-            )),
+            front,
             token,
             tiers: tiers.clone(),
             work: work.clone(),

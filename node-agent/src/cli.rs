@@ -1,6 +1,7 @@
 //! The command line: what was asked, with which settings, and the exit code. 0: done; 1: failed; 64: the settings are wrong.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,12 +12,14 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::app;
+use crate::app::{self, AppError};
 use crate::identity::{Identity, Member};
 use crate::join::{self, JoinLink};
 use crate::status::{self, Status};
 use crate::tiers::Launcher;
 
+/// Where the local API listens when nothing says otherwise.
+const API_PORT: u16 = 8090;
 const FAILED: u8 = 1;
 /// The settings or the command line are wrong (`EX_USAGE` of sysexits.h).
 const MISUSED: u8 = 64;
@@ -71,6 +74,17 @@ In quotes: the link holds a # and an &.")]
             hide_env_values = true
         )]
         join: Option<String>,
+    },
+    /// Serve the models to programs on this machine alone, without a proxy: OpenAI's API on a loopback address.
+    #[command(after_help = "Example:
+  hearth-node serve --config node.toml --listen 127.0.0.1:8090
+  curl http://127.0.0.1:8090/v1/models")]
+    Serve {
+        #[command(flatten)]
+        settings: SettingsFile,
+        /// A loopback address with port. Default: api_listen of the settings, else 127.0.0.1:8090.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
     },
     /// Look at the settings.
     #[command(after_help = "Example:
@@ -153,6 +167,7 @@ pub fn main() -> ExitCode {
         Command::Worker => return engine::worker::run(),
         Command::Join { link, settings } => join_command(&link, &settings),
         Command::Run { settings, join } => run_command(&settings, join.as_deref()),
+        Command::Serve { settings, listen } => serve_command(&settings, listen),
         Command::Config {
             command: ConfigCommand::Check { file },
         } => check_command(file.as_deref()),
@@ -214,16 +229,44 @@ fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {
     let settings = settings_of(file.config.as_deref())?;
     let link = link.map(JoinLink::parse).transpose()?;
     journal::init(&settings.log, QUIET)?;
-    let launcher = Launcher {
+    let launcher = launcher()?;
+    until_stopped(|stop| app::run(settings, link, launcher, stop))
+}
+
+fn serve_command(file: &SettingsFile, listen: Option<SocketAddr>) -> Result<(), Failure> {
+    let settings = settings_of(file.config.as_deref())?;
+    let address = listen
+        .or(settings.node.api_listen)
+        .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT)));
+    if !address.ip().is_loopback() {
+        return Err(Failure::Settings(format!(
+            "--listen {address} is not a loopback address: without a proxy nothing asks for a key, so only this machine may connect; use 127.0.0.1:{}",
+            address.port()
+        )));
+    }
+    journal::init(&settings.log, QUIET)?;
+    let launcher = launcher()?;
+    until_stopped(|stop| app::serve(settings, address, launcher, stop))
+}
+
+fn launcher() -> Result<Launcher, Failure> {
+    Ok(Launcher {
         program: std::env::current_exe()?,
         args: vec!["worker".to_owned()],
-    };
+    })
+}
+
+/// Runs until the first signal and what it lets finish, or until the second.
+fn until_stopped<F>(start: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), AppError>>,
+{
     let runtime = runtime()?;
     let stop = CancellationToken::new();
     let ran = runtime.block_on(async {
         let impatient = watch_signals(stop.clone())?;
         tokio::select! {
-            ran = app::run(settings, link, launcher, stop) => ran.map_err(Failure::from),
+            ran = start(stop) => ran.map_err(Failure::from),
             () = impatient => Err(Failure::Other("stopped at once by a second signal".to_owned())),
         }
     });

@@ -18,7 +18,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as HttpBody, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -54,6 +54,17 @@ const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The body of a request, from the tunnel or read already.
+pub(crate) trait Asked:
+    HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send
+{
+}
+
+impl<B> Asked for B where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send
+{
+}
 
 /// The secret of the present registration.
 #[derive(Clone, Debug, Default)]
@@ -144,18 +155,36 @@ impl Front {
         }
     }
 
+    /// The tiers that answer.
+    pub(crate) const fn tiers(&self) -> &Arc<Tiers> {
+        &self.tiers
+    }
+
     /// Answers one request; every refusal becomes a body.
     pub async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         match self.route(request).await {
             Ok(response) => response,
-            Err(refused) => refused.response().map(whole),
+            Err(refused) => Self::refusal(&refused),
         }
+    }
+
+    /// A refusal as an answer.
+    pub(crate) fn refusal(refused: &Refused) -> Response<Body> {
+        refused.response().map(whole)
     }
 
     async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
         if !self.token.admits(request.headers()) {
             return Err(Refused::Unauthorised);
         }
+        self.admitted(request).await
+    }
+
+    /// Answers a request whose sender may ask: the hub with its token, or this machine ([`crate::local`]).
+    pub(crate) async fn admitted<B: Asked>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Response<Body>, Refused> {
         let path = request.uri().path().to_owned();
         match (path.as_str(), request.method()) {
             ("/v1/chat/completions", &Method::POST) => self.infer(request, Surface::Chat).await,
@@ -171,9 +200,9 @@ impl Front {
         }
     }
 
-    async fn infer(
+    async fn infer<B: Asked>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         surface: Surface,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
@@ -192,9 +221,9 @@ impl Front {
         }
     }
 
-    async fn generate(
+    async fn generate<B: Asked>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
         surface: Surface,
         call: Call,
         record: &mut Record,
@@ -235,7 +264,10 @@ impl Front {
     }
 
     /// Reads a body within size, time, and the memory for all bodies together.
-    async fn body(&self, body: Incoming) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
+    pub(crate) async fn body<B: Asked>(
+        &self,
+        body: B,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Refused> {
         let too_large = Refused::BodyTooLarge {
             max: BODY_BYTES_MAX,
         };
@@ -256,7 +288,7 @@ impl Front {
         }
     }
 
-    async fn tokenize(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+    async fn tokenize<B: Asked>(&self, request: Request<B>) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
         let room = self.room(&call)?;
         let (bytes, _held) = self.body(request.into_body()).await?;
@@ -345,7 +377,7 @@ fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).boxed_unsync()
 }
 
-fn json_response<T: serde::Serialize>(value: &T) -> Response<Body> {
+pub(crate) fn json_response<T: serde::Serialize>(value: &T) -> Response<Body> {
     // Answers are strings, numbers and lists: they always have a JSON form.
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     let mut response = Response::new(whole(bytes.into()));

@@ -11,6 +11,7 @@ pub mod http;
 pub mod hub;
 pub mod identity;
 pub mod join;
+pub mod local;
 pub mod metrics;
 pub mod models;
 pub mod register;

@@ -24,6 +24,11 @@ pub enum Refused {
     /// The bearer token is not the one of this registration.
     #[error("the agent token is missing or wrong")]
     Unauthorised,
+    /// Not a program of this machine, and nobody else may ask the local API.
+    #[error(
+        "the local API answers programs of this machine only: use http://localhost, and no page of another site"
+    )]
+    Stranger,
     /// No such operation.
     #[error("there is no such operation here")]
     NotFound,
@@ -165,7 +170,8 @@ impl Refused {
             Self::Unauthorised => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            Self::NotFound
+            Self::Stranger
+            | Self::NotFound
             | Self::BodyTooLarge { .. }
             | Self::BodyLost
             | Self::Crowded
@@ -192,6 +198,7 @@ impl Refused {
                 "invalid_agent_token",
                 message,
             ),
+            Self::Stranger => Wire::new(StatusCode::FORBIDDEN, CALLER, "not_this_machine", message),
             Self::NotFound => Wire::new(StatusCode::NOT_FOUND, CALLER, "not_found", message),
             Self::Method(_) => Wire::new(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -29,6 +29,8 @@ pub struct Node {
     pub bind: SocketAddr,
     /// Metrics; loopback only; `None` = off (the default).
     pub admin_listen: Option<SocketAddr>,
+    /// `OpenAI`'s API without a proxy for programs on this machine; loopback only; `None` = off (the default).
+    pub api_listen: Option<SocketAddr>,
     /// SIGTERM: running jobs have this long to finish. Default 30 s.
     pub grace: Duration,
 }
@@ -58,6 +60,13 @@ pub struct TierSettings {
     pub mlock: bool,
     /// Sampling where the request says nothing.
     pub sampling: SamplingDefaults,
+}
+
+impl TierSettings {
+    /// Whether clients call the model by this name.
+    pub fn answers_to(&self, name: &str) -> bool {
+        self.model_id == name
+    }
 }
 
 /// Type of the KV cache.

@@ -19,6 +19,7 @@ mod llama;
 mod names;
 pub mod protocol;
 mod sampling;
+pub mod sandbox;
 pub mod scripted;
 pub mod spec;
 pub mod worker;

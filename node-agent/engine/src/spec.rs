@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// How a model is loaded into one worker process.
+/// How a model is loaded into one worker process. Every file that a worker may open is named here and listed in
+/// [`crate::sandbox`]; anything else it cannot open.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct LoadSpec {
     /// The GGUF file, or `script:…` for the scripted engine (see [`crate::scripted`]).
@@ -44,6 +45,8 @@ pub struct LoadSpec {
     pub seed_default: Option<u64>,
     /// The longest gap that a long prompt may cause in a running stream.
     pub stall_max_ms: u32,
+    /// Walls around the process: no network, no other program, no file but those named here.
+    pub sandbox: bool,
 }
 
 impl LoadSpec {
@@ -66,6 +69,7 @@ impl LoadSpec {
             queue_per_principal_max: 32,
             seed_default: None,
             stall_max_ms: 100,
+            sandbox: true,
         }
     }
 }

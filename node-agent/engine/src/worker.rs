@@ -19,15 +19,12 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::Resource;
-use rustix::process::Rlimit;
-use rustix::process::setrlimit;
-
 use crate::check;
 use crate::engine::Engine;
 use crate::protocol;
 use crate::protocol::FromWorker;
 use crate::protocol::ToWorker;
+use crate::sandbox;
 use crate::scripted;
 use crate::scripted::Script;
 use crate::spec::LoadError;
@@ -54,38 +51,17 @@ pub(crate) enum Mail {
 
 /// Runs a worker on the socket that is this process's standard input; returns when the agent is gone or says so.
 pub fn run() -> ExitCode {
-    let log = Log::install();
-    forbid_core_dumps();
-    let served = thread::Builder::new()
-        .name("decode".to_owned())
-        .stack_size(STACK_BYTES)
-        .spawn(move || serve_stdin(&log));
-    match served.map(thread::JoinHandle::join) {
-        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
-        Ok(Ok(Err(error))) => {
+    match serve_stdin() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
             tracing::warn!(%error, "the worker ends");
             ExitCode::FAILURE
         }
-        Ok(Err(_panic)) => ExitCode::FAILURE,
-        Err(error) => {
-            tracing::warn!(%error, "no thread");
-            ExitCode::FAILURE
-        }
     }
 }
 
-/// A core file would hold prompts and answers.
-fn forbid_core_dumps() {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    if let Err(error) = setrlimit(Resource::Core, none) {
-        tracing::warn!(%error, "core dumps cannot be forbidden");
-    }
-}
-
-fn serve_stdin(log: &Log) -> io::Result<()> {
+fn serve_stdin() -> io::Result<()> {
+    let log = Log::install();
     let mut stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let Some(frame) = protocol::read(&mut stream)? else {
         return Ok(());
@@ -97,6 +73,17 @@ fn serve_stdin(log: &Log) -> io::Result<()> {
         let reason = format!("version {version} instead of {}", protocol::VERSION);
         return refuse(&mut stream, LoadError::Protocol { reason });
     }
+    // Before any other thread exists, so that all of them stand behind the walls.
+    sandbox::enter(&spec);
+    thread::Builder::new()
+        .name("decode".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || serve(&spec, &log, stream))?
+        .join()
+        .map_err(|_panic| io::Error::other("the decode thread panicked"))?
+}
+
+fn serve(spec: &LoadSpec, log: &Log, stream: UnixStream) -> io::Result<()> {
     let (sender, inbox) = mpsc::sync_channel(INBOX_MAX);
     let reading = stream.try_clone()?;
     thread::Builder::new()
@@ -104,8 +91,8 @@ fn serve_stdin(log: &Log) -> io::Result<()> {
         .spawn(move || read_frames(reading, &sender))?;
     let mut writing = stream.try_clone()?;
     let watchdog = Watchdog::start()?;
-    let served = with_engine(&spec, log, |engine| {
-        let mut server = Server::new(engine, &spec, stream, watchdog);
+    let served = with_engine(spec, log, |engine| {
+        let mut server = Server::new(engine, spec, stream, watchdog);
         server.run(&inbox)
     });
     match served {

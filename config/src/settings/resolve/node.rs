@@ -78,6 +78,7 @@ fn node(mut section: Section<'_>) -> Node {
             .parsed("bind", "an address with port such as 0.0.0.0:0")
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
         admin_listen: section.loopback("admin_listen").and_then(Loopback::address),
+        api_listen: section.loopback("api_listen").and_then(Loopback::address),
         grace: section
             .secs("grace_secs", 0..=3600)
             .unwrap_or(Duration::from_secs(30)),

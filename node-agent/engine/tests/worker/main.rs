@@ -8,4 +8,6 @@ mod tiny;
 #[cfg(feature = "llama")]
 mod tiny_rules;
 #[cfg(feature = "llama")]
+#[cfg(feature = "llama")]
+mod walls;
 mod window;
