@@ -254,9 +254,13 @@ TOML
   "${under_test[@]}" "$llama_server" -m "$2" -c $((slots * context)) -np "$slots" -t 1 -tb 1 --no-kv-unified --port "$theirs" --jinja > "$work/llama-server.log" 2>&1 &
   engines+=($!)
   pids+=("${engines[@]}")
-  local warm='{"messages":[{"role":"user","content":"Hi"}],"max_tokens":4}'
+  local warm='{"model":"bench","messages":[{"role":"user","content":"Hi"}],"max_tokens":4}'
   until_ready curl -fsS -H 'Content-Type: application/json' -d "$warm" "http://127.0.0.1:$ours/v1/chat/completions"
   until_ready curl -fsS -H 'Content-Type: application/json' -d "$warm" "http://127.0.0.1:$theirs/v1/chat/completions"
+  # The first answers pay for page faults and growing buffers on both sides.
+  for port in "$ours" "$theirs"; do
+    for streams in 1 16; do TOKENS=64 "${beside_it[@]}" "$bin/bench-engine" "127.0.0.1:$port" bench decode $streams > /dev/null; done
+  done
 }
 
 asked=0
@@ -306,7 +310,8 @@ engine() {
   for model in random136m tiny; do
     case $model in
       random136m) start_engines $model "$model_136m" ;;
-      tiny) start_engines $model "$PWD/tests/models/tiny-fast-q8_0.gguf" ;;
+      # trained for 2,048 tokens
+      tiny) export LONG_WORDS=800; context=2048; start_engines $model "$PWD/tests/models/tiny-fast-q8_0.gguf" ;;
     esac
     TOKENS=128 measure_engine $model
     for pid in "${engines[@]}"; do kill "$pid"; wait "$pid" 2> /dev/null || true; done

@@ -1,6 +1,7 @@
 //! Names of things, each with its own type so that no two can be swapped. Makes no ids itself.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,38 @@ text_id!(
     /// An API key: its public ten characters, never its secret.
     KeyId
 );
+text_id!(
+    /// An organisation, a family: 1 to 32 small letters, digits and `-`. Everything of one tenant is counted in one place.
+    Tenant
+);
+
+/// The tenant of whatever names none.
+const HOME: &str = "home";
+/// Characters of a tenant's name.
+const TENANT_CHARS_MAX: usize = 32;
+
+/// The text cannot name a tenant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a tenant is 1 to 32 small letters, digits and -")]
+pub struct NoTenant;
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self::new(HOME)
+    }
+}
+
+impl FromStr for Tenant {
+    type Err = NoTenant;
+
+    fn from_str(text: &str) -> Result<Self, NoTenant> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if (1..=TENANT_CHARS_MAX).contains(&text.len()) && text.chars().all(plain) {
+            return Ok(Self::new(text));
+        }
+        Err(NoTenant)
+    }
+}
 
 /// One tier on one node: what a request can be sent to.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

@@ -11,3 +11,4 @@ pub mod tier;
 pub mod token;
 pub mod units;
 pub mod wire;
+pub mod zone;

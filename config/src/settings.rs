@@ -3,6 +3,7 @@
 
 pub mod load;
 pub mod node;
+pub mod plan;
 pub mod problem;
 pub mod proxy;
 mod read;

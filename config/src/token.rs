@@ -81,6 +81,32 @@ impl Token {
         }
     }
 
+    /// The token that this seed always makes: who asks twice with the same name for a request gets the same token. The seed must
+    /// be as secret and as random as a token.
+    pub fn from_seed(kind: TokenKind, seed: &[u8; 2 * (ID_CHARS + SECRET_CHARS)]) -> Self {
+        let (pairs, _) = seed.as_chunks::<2>();
+        let letter = |pair: &[u8; 2]| {
+            // 65,536 is 1,057 times 62 and a little more: no letter is noticeably likelier than another.
+            let at = usize::from(u16::from_be_bytes(*pair)) % ALPHABET.len();
+            ALPHABET.get(at).map_or('0', |&byte| char::from(byte))
+        };
+        let mut letters = pairs.iter().map(letter);
+        Self {
+            kind,
+            id: letters.by_ref().take(ID_CHARS).collect(),
+            secret: Secret::new(letters.collect()),
+        }
+    }
+
+    /// A new secret for a token that is there already: the public part stays, so people still recognise it.
+    pub fn renew(kind: TokenKind, id: &str) -> Self {
+        Self {
+            kind,
+            id: id.to_owned(),
+            secret: Secret::new(random(SECRET_CHARS)),
+        }
+    }
+
     /// What it opens.
     pub const fn kind(&self) -> TokenKind {
         self.kind

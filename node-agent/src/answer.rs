@@ -9,7 +9,9 @@ use config::wire::chat::{
     CompletionTokensDetails, FinishReason, Logprobs, Timings, TokenLogprob, TopLogprob, Usage,
 };
 use engine::Finish;
+use indexmap::IndexMap;
 use ring::digest;
+use serde_json::{Value, json};
 
 /// What is the same on every chunk of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +28,19 @@ pub struct Envelope {
     pub include_usage: bool,
     /// Choices for each prompt.
     pub n: usize,
+    /// Messages that were left out to make the conversation fit, with the sender's leave.
+    pub dropped: usize,
+}
+
+impl Envelope {
+    /// What was done to the conversation, for the answer's metadata.
+    fn context(&self) -> IndexMap<String, Value> {
+        let done = (self.dropped > 0).then(|| {
+            let told = json!({"overflow": "slide", "dropped_messages": self.dropped});
+            ("context".to_owned(), told)
+        });
+        done.into_iter().collect()
+    }
 }
 
 /// What the choices used, all together.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::settings::node::Settings;
-use tokio::sync::watch;
+use config::settings::node::{Settings, TierSettings};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +18,7 @@ use crate::identity::{Identity, Member, StateError, StateLock};
 use crate::join::{self, JoinError, JoinLink, Pin};
 use crate::local::LocalApi;
 use crate::metrics::Metrics;
-use crate::models::Hashes;
+use crate::models::lock::Keeper;
 use crate::register::Backoff;
 use crate::status::Teller;
 use crate::tiers::{Launcher, Tiers};
@@ -29,6 +29,40 @@ use crate::work::Work;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Answers that could not finish get this long to say so.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What comes from outside while the agent runs.
+#[derive(Debug)]
+pub struct Signals {
+    /// Cancelled once: running answers finish, then the agent ends.
+    pub stop: CancellationToken,
+    /// Tiers as a settings file that was read again describes them.
+    pub reload: mpsc::Receiver<Vec<TierSettings>>,
+}
+
+impl Signals {
+    /// A stop and no other settings ever.
+    pub fn only(stop: CancellationToken) -> Self {
+        Self {
+            stop,
+            reload: mpsc::channel(1).1,
+        }
+    }
+}
+
+/// Hands new settings to the tiers as they come.
+async fn reload(mut settings: mpsc::Receiver<Vec<TierSettings>>, tiers: Arc<Tiers>) {
+    while let Some(settings) = settings.recv().await {
+        let strange = tiers.change(settings);
+        tracing::info!("the settings were read again");
+        if !strange.is_empty() {
+            let strange: Vec<&str> = strange.iter().map(|tier| tier.as_str()).collect();
+            tracing::warn!(
+                tiers = strange.join(", "),
+                "tiers that came or went need a restart"
+            );
+        }
+    }
+}
 
 /// Why the agent did not run.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +106,18 @@ pub async fn serve(
     settings: Settings,
     address: SocketAddr,
     launcher: Launcher,
-    stop: CancellationToken,
+    signals: Signals,
 ) -> Result<(), AppError> {
     let node = settings.node;
     std::fs::create_dir_all(&node.state_dir)
         .map_err(|source| AppError::LocalApi { address, source })?;
-    let tiers = Arc::new(Tiers::start(settings.tiers, &launcher));
+    let keeper = Arc::new(Keeper::new(&node.state_dir));
+    let tiers = Arc::new(Tiers::locked(
+        settings.tiers,
+        node.memory_max,
+        &launcher,
+        keeper,
+    ));
     let metrics = Arc::new(Metrics::new(tiers.clone()));
     let work = Work::default();
     let front = Arc::new(Front::new(
@@ -88,10 +128,11 @@ pub async fn serve(
     ));
     let connections = TaskTracker::new();
     let mut background = vec![local_api(address, front, &connections).await?];
+    background.push(tokio::spawn(reload(signals.reload, tiers.clone())));
     if let Some(address) = node.admin_listen {
         background.push(admin_page(address, metrics).await?);
     }
-    stop.cancelled().await;
+    signals.stop.cancelled().await;
     work.drain();
     if timeout(node.grace, work.idle()).await.is_err() {
         tracing::warn!(
@@ -134,17 +175,23 @@ pub async fn run(
     settings: Settings,
     link: Option<JoinLink>,
     launcher: Launcher,
-    stop: CancellationToken,
+    signals: Signals,
 ) -> Result<(), AppError> {
     let _lock = StateLock::take(&settings.node.state_dir)?;
     let identity = Identity::open(&settings.node.state_dir)?;
+    let Signals {
+        stop,
+        reload: settings_again,
+    } = signals;
     let Some(member) = stop
         .run_until_cancelled(membership(&settings, link, &identity))
         .await
     else {
         return Ok(());
     };
-    let agent = Agent::start(settings, identity, member?, &launcher).await?;
+    let mut agent = Agent::start(settings, identity, member?, &launcher).await?;
+    let reloading = reload(settings_again, agent.tiers.clone());
+    agent.background.push(tokio::spawn(reloading));
     stop.cancelled().await;
     agent.stop().await;
     Ok(())
@@ -211,8 +258,13 @@ impl Agent {
         let node = settings.node;
         let pin = member.pin.as_deref().and_then(Pin::parse);
         let hub = Hub::new(&member.proxy, pin)?;
-        let tiers = Arc::new(Tiers::start(settings.tiers, launcher));
-        tiers.hash_models(Hashes::open(&node.state_dir));
+        let keeper = Arc::new(Keeper::new(&node.state_dir));
+        let tiers = Arc::new(Tiers::locked(
+            settings.tiers,
+            node.memory_max,
+            launcher,
+            keeper,
+        ));
         let metrics = Arc::new(Metrics::new(tiers.clone()));
         let work = Work::default();
         let token = AgentToken::default();

@@ -1,6 +1,7 @@
 //! From a checked request to what the engine is asked: prompt, sampling, grammar, and how the answer will be split. Pure: the time
 //! is an argument, nothing is started here.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use config::settings::node::SamplingDefaults;
@@ -11,9 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::reply::Refused;
 use crate::schema;
-use crate::template::{Conversation, Template};
+use crate::template::{Conversation, Piece, Template};
+use crate::tools::grammar::{self, Said, Shape};
 use crate::tools::splitter::{SplitRules, Start};
-use crate::tools::{self, ToolSyntax};
+use crate::tools::toolbox::Toolbox;
 
 /// What a request is planned with, besides itself.
 #[derive(Clone, Copy, Debug)]
@@ -44,49 +46,172 @@ pub struct Plan {
 /// Plans a chat.
 pub fn plan(chat: &ValidChat, setting: &Setting<'_>) -> Result<Plan, Refused> {
     text_only(chat)?;
-    let calling = Calling::of(chat, setting.template.syntax())?;
-    let form = form(chat, &calling)?;
-    let extra = variables(chat, form.is_some() && setting.template.thinks());
+    let calling = Calling::of(chat)?;
+    let (prompt, form) = shaped(chat, &calling, setting)?;
+    let format = setting.template.format();
+    let parses = !matches!(calling, Calling::Off);
+    let thoughts = setting.template.thoughts();
+    let mut spec = GenerateSpec::from_template("");
+    spec.prompt = segments(prompt.pieces);
+    fill(&mut spec, &chat.generation, setting);
+    spec.logprobs = chat.logprobs;
+    spec.render_special =
+        (parses && format.is_special()) || thoughts.is_some_and(|tags| tags.special);
+    if parses && chat.parallel_tool_calls == Some(false) && form.grammar.is_none() {
+        let close = format.close();
+        spec.stop
+            .extend((!close.is_empty()).then(|| close.to_owned()));
+    }
+    spec.grammar = form.grammar;
+    Ok(Plan {
+        specs: repeated(&spec, chat.generation.n),
+        rules: SplitRules {
+            calls: parses.then_some(format),
+            thoughts,
+            start: if prompt.thinking {
+                Start::Thought
+            } else {
+                Start::Turn
+            },
+            toolbox: Arc::new(Toolbox::new(&calling.tools())),
+            hold: parses && !form.exact,
+        },
+        form_param: match calling {
+            Calling::Forced(_) => "tools",
+            Calling::Free(_) if chat.response_format == ResponseFormat::Text => "tools",
+            Calling::Off | Calling::Free(_) if chat.generation.grammar.is_some() => "grammar",
+            Calling::Off | Calling::Free(_) => "response_format",
+        },
+    })
+}
+
+/// The prompt of a chat as text, as a person would see it.
+pub fn prompt_text(chat: &ValidChat, setting: &Setting<'_>) -> Result<String, Refused> {
+    let calling = Calling::of(chat)?;
+    let prompt = rendered(chat, &calling, setting, false)?;
+    let texts = prompt.pieces.iter().map(|piece| match piece {
+        Piece::Text(text) | Piece::Literal(text) => text.as_str(),
+        Piece::Media(_) => "",
+    });
+    Ok(texts.collect())
+}
+
+/// A rendered prompt.
+struct Rendered {
+    pieces: Vec<Piece>,
+    /// It ends within a thought.
+    thinking: bool,
+}
+
+fn rendered(
+    chat: &ValidChat,
+    calling: &Calling<'_>,
+    setting: &Setting<'_>,
+    without_thoughts: bool,
+) -> Result<Rendered, Refused> {
+    let extra = variables(chat, without_thoughts);
     let conversation = Conversation {
         messages: &chat.messages,
         tools: calling.shown(chat),
         extra: Some(&extra),
         now: setting.now,
     };
-    let mut prompt = setting.template.render(&conversation)?;
-    let mut start = if prompt.trim_end().ends_with("<think>") {
-        Start::Thought
-    } else {
-        Start::Turn
+    let mut pieces = setting.template.render(&conversation)?;
+    let tags = setting.template.thoughts();
+    let ends_with = |tag: &str| matches!(pieces.last(), Some(Piece::Text(text)) if text.trim_end().ends_with(tag));
+    let mut thinking = tags.is_some_and(|tags| ends_with(tags.open));
+    if let Some(tags) = tags
+        && thinking
+        && without_thoughts
+    {
+        // The template has no way to leave thoughts out.
+        pieces.push(Piece::Text(format!("\n{}\n\n", tags.close)));
+        thinking = false;
+    }
+    Ok(Rendered { pieces, thinking })
+}
+
+/// A grammar for the answer, and whether it holds calls to their functions.
+#[derive(Default)]
+struct Form {
+    grammar: Option<Grammar>,
+    exact: bool,
+}
+
+/// The prompt and the form of the answer belong together: whether thoughts come first decides both.
+fn shaped(
+    chat: &ValidChat,
+    calling: &Calling<'_>,
+    setting: &Setting<'_>,
+) -> Result<(Rendered, Form), Refused> {
+    let schema = answer_schema(chat)?;
+    if let Some(gbnf) = &chat.generation.grammar {
+        let form = own_grammar(gbnf, schema.is_some(), calling)?;
+        return Ok((rendered(chat, calling, setting, true)?, form));
+    }
+    let prompt = rendered(chat, calling, setting, false)?;
+    let thoughts = setting
+        .template
+        .thoughts()
+        .map(|tags| (tags, prompt.thinking));
+    let tools = calling.tools();
+    let said = match (calling, &schema) {
+        (Calling::Forced(_), _) => Said::Nothing,
+        (Calling::Off, None) => return Ok((prompt, Form::default())),
+        (Calling::Free(_), None) => Said::Anything,
+        (Calling::Off | Calling::Free(_), Some(schema)) => Said::Json(schema),
     };
-    if matches!(calling, Calling::Forced(_)) {
-        if start == Start::Thought {
-            prompt.push_str("\n</think>\n\n");
+    let made = grammar::make(&Shape {
+        calls: (setting.template.format(), &tools),
+        parallel: chat.parallel_tool_calls != Some(false),
+        said,
+        thoughts,
+    });
+    match (made, schema) {
+        // What our rules cannot say, the engine's own may; thoughts must then stay out.
+        (made, Some(schema))
+            if matches!(calling, Calling::Off)
+                && (thoughts.is_none() || made.as_ref().is_none_or(|made| !made.exact)) =>
+        {
+            let form = Form {
+                grammar: Some(Grammar::JsonSchema(schema)),
+                exact: true,
+            };
+            Ok((rendered(chat, calling, setting, true)?, form))
         }
-        prompt.push_str(tools::OPEN);
-        prompt.push('\n');
-        start = Start::Call;
+        (Some(made), _) => {
+            strictly_made(chat, calling, made.exact)?;
+            let form = Form {
+                grammar: Some(Grammar::Gbnf(made.text)),
+                exact: made.exact,
+            };
+            Ok((prompt, form))
+        }
+        // Nothing but the model itself makes calls fit; they are checked before they leave.
+        (None, None) if matches!(calling, Calling::Free(_)) => Ok((prompt, Form::default())),
+        (None, _) => Err(unsupported(
+            "tools",
+            "these functions and schemas make too long a grammar; send fewer, or simpler ones",
+        )),
     }
-    let mut spec = GenerateSpec::from_template(prompt);
-    fill(&mut spec, &chat.generation, setting);
-    spec.logprobs = chat.logprobs;
-    spec.grammar = form;
-    let parses = !matches!(calling, Calling::Off);
-    if parses && chat.parallel_tool_calls == Some(false) {
-        spec.stop.push(tools::CLOSE.to_owned());
+}
+
+fn own_grammar(gbnf: &str, formed: bool, calling: &Calling<'_>) -> Result<Form, Refused> {
+    if formed {
+        return Err(unsupported(
+            "grammar",
+            "grammar and response_format exclude each other; send one of them",
+        ));
     }
-    Ok(Plan {
-        specs: repeated(&spec, chat.generation.n),
-        rules: SplitRules {
-            tools: parses,
-            thoughts: setting.template.thinks(),
-            start,
-        },
-        form_param: match calling {
-            Calling::Forced(_) => "tools",
-            Calling::Off | Calling::Free if chat.generation.grammar.is_some() => "grammar",
-            Calling::Off | Calling::Free => "response_format",
-        },
+    if !matches!(calling, Calling::Off) {
+        return Err(unsupported(
+            "grammar",
+            "grammar and tools exclude each other; send one of them, or tool_choice none",
+        ));
+    }
+    Ok(Form {
+        grammar: Some(Grammar::Gbnf(gbnf.to_owned())),
+        exact: true,
     })
 }
 
@@ -119,20 +244,20 @@ pub fn plan_completion(completion: &ValidCompletion, setting: &Setting<'_>) -> P
 enum Calling<'a> {
     /// None offered, or none wanted.
     Off,
-    /// The model decides.
-    Free,
+    /// The model decides among these.
+    Free(Vec<&'a Tool>),
     /// One of these.
     Forced(Vec<&'a Tool>),
 }
 
 impl<'a> Calling<'a> {
-    fn of(chat: &'a ValidChat, syntax: ToolSyntax) -> Result<Self, Refused> {
+    fn of(chat: &'a ValidChat) -> Result<Self, Refused> {
         if chat.tools.is_empty() {
             return Ok(Self::Off);
         }
         let forced: Vec<&Tool> = match &chat.tool_choice {
             ToolChoice::None => return Ok(Self::Off),
-            ToolChoice::Auto => return Ok(Self::Free),
+            ToolChoice::Auto => return Ok(Self::Free(chat.tools.iter().collect())),
             ToolChoice::Required => chat.tools.iter().collect(),
             ToolChoice::Function(name) => {
                 let named = |tool: &&Tool| tool.function.name == *name;
@@ -142,20 +267,22 @@ impl<'a> Calling<'a> {
         if forced.is_empty() {
             return Err(unsupported("tool_choice", "it names none of the tools"));
         }
-        match syntax {
-            ToolSyntax::Hermes => Ok(Self::Forced(forced)),
-            ToolSyntax::Foreign => Err(unsupported(
-                "tool_choice",
-                "this model cannot be made to call a tool; use auto or none",
-            )),
-        }
+        Ok(Self::Forced(forced))
     }
 
     /// The tools that the template shows.
     fn shown<'c>(&self, chat: &'c ValidChat) -> &'c [Tool] {
         match self {
             Self::Off => &[],
-            Self::Free | Self::Forced(_) => &chat.tools,
+            Self::Free(_) | Self::Forced(_) => &chat.tools,
+        }
+    }
+
+    /// The tools that may be called.
+    fn tools(&self) -> Vec<&'a Tool> {
+        match self {
+            Self::Off => Vec::new(),
+            Self::Free(tools) | Self::Forced(tools) => tools.clone(),
         }
     }
 }
@@ -183,57 +310,53 @@ fn text_only(chat: &ValidChat) -> Result<(), Refused> {
     Ok(())
 }
 
-/// The one form that the answer must take.
-fn form(chat: &ValidChat, calling: &Calling<'_>) -> Result<Option<Grammar>, Refused> {
-    let asked = match (&chat.response_format, &chat.generation.grammar) {
-        (ResponseFormat::Text, None) => None,
-        (ResponseFormat::Text, Some(grammar)) => Some(("grammar", Grammar::Gbnf(grammar.clone()))),
-        (ResponseFormat::JsonObject { .. } | ResponseFormat::JsonSchema { .. }, None) => {
-            Some(("response_format", Grammar::JsonSchema(answer_schema(chat)?)))
-        }
-        (ResponseFormat::JsonObject { .. } | ResponseFormat::JsonSchema { .. }, Some(_)) => {
-            return Err(unsupported(
-                "grammar",
-                "grammar and response_format exclude each other; send one of them",
-            ));
-        }
-    };
-    match (calling, asked) {
-        (Calling::Off, asked) => Ok(asked.map(|(_param, grammar)| grammar)),
-        (Calling::Free, None) => Ok(None),
-        (Calling::Forced(tools), None) => {
-            strict_tools(chat, tools)?;
-            Ok(Some(Grammar::JsonSchema(tools::call_schema(tools)?)))
-        }
-        (Calling::Free | Calling::Forced(_), Some((param, _grammar))) => Err(unsupported(
-            param,
-            "a form of the answer and tools exclude each other; send one of them, or tool_choice none",
-        )),
-    }
-}
-
 /// The schema of the answer, as far as a grammar can hold the answer to it; a strict one is held to all of it or refused.
-fn answer_schema(chat: &ValidChat) -> Result<Value, Refused> {
+fn answer_schema(chat: &ValidChat) -> Result<Option<Value>, Refused> {
+    if chat.response_format == ResponseFormat::Text {
+        return Ok(None);
+    }
     let asked = chat.response_format.schema().cloned();
     let mut schema = asked.unwrap_or_else(|| json!({"type": "object"}));
+    let place = "response_format.json_schema.schema";
+    well_formed(&schema, place)?;
     if let ResponseFormat::JsonSchema { strict: true, .. } = chat.response_format {
-        strictly(&schema, "response_format.json_schema.schema")?;
+        strictly(&schema, place)?;
     }
     schema::tame(&mut schema);
-    Ok(schema)
+    Ok(Some(schema))
 }
 
-fn strict_tools(chat: &ValidChat, forced: &[&Tool]) -> Result<(), Refused> {
-    for tool in forced {
-        if tool.function.strict == Some(true)
-            && let Some(parameters) = &tool.function.parameters
-        {
-            let same = |other: &Tool| other.function.name == tool.function.name;
-            let at = chat.tools.iter().position(same).unwrap_or_default();
-            strictly(parameters, &format!("tools[{at}].function.parameters"))?;
+/// Strict functions, and a strict form beside functions, are held to all of their schemas or refused.
+fn strictly_made(chat: &ValidChat, calling: &Calling<'_>, exact: bool) -> Result<(), Refused> {
+    for tool in calling.tools() {
+        let Some(parameters) = &tool.function.parameters else {
+            continue;
+        };
+        let same = |other: &Tool| other.function.name == tool.function.name;
+        let at = chat.tools.iter().position(same).unwrap_or_default();
+        let place = format!("tools[{at}].function.parameters");
+        well_formed(parameters, &place)?;
+        if tool.function.strict == Some(true) && matches!(calling, Calling::Forced(_)) {
+            strictly(parameters, &place)?;
         }
     }
+    if let ResponseFormat::JsonSchema { strict: true, .. } = chat.response_format
+        && !exact
+        && matches!(calling, Calling::Free(_))
+    {
+        return Err(unsupported(
+            "response_format",
+            "beside tools, a strict schema may only use type, properties, required, items, enum, const, anyOf and lengths; leave the rest out, or set strict to false",
+        ));
+    }
     Ok(())
+}
+
+fn well_formed(schema: &Value, place: &str) -> Result<(), Refused> {
+    schema::well_formed(schema).map_err(|inner| Refused::Malformed {
+        param: format!("{place}{}", inner.path),
+        message: inner.to_string(),
+    })
 }
 
 fn strictly(schema: &Value, place: &str) -> Result<(), Refused> {
@@ -242,7 +365,7 @@ fn strictly(schema: &Value, place: &str) -> Result<(), Refused> {
 }
 
 /// The template's variables: the caller's, and what follows from other fields.
-fn variables(chat: &ValidChat, formed: bool) -> Map<String, Value> {
+fn variables(chat: &ValidChat, without_thoughts: bool) -> Map<String, Value> {
     let mut variables = chat.chat_template_kwargs.clone();
     let mut propose = |name: &str, value: Value| {
         variables.entry(name).or_insert(value);
@@ -253,11 +376,24 @@ fn variables(chat: &ValidChat, formed: bool) -> Map<String, Value> {
             propose("enable_thinking", false.into());
         }
     }
-    // A grammar leaves no room for thoughts.
-    if formed {
+    // Some grammars leave no room for thoughts.
+    if without_thoughts {
         propose("enable_thinking", false.into());
     }
     variables
+}
+
+/// What the engine reads of a rendered prompt.
+fn segments(pieces: Vec<Piece>) -> Prompt {
+    let texts = pieces.into_iter().map(|piece| match piece {
+        Piece::Text(text) | Piece::Literal(text) => text,
+        Piece::Media(_) => String::new(),
+    });
+    Prompt::Text {
+        text: texts.collect(),
+        parse_special: true,
+        add_special: true,
+    }
 }
 
 fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, setting: &Setting<'_>) {

@@ -7,14 +7,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use config::settings::load;
-use config::settings::node::Settings;
+use config::settings::node::{Settings, TierSettings};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{self, AppError};
+use crate::app::{self, AppError, Signals};
 use crate::identity::{Identity, Member};
 use crate::join::{self, JoinLink};
+use crate::models;
 use crate::status::{self, Status};
 use crate::tiers::Launcher;
 
@@ -103,6 +105,51 @@ In quotes: the link holds a # and an &.")]
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Fetch a model, whole and checked, and print its path.
+    #[command(after_help = "Examples:
+  hearth-node pull hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M
+  hearth-node pull gemma4:e4b
+  hearth-node pull /media/stick/model.gguf
+
+Models lie where llama.cpp and Hugging Face's tools keep them. HF_TOKEN opens gated repositories, HF_ENDPOINT names a mirror.")]
+    Pull(models::commands::PullArgs),
+    /// Say which model, quantisation and context suit this machine, and why.
+    #[command(after_help = "Examples:
+  hearth-node advise
+  hearth-node advise gemma4:26b
+  hearth-node advise model.gguf --json")]
+    Advise(models::commands::AdviseArgs),
+    /// Look at the models: on the disk, pinned, served.
+    #[command(after_help = "Examples:
+  hearth-node models list --config node.toml
+  hearth-node models lock --update gemma-3-4b-it --config node.toml
+  hearth-node models import Modelfile >> node.toml")]
+    Models {
+        #[command(subcommand)]
+        command: models::commands::ModelsCommand,
+        #[command(flatten)]
+        settings: SettingsFile,
+    },
+    /// Set this machine up, step by step: model, settings, joining. The same command goes on where it stopped.
+    #[command(after_help = "Examples:
+  hearth-node setup
+  hearth-node setup --yes --model gemma4:e4b --join 'https://llm.example.org/join#hearth_nj_...'
+  hearth-node setup --yes --model /media/stick/model.gguf --no-join")]
+    Setup(crate::setup::SetupArgs),
+    /// Measure tiers as clients see them: tokens per second, time per token, time to the first one, memory; or judge their answers.
+    #[command(after_help = "Examples:
+  hearth-node bench --config node.toml
+  hearth-node bench --tier fast --golden prompts.jsonl --min-accuracy 0.9 --config node.toml
+  hearth-node bench --url http://192.168.1.20:11434 --model gemma3:4b --json
+
+Each line of --golden is an object: {\"prompt\": \"...\", \"expect\": \"(?i)paris\"}; instead of or beside expect (a regular expression):
+equals, contains (a list), json (true, or fields that the answer holds). Exit code 1 below --min-accuracy.")]
+    Bench {
+        #[command(flatten)]
+        args: crate::bench::BenchArgs,
+        #[command(flatten)]
+        settings: SettingsFile,
+    },
     /// Run a model for the agent; not for people.
     #[command(hide = true)]
     Worker,
@@ -172,6 +219,13 @@ pub fn main() -> ExitCode {
             command: ConfigCommand::Check { file },
         } => check_command(file.as_deref()),
         Command::Status { settings, output } => status_command(&settings, output),
+        Command::Setup(args) => setup_command(&args),
+        Command::Bench { args, settings } => bench_command(&args, &settings),
+        Command::Pull(args) => told(models::commands::pull(&args)),
+        Command::Advise(args) => told(models::commands::advise(&args)),
+        Command::Models { command, settings } => told(models::commands::models(&command, || {
+            load::node(settings.config.as_deref()).map_err(|problems| problems.to_string())
+        })),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -184,6 +238,24 @@ pub fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+fn setup_command(args: &crate::setup::SetupArgs) -> Result<(), Failure> {
+    told(crate::setup::run(args, &launcher()?))
+}
+
+fn bench_command(args: &crate::bench::BenchArgs, file: &SettingsFile) -> Result<(), Failure> {
+    let settings =
+        || load::node(file.config.as_deref()).map_err(|problems| problems.to_string());
+    let launcher = launcher()?;
+    let outcome = models::commands::block_on(crate::bench::run(args, settings, &launcher));
+    let outcome = outcome.and_then(|outcome| outcome).map_err(Failure::Other)?;
+    say(&outcome.text)?;
+    outcome.failed.map_or(Ok(()), |reason| Err(Failure::Other(reason)))
+}
+
+fn told(result: Result<String, String>) -> Result<(), Failure> {
+    say(&result.map_err(Failure::Other)?)
 }
 
 fn complain(text: &str) {
@@ -230,7 +302,7 @@ fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {
     let link = link.map(JoinLink::parse).transpose()?;
     journal::init(&settings.log, QUIET)?;
     let launcher = launcher()?;
-    until_stopped(|stop| app::run(settings, link, launcher, stop))
+    until_stopped(file, |signals| app::run(settings, link, launcher, signals))
 }
 
 fn serve_command(file: &SettingsFile, listen: Option<SocketAddr>) -> Result<(), Failure> {
@@ -246,7 +318,9 @@ fn serve_command(file: &SettingsFile, listen: Option<SocketAddr>) -> Result<(), 
     }
     journal::init(&settings.log, QUIET)?;
     let launcher = launcher()?;
-    until_stopped(|stop| app::serve(settings, address, launcher, stop))
+    until_stopped(file, |signals| {
+        app::serve(settings, address, launcher, signals)
+    })
 }
 
 fn launcher() -> Result<Launcher, Failure> {
@@ -257,7 +331,7 @@ fn launcher() -> Result<Launcher, Failure> {
 }
 
 /// Runs until the first signal and what it lets finish, or until the second.
-fn until_stopped<F>(start: impl FnOnce(CancellationToken) -> F) -> Result<(), Failure>
+fn until_stopped<F>(file: &SettingsFile, start: impl FnOnce(Signals) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), AppError>>,
 {
@@ -265,8 +339,9 @@ where
     let stop = CancellationToken::new();
     let ran = runtime.block_on(async {
         let impatient = watch_signals(stop.clone())?;
+        let reload = watch_hangups(file.config.clone())?;
         tokio::select! {
-            ran = start(stop) => ran.map_err(Failure::from),
+            ran = start(Signals { stop, reload }) => ran.map_err(Failure::from),
             () = impatient => Err(Failure::Other("stopped at once by a second signal".to_owned())),
         }
     });
@@ -293,11 +368,32 @@ fn watch_signals(stop: CancellationToken) -> Result<impl Future<Output = ()>, Fa
     })
 }
 
+/// Reads the settings again at every SIGHUP; wrong ones are told and change nothing.
+fn watch_hangups(file: Option<PathBuf>) -> Result<mpsc::Receiver<Vec<TierSettings>>, Failure> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match load::node(file.as_deref()) {
+                Ok(settings) => {
+                    if sender.send(settings.tiers).await.is_err() {
+                        return;
+                    }
+                }
+                Err(problems) => {
+                    tracing::warn!(%problems, "the settings are wrong; the old ones stay");
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}
+
 fn check_command(file: Option<&Path>) -> Result<(), Failure> {
     let settings = settings_of(file)?;
     let mut problems = Vec::new();
     for tier in &settings.tiers {
-        if let Err(problem) = crate::models::check(&tier.model) {
+        if let Err(problem) = models::check(&tier.model) {
             problems.push(format!("tiers.{}: {problem}", tier.tier));
         }
     }

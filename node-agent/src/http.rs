@@ -4,8 +4,13 @@
 mod asked;
 mod call;
 mod flow;
+mod job;
+mod patience;
 mod record;
+mod remote;
+mod slide;
 mod stream;
+mod words;
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -22,7 +27,6 @@ use hyper::body::{Body as HttpBody, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -34,11 +38,10 @@ use crate::reply::Refused;
 use crate::tiers::{TierRoom, Tiers};
 use crate::work::Work;
 
-use asked::{Gatherer, Output, Surface, Task};
+use asked::Surface;
 use call::Call;
-use flow::Flow;
+use job::{Job, Made};
 use record::Record;
-use stream::Live;
 
 /// The largest body: a long conversation. The proxy has its own bound before this one.
 const BODY_BYTES_MAX: usize = 24 * 1024 * 1024;
@@ -173,7 +176,10 @@ impl Front {
         refused.response().map(whole)
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+    async fn route(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Refused> {
         if !self.token.admits(request.headers()) {
             return Err(Refused::Unauthorised);
         }
@@ -182,7 +188,7 @@ impl Front {
 
     /// Answers a request whose sender may ask: the hub with its token, or this machine ([`crate::local`]).
     pub(crate) async fn admitted<B: Asked>(
-        &self,
+        self: &Arc<Self>,
         request: Request<B>,
     ) -> Result<Response<Body>, Refused> {
         let path = request.uri().path().to_owned();
@@ -190,70 +196,57 @@ impl Front {
             ("/v1/chat/completions", &Method::POST) => self.infer(request, Surface::Chat).await,
             ("/v1/completions", &Method::POST) => self.infer(request, Surface::Text).await,
             ("/tokenize", &Method::POST) => self.tokenize(request).await,
+            ("/detokenize", &Method::POST) => self.detokenize(request).await,
+            ("/apply-template", &Method::POST) => self.apply_template(request).await,
             ("/health", &Method::GET) => Ok(json_response(&json!({"status": "ok"}))),
             ("/props", &Method::GET) => Ok(json_response(&self.props())),
-            ("/v1/chat/completions" | "/v1/completions" | "/tokenize", _) => {
-                Err(Refused::Method("POST"))
-            }
+            (
+                "/v1/chat/completions"
+                | "/v1/completions"
+                | "/tokenize"
+                | "/detokenize"
+                | "/apply-template",
+                _,
+            ) => Err(Refused::Method("POST")),
             ("/health" | "/props", _) => Err(Refused::Method("GET")),
             _ => Err(Refused::NotFound),
         }
     }
 
     async fn infer<B: Asked>(
-        &self,
+        self: &Arc<Self>,
         request: Request<B>,
         surface: Surface,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
-        let mut record = Record::begin(&call, surface.as_str(), self.metrics.clone());
-        let outcome = self.generate(request, surface, call, &mut record).await;
-        match outcome {
-            Ok(Made::Whole(response)) => Ok(response),
-            Ok(Made::Streaming(mut live)) => {
-                live.attach(record);
-                Ok(live.into_response())
-            }
-            Err(refused) => {
-                record.refused(&refused);
-                Err(refused)
-            }
+        let record = Record::begin(&call, surface.as_str(), self.metrics.clone());
+        let prepared = self.prepare(request, surface, call).await;
+        let (job, streams) = match prepared {
+            Ok((job, streams)) => (job.recorded(record), streams),
+            Err(refused) => return Err(record.refuse(refused)),
+        };
+        if streams {
+            patience::answer(Box::pin(job.run())).await
+        } else {
+            job.run().await.map(Made::into_response)
         }
     }
 
-    async fn generate<B: Asked>(
+    /// Reads and checks a request, and finds the tier for it.
+    async fn prepare<B: Asked>(
         &self,
         request: Request<B>,
         surface: Surface,
         call: Call,
-        record: &mut Record,
-    ) -> Result<Made, Refused> {
+    ) -> Result<(Job, bool), Refused> {
         let in_flight = self.work.enter().ok_or(Refused::Draining)?;
-        let room = self.room(&call)?;
+        let room = self.room(&call)?.clone();
         let (bytes, held) = self.body(request.into_body()).await?;
-        // Asked for after the body has come: the worker may have changed meanwhile.
-        let ready = room.ready()?;
-        let ends_at = call.ends_at;
-        let task = Task {
-            surface,
-            bytes,
-            call,
-            room: room.clone(),
-            ready: ready.clone(),
-        };
-        let (plan, output) = task.prepare().await?;
+        let asked = asked::Asked::read(surface, bytes).await?;
         drop(held);
-        let form_param = plan.form_param;
-        let flow = Flow::start(&ready.worker, plan.specs, ends_at).await?;
-        drop(ready);
-        let made = match output {
-            Output::Stream(writer) => {
-                let live = Live::open(flow, writer, in_flight, record).await;
-                live.map(|live| Made::Streaming(Box::new(live)))
-            }
-            Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
-        };
-        made.map_err(|refused| refused.about_form(form_param))
+        let asked = asked.told(room.settings().system.as_deref());
+        let streams = asked.streams();
+        Ok((Job::new(asked, call, room, in_flight), streams))
     }
 
     fn room(&self, call: &Call) -> Result<&Arc<TierRoom>, Refused> {
@@ -288,27 +281,6 @@ impl Front {
         }
     }
 
-    async fn tokenize<B: Asked>(&self, request: Request<B>) -> Result<Response<Body>, Refused> {
-        let call = Call::read(request.headers())?;
-        let room = self.room(&call)?;
-        let (bytes, _held) = self.body(request.into_body()).await?;
-        let asked: Tokenize = serde_json::from_slice(&bytes).map_err(|_error| Refused::Unsupported {
-            param: "content".to_owned(),
-            message: "expected {\"content\": string, \"add_special\"?: bool, \"parse_special\"?: bool}"
-                .to_owned(),
-        })?;
-        let ready = room.ready()?;
-        let tokens = ready
-            .worker
-            .tokenize(asked.content, asked.add_special, asked.parse_special);
-        match tokio::time::timeout_at(call.ends_at, tokens).await {
-            Ok(tokens) => Ok(json_response(
-                &json!({"tokens": tokens.map_err(Refused::Engine)?}),
-            )),
-            Err(_elapsed) => Err(Refused::Deadline),
-        }
-    }
-
     fn props(&self) -> serde_json::Value {
         let tiers: Vec<serde_json::Value> = self
             .tiers
@@ -335,42 +307,6 @@ impl Front {
             "tiers": tiers,
         })
     }
-}
-
-/// An answer, or the beginning of one.
-enum Made {
-    Whole(Response<Body>),
-    Streaming(Box<Live>),
-}
-
-async fn gather(
-    mut flow: Flow,
-    mut gatherer: Gatherer,
-    record: &mut Record,
-) -> Result<Response<Body>, Refused> {
-    while let Some((choice, event)) = flow.next().await {
-        record.see(&event);
-        if let engine::Event::Refused(refusal) = event {
-            return Err(Refused::Engine(refusal));
-        }
-        gatherer.take(choice, &event);
-    }
-    record.complete();
-    Ok(gatherer.response())
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tokenize {
-    content: String,
-    #[serde(default)]
-    add_special: bool,
-    #[serde(default = "yes")]
-    parse_special: bool,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 fn whole(bytes: Bytes) -> Body {

@@ -4,8 +4,10 @@
 pub mod admin;
 pub mod answer;
 pub mod app;
+pub mod bench;
 pub mod chat;
 pub mod cli;
+pub mod context;
 pub mod files;
 pub mod http;
 pub mod hub;
@@ -18,6 +20,7 @@ pub mod register;
 pub mod reply;
 pub mod report;
 pub mod schema;
+pub mod setup;
 pub mod status;
 pub mod template;
 pub mod tiers;

@@ -86,7 +86,7 @@ impl LocalApi {
     }
 }
 
-async fn answer(front: &Front, request: Request<Incoming>) -> Response<Body> {
+async fn answer(front: &Arc<Front>, request: Request<Incoming>) -> Response<Body> {
     let answered = if from_this_machine(request.headers()) {
         routed(front, request).await
     } else {
@@ -95,7 +95,7 @@ async fn answer(front: &Front, request: Request<Incoming>) -> Response<Body> {
     answered.unwrap_or_else(|refused| Front::refusal(&refused))
 }
 
-async fn routed(front: &Front, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+async fn routed(front: &Arc<Front>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
     let (mut head, body) = request.into_parts();
     head.headers.remove(PRINCIPAL);
     if head.method == Method::GET && head.uri.path() == "/v1/models" {
@@ -130,9 +130,9 @@ fn find<'r>(rooms: &'r [Arc<TierRoom>], model: Option<&str>) -> Result<&'r TierR
         found => found,
     };
     found.map(AsRef::as_ref).ok_or_else(|| {
-        let known: Vec<&str> = rooms
+        let known: Vec<String> = rooms
             .iter()
-            .map(|room| room.settings().model_id.as_str())
+            .map(|room| room.settings().model_id.clone())
             .collect();
         Refused::Unsupported {
             param: "model".to_owned(),
@@ -147,13 +147,18 @@ fn models(front: &Front) -> Response<Body> {
         .rooms()
         .iter()
         .map(|room| {
+            let report = room.report();
+            let n_ctx = report.model.as_ref().map(|model| model.n_ctx);
             json!({
                 "id": room.settings().model_id,
                 "object": "model",
                 "created": 0,
                 "owned_by": "hearth",
                 "tier": room.tier(),
-                "report": room.report(),
+                "aliases": room.settings().aliases,
+                "context_length": n_ctx,
+                "max_model_len": n_ctx,
+                "report": report,
             })
         })
         .collect();

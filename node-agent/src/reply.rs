@@ -9,7 +9,6 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::template::TemplateError;
-use crate::tools::DefinitionClash;
 
 const CALLER: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
@@ -72,9 +71,14 @@ pub enum Refused {
         /// What is wrong with it.
         reason: String,
     },
-    /// The tools cannot be forced.
-    #[error("{0}")]
-    Tools(#[from] DefinitionClash),
+    /// A schema is none.
+    #[error("{message}")]
+    Malformed {
+        /// Its place, down to the keyword.
+        param: String,
+        /// What would be right.
+        message: String,
+    },
     /// The tier is not there, not ready, or died.
     #[error("the {tier} tier is not available: {reason}")]
     TierUnavailable {
@@ -180,7 +184,7 @@ impl Refused {
             | Self::Unsupported { .. }
             | Self::Template(_)
             | Self::Form { .. }
-            | Self::Tools(_)
+            | Self::Malformed { .. }
             | Self::TierUnavailable { .. }
             | Self::Draining
             | Self::Engine(_)
@@ -231,7 +235,7 @@ impl Refused {
             }
             Self::Template(error) => template(error, message),
             Self::Form { param, .. } => Wire::caller("invalid_value", message).param(*param),
-            Self::Tools(_) => Wire::caller("invalid_value", message).param("tools"),
+            Self::Malformed { param, .. } => Wire::caller("invalid_value", message).param(param),
             Self::TierUnavailable { .. } | Self::Draining => {
                 Wire::unavailable("tier_unavailable", message, UNAVAILABLE_SECS)
             }

@@ -1,6 +1,8 @@
 //! What of a JSON schema the grammar enforces. llama.cpp's converter passes over what it does not know, and lets some patterns
 //! match text that ends the JSON string they are in. Pure: a schema in, the schema that the engine may have out.
 
+pub mod validate;
+
 use serde_json::{Map, Value};
 
 /// What a grammar cannot enforce of a schema that must be followed exactly.
@@ -60,6 +62,94 @@ const BESIDE_ALTERNATIVES: [&str; 13] = [
     "minItems",
     "maxItems",
 ];
+
+/// What is no JSON schema.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the schema is malformed: {reason}")]
+pub struct Malformed {
+    /// Where in the schema: `.properties.age.type`.
+    pub path: String,
+    /// What would be right.
+    pub reason: &'static str,
+}
+
+/// Finds the first thing that cannot stand in a schema.
+pub fn well_formed(schema: &Value) -> Result<(), Malformed> {
+    let bad = |path: &str, reason| {
+        Err(Malformed {
+            path: path.to_owned(),
+            reason,
+        })
+    };
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Bool(_) => return Ok(()),
+        Value::Null | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            return bad("", "expected an object or a boolean");
+        }
+    };
+    for (keyword, value) in fields {
+        let place = format!(".{keyword}");
+        match keyword.as_str() {
+            "type" if !is_type(value) => {
+                return bad(
+                    &place,
+                    "expected object, array, string, number, integer, boolean, null or a list of them",
+                );
+            }
+            "properties" | "$defs" | "definitions" if !value.is_object() => {
+                return bad(&place, "expected an object of schemas");
+            }
+            "required" if !is_texts(value) => return bad(&place, "expected a list of names"),
+            "enum" if value.as_array().is_none_or(Vec::is_empty) => {
+                return bad(&place, "expected a list of values, at least one");
+            }
+            "anyOf" | "oneOf" | "allOf" | "prefixItems"
+                if value.as_array().is_none_or(Vec::is_empty) =>
+            {
+                return bad(&place, "expected a list of schemas, at least one");
+            }
+            "$ref" | "pattern" | "format" if !value.is_string() => {
+                return bad(&place, "expected a string");
+            }
+            "minLength" | "maxLength" | "minItems" | "maxItems" if !value.is_u64() => {
+                return bad(&place, "expected a whole number of 0 or more");
+            }
+            bound if BOUNDS.contains(&bound) && !value.is_number() => {
+                return bad(&place, "expected a number");
+            }
+            "items" | "additionalProperties"
+                if !value.is_object() && !value.is_boolean() && !value.is_array() =>
+            {
+                return bad(&place, "expected a schema");
+            }
+            _ => {}
+        }
+    }
+    for (place, child) in every_child(fields) {
+        well_formed(child).map_err(|inner| Malformed {
+            path: format!(".{place}{}", inner.path),
+            ..inner
+        })?;
+    }
+    Ok(())
+}
+
+fn is_type(value: &Value) -> bool {
+    const KINDS: [&str; 7] = [
+        "object", "array", "string", "number", "integer", "boolean", "null",
+    ];
+    let known = |value: &Value| value.as_str().is_some_and(|kind| KINDS.contains(&kind));
+    match value {
+        Value::Array(kinds) => !kinds.is_empty() && kinds.iter().all(known),
+        one => known(one),
+    }
+}
+
+fn is_texts(value: &Value) -> bool {
+    let texts = value.as_array();
+    texts.is_some_and(|texts| texts.iter().all(Value::is_string))
+}
 
 /// Finds the first thing in a strict schema that the answer would not be held to.
 pub fn check(schema: &Value) -> Result<(), Unenforced> {
@@ -127,6 +217,33 @@ fn children(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
                 found.extend(indexed.map(|(at, child)| (format!("{name}[{at}]"), child)));
             }
             Value::Object(_) if ONE.contains(&name) => found.push((name.to_owned(), value)),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_) => {}
+        }
+    }
+    found
+}
+
+/// As [`children`], with those that are no objects.
+fn every_child(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (keyword, value) in fields {
+        match value {
+            Value::Object(named) if NAMED.contains(&keyword.as_str()) => {
+                let named = named.iter();
+                found.extend(named.map(|(name, child)| (format!("{keyword}.{name}"), child)));
+            }
+            Value::Array(list) if LISTS.contains(&keyword.as_str()) => {
+                let indexed = list.iter().enumerate();
+                found.extend(indexed.map(|(at, child)| (format!("{keyword}[{at}]"), child)));
+            }
+            Value::Object(_) if ONE.contains(&keyword.as_str()) => {
+                found.push((keyword.clone(), value))
+            }
             Value::Null
             | Value::Bool(_)
             | Value::Number(_)

@@ -3,16 +3,21 @@
 //! must cost a bounded number of steps.
 
 mod calendar;
+mod gemma;
+mod neutral;
 mod python;
 
 use std::time::SystemTime;
 
-use config::wire::chat::{Message, Role, Tool};
+use config::wire::chat::{Content, Message, Role, Tool, ToolCall};
 use indexmap::IndexMap;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::{Map, json};
 
-use crate::tools::ToolSyntax;
+pub use neutral::{Controls, Piece};
+
+use crate::tools::format::{ThinkTags, ToolFormat};
+use neutral::Neutral;
 
 /// Loop steps of one rendering; a conversation of 1,000 messages needs about 50,000.
 const FUEL: u64 = 5_000_000;
@@ -62,10 +67,13 @@ pub struct Template {
     bos_token: String,
     eos_token: String,
     strip_bos: bool,
-    syntax: ToolSyntax,
+    format: ToolFormat,
     /// The template has no place for tools, so they are described in the system message.
     tools_in_text: bool,
-    thinks: bool,
+    /// The template wants results of tools within the message that called them.
+    folds_results: bool,
+    thoughts: Option<ThinkTags>,
+    controls: Controls,
 }
 
 impl Template {
@@ -86,24 +94,45 @@ impl Template {
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
             strip_bos,
-            syntax: ToolSyntax::of_template(source),
+            format: ToolFormat::of_template(source),
             tools_in_text: !source.contains("tools"),
-            thinks: source.contains("</think>"),
+            folds_results: source.contains("tool_responses"),
+            thoughts: ThinkTags::of_template(source),
+            controls: Controls::new([]),
         })
     }
 
+    /// Takes the texts of the model's control tokens.
+    #[must_use]
+    pub fn with_controls<I: IntoIterator<Item = String>>(mut self, texts: I) -> Self {
+        self.controls = Controls::new(texts);
+        self
+    }
+
+    /// Overrules how the model is taken to call tools and to think; `None` leaves it as the template shows it.
+    #[must_use]
+    pub fn with_formats(
+        mut self,
+        calls: Option<ToolFormat>,
+        thoughts: Option<Option<ThinkTags>>,
+    ) -> Self {
+        self.format = calls.unwrap_or(self.format);
+        self.thoughts = thoughts.unwrap_or(self.thoughts);
+        self
+    }
+
     /// How the model writes calls of tools.
-    pub const fn syntax(&self) -> ToolSyntax {
-        self.syntax
+    pub const fn format(&self) -> ToolFormat {
+        self.format
     }
 
-    /// Whether the model thinks between `<think>` and `</think>`.
-    pub const fn thinks(&self) -> bool {
-        self.thinks
+    /// What stands around the model's thoughts, if it thinks aloud.
+    pub const fn thoughts(&self) -> Option<ThinkTags> {
+        self.thoughts
     }
 
-    /// Writes the prompt, up to the place where the assistant speaks.
-    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
+    /// Writes the prompt, up to the place where the assistant speaks. What the conversation says is never read as markup.
+    pub fn render(&self, conversation: &Conversation<'_>) -> Result<Vec<Piece>, TemplateError> {
         let described;
         let conversation = if self.tools_in_text {
             described = crate::tools::described(conversation.messages, conversation.tools);
@@ -115,12 +144,13 @@ impl Template {
         } else {
             conversation
         };
-        let variables = self.variables(conversation)?;
+        let mut neutral = Neutral::new(&self.controls);
+        let variables = self.variables(conversation, &mut neutral)?;
         let template = self
             .environment
             .get_template(NAME)
             .map_err(|error| TemplateError::Broken(one_line(&error)))?;
-        let text = template
+        let mut text = template
             .render(Value::from_iter(variables))
             .map_err(|error| TemplateError::Refused(one_line(&error)))?;
         let begin = self.bos_token.as_str();
@@ -128,22 +158,37 @@ impl Template {
             && !begin.is_empty()
             && let Some(rest) = text.strip_prefix(begin)
         {
-            return Ok(rest.to_owned());
+            text = rest.to_owned();
         }
-        Ok(text)
+        if self.folds_results && text.ends_with("<turn|>\n") {
+            // After a call and its result the template leaves out where the model speaks.
+            text.push_str("<|turn>model\n");
+        }
+        Ok(neutral.pieces(&text))
     }
 
     fn variables(
         &self,
         conversation: &Conversation<'_>,
+        neutral: &mut Neutral<'_>,
     ) -> Result<IndexMap<String, Value>, TemplateError> {
-        let messages: Vec<serde_json::Value> =
-            conversation.messages.iter().map(message_value).collect();
+        let mut writer = Writer {
+            neutral,
+            spared: self.spared(),
+            media: 0,
+        };
+        let messages = conversation.messages.iter();
+        let mut messages: Vec<serde_json::Value> =
+            messages.map(|message| writer.message(message)).collect();
+        if self.folds_results {
+            messages = gemma::folded(messages);
+        }
         let mut variables = IndexMap::new();
         for (name, value) in conversation.extra.into_iter().flatten() {
             if RESERVED.contains(&name.as_str()) {
                 return Err(TemplateError::Reserved(name.clone()));
             }
+            let value = writer.neutral.value(value);
             variables.insert(name.clone(), Value::from_serialize(value));
         }
         let now = conversation.now;
@@ -153,13 +198,27 @@ impl Template {
         variables.insert("messages".to_owned(), Value::from_serialize(&messages));
         // Undefined rather than none: some templates test `tools is defined`.
         if !conversation.tools.is_empty() {
-            let tools = Value::from_serialize(conversation.tools);
+            let tools = conversation.tools.iter();
+            let tools: Vec<serde_json::Value> = tools
+                .filter_map(|tool| serde_json::to_value(tool).ok())
+                .map(|tool| writer.neutral.value(&tool))
+                .collect();
+            let tools = Value::from_serialize(tools);
             variables.insert("tools".to_owned(), tools);
         }
         variables.insert("add_generation_prompt".to_owned(), true.into());
         variables.insert("bos_token".to_owned(), self.bos_token.as_str().into());
         variables.insert("eos_token".to_owned(), self.eos_token.as_str().into());
         Ok(variables)
+    }
+
+    /// Templates look for the ends of thoughts in what an assistant said, to leave the thoughts out.
+    fn spared(&self) -> Vec<&'static str> {
+        match self.thoughts {
+            Some(ThinkTags::GEMMA4) => vec!["<|channel>", ThinkTags::GEMMA4.close],
+            Some(tags) => vec![tags.open, tags.close],
+            None => Vec::new(),
+        }
     }
 }
 
@@ -170,7 +229,11 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_name| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(python::format);
     environment.add_filter("tojson", python::tojson);
+    environment.add_filter("length", python::length);
+    environment.add_filter("count", python::length);
+    environment.add_filter("string", python::string);
     environment.add_function("raise_exception", raise_exception);
     environment
 }
@@ -179,36 +242,81 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// One message as templates expect it: content is always text, arguments are objects where they can be.
-fn message_value(message: &Message) -> serde_json::Value {
-    let mut fields = Map::new();
-    fields.insert("role".to_owned(), message.role.as_str().into());
-    fields.insert("content".to_owned(), message.text().into());
-    if let Some(thoughts) = &message.reasoning_content {
-        fields.insert("reasoning_content".to_owned(), thoughts.as_str().into());
+/// Writes messages as templates expect them: content is always text, arguments are objects where they can be.
+struct Writer<'n, 'c> {
+    neutral: &'n mut Neutral<'c>,
+    spared: Vec<&'static str>,
+    /// Pictures and sounds so far.
+    media: u32,
+}
+
+impl Writer<'_, '_> {
+    fn message(&mut self, message: &Message) -> serde_json::Value {
+        let mut fields = Map::new();
+        fields.insert("role".to_owned(), message.role.as_str().into());
+        fields.insert("content".to_owned(), self.content(message).into());
+        if let Some(thoughts) = &message.reasoning_content {
+            let thoughts = self.neutral.text(thoughts, &[]);
+            fields.insert("reasoning_content".to_owned(), thoughts.into());
+        }
+        if let Some(name) = &message.name {
+            let name = self.neutral.text(name, &[]);
+            fields.insert("name".to_owned(), name.into());
+        }
+        if !message.tool_calls.is_empty() && message.role == Role::Assistant {
+            let calls = message.tool_calls.iter();
+            let calls: Vec<serde_json::Value> = calls.map(|call| self.call(call)).collect();
+            fields.insert("tool_calls".to_owned(), calls.into());
+        }
+        if let Some(id) = &message.tool_call_id {
+            let id = self.neutral.text(id, &[]);
+            fields.insert("tool_call_id".to_owned(), id.into());
+        }
+        fields.into()
     }
-    if let Some(name) = &message.name {
-        fields.insert("name".to_owned(), name.as_str().into());
+
+    fn content(&mut self, message: &Message) -> String {
+        let spared: &[&str] = if message.role == Role::Assistant {
+            &self.spared
+        } else {
+            &[]
+        };
+        match &message.content {
+            None => String::new(),
+            Some(Content::Text(text)) => self.neutral.text(text, spared),
+            Some(Content::Parts(parts)) => {
+                let mut content = String::new();
+                let mut after_text = false;
+                for part in parts {
+                    if let Some(text) = part.text() {
+                        if after_text {
+                            content.push('\n');
+                        }
+                        content.push_str(&self.neutral.text(text, spared));
+                    } else {
+                        content.push(self.neutral.media(self.media));
+                        self.media = self.media.saturating_add(1);
+                    }
+                    after_text = part.text().is_some();
+                }
+                content
+            }
+        }
     }
-    if !message.tool_calls.is_empty() && message.role == Role::Assistant {
-        let calls: Vec<serde_json::Value> = message
-            .tool_calls
-            .iter()
-            .map(|call| {
-                let arguments = arguments_value(&call.function.arguments);
-                json!({
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": arguments},
-                })
-            })
-            .collect();
-        fields.insert("tool_calls".to_owned(), calls.into());
+
+    fn call(&mut self, call: &ToolCall) -> serde_json::Value {
+        let arguments = self
+            .neutral
+            .value(&arguments_value(&call.function.arguments));
+        json!({
+            "id": self.neutral.text(&call.id, &[]),
+            "type": "function",
+            "function": {
+                "name": self.neutral.text(&call.function.name, &[]),
+                "arguments": arguments,
+            },
+        })
     }
-    if let Some(id) = &message.tool_call_id {
-        fields.insert("tool_call_id".to_owned(), id.as_str().into());
-    }
-    fields.into()
 }
 
 /// Arguments travel as text, but most templates write them with `tojson`, which would quote the text a second time.

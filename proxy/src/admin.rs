@@ -1,12 +1,16 @@
-//! Management: keys, nodes, status. [`Operations`] does the work, for the running proxy's Unix socket and for the command line
-//! when no proxy runs. Nothing here is reachable from the network.
+//! Management: keys, people, nodes, usage, the audit log. [`Api`] answers `/admin/v1` for the public listener (with an
+//! administrator's key), for the running proxy's Unix socket, and for the command line when no proxy runs. Who may ask is decided
+//! before; here nothing is trusted but the form of what is asked.
 
+pub mod api;
 pub mod client;
 pub(crate) mod connection;
 mod operations;
+pub mod routes;
 pub mod server;
 pub mod words;
 
+pub use api::{Answer, Api, ApiFacts, Asked};
 pub use operations::{AdminError, Live, Operations};
 
 /// The socket's name inside the state directory.

@@ -101,7 +101,9 @@ impl App {
         let (phase, seen) = watch::channel(Phase::default());
         let crew = Crew::default();
         let readiness = ground.readiness();
-        let gateway = Arc::new(ground.gateway(&settings, readiness.clone()));
+        let admin = ground.admin(&settings, &readiness);
+        let gateway = ground.gateway(&settings, readiness.clone(), Arc::clone(&admin));
+        let gateway = Arc::new(gateway);
         let metrics = Arc::clone(&ground.metrics);
         let handler = Arc::new(Entrance { gateway, metrics });
         let limits = &settings.limits;
@@ -118,14 +120,15 @@ impl App {
             certificates: Arc::clone(&certificates),
             connections: Box::new(front.open_connections()),
         };
-        ground.manage(&settings, &readiness, (edge, &crew)).await?;
+        let told = (&readiness, admin);
+        ground.manage(&settings, told, (edge, &crew)).await?;
         let (members, fleet) = (Arc::clone(&ground.members), Arc::clone(&ground.fleet));
         let reports = Arc::new(ReportDesk::new(members, fleet));
         let listener = ground.tunnel.listen(REPORT_PORT).await?;
         crew.employ(Arc::clone(&reports).serve(listener));
         let limits = Arc::clone(&ground.limits);
         let tunnel = ground.tunnel.clone();
-        ground.background().start(&crew);
+        ground.background(settings.usage).start(&crew);
         tracing::info!(udp = %tunnel.local_addr(), "the tunnel is up");
         Ok(Self {
             front,

@@ -2,8 +2,10 @@
 //! result becomes a table or JSON. Decides nothing about keys or nodes: [`crate::admin::Operations`] does.
 
 mod args;
+mod books;
 mod keys;
 mod nodes;
+mod people;
 mod print;
 mod reach;
 mod tools;
@@ -19,7 +21,8 @@ use crate::admin::client::ClientError;
 use crate::store::StoreError;
 
 pub use args::{Cli, Command};
-use args::{ConfigCommand, KeyCommand, NodeCommand, RouteCommand};
+use args::{ConfigCommand, NodeCommand, Output, PlanCommand, RouteCommand};
+use reach::Reach;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -62,34 +65,45 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
 
 async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let file = cli.config.as_deref();
-    match cli.command {
-        Command::Serve => Err(CliError::Failed("serve is started by main".into())),
+    let output = if cli.json { Output::Json } else { cli.output };
+    match &cli.command {
+        Command::Serve => return Err(CliError::Failed("serve is started by main".into())),
         Command::Config(ConfigCommand::Check { file: named }) => {
-            tools::check_settings(named.as_deref().or(file))
-        }
-        Command::Key(command) => {
-            let settings = settings(file)?;
-            match command {
-                KeyCommand::Create(wanted) => keys::create(&settings, wanted, cli.output).await,
-                KeyCommand::List => keys::list(&settings, cli.output).await,
-                KeyCommand::Revoke { key } => keys::revoke(&settings, &key, cli.output).await,
-            }
-        }
-        Command::Node(command) => {
-            let settings = settings(file)?;
-            match command {
-                NodeCommand::Invite(wanted) => nodes::invite(&settings, wanted, cli.output).await,
-                NodeCommand::List => nodes::list(&settings, cli.output).await,
-                NodeCommand::Revoke { node } => nodes::revoke(&settings, &node, cli.output).await,
-            }
+            return tools::check_settings(named.as_deref().or(file));
         }
         Command::Route(RouteCommand::Explain { text }) => {
-            tools::explain(&settings(file)?, &text, cli.output)
+            return tools::explain(&settings(file)?, text, output);
         }
-        Command::Status => tools::status(&settings(file)?, cli.output).await,
-        Command::Health { url, insecure } => match url {
-            Some(url) => tools::health_of_url(&url, insecure).await,
-            None => tools::health(&settings(file)?).await,
-        },
+        Command::Health { url } => {
+            return match url {
+                Some(url) => tools::health_of_url(url, cli.insecure).await,
+                None => tools::health(&settings(file)?).await,
+            };
+        }
+        Command::Completions { shell } => return tools::completions(*shell),
+        Command::Key(_)
+        | Command::Node(_)
+        | Command::User(_)
+        | Command::Plan(_)
+        | Command::Usage(_)
+        | Command::Audit(_)
+        | Command::Status => {}
+    }
+    let reach = &mut Reach::open(&cli).await?;
+    match cli.command {
+        Command::Key(command) => keys::run(reach, command, output).await,
+        Command::Node(NodeCommand::Invite(wanted)) => nodes::invite(reach, wanted, output).await,
+        Command::Node(NodeCommand::List) => nodes::list(reach, output).await,
+        Command::Node(NodeCommand::Revoke { node }) => nodes::revoke(reach, &node, output).await,
+        Command::User(command) => people::run(reach, command, output).await,
+        Command::Plan(PlanCommand::List) => keys::list_plans(reach, output).await,
+        Command::Usage(ask) => books::usage(reach, ask, output).await,
+        Command::Audit(command) => books::audit(reach, command, output).await,
+        Command::Status => tools::status(reach, output).await,
+        Command::Serve
+        | Command::Config(_)
+        | Command::Route(_)
+        | Command::Health { .. }
+        | Command::Completions { .. } => Ok(()),
     }
 }

@@ -41,6 +41,7 @@ mod guard;
 mod head;
 pub mod lifecycle;
 mod plain;
+mod proxy_protocol;
 mod session;
 pub mod sink;
 pub mod tls;
@@ -182,11 +183,14 @@ impl Front {
             write_timeout: server.write_timeout,
         };
         Ok(Self {
-            door: Door(Connections::new(
-                server.connections_max,
-                server.connections_per_ip_max,
-                server.head_timeout,
-            )),
+            door: Door {
+                connections: Connections::new(
+                    server.connections_max,
+                    server.connections_per_ip_max,
+                    server.head_timeout,
+                ),
+                balancers: server.proxy_protocol.into(),
+            },
             shared: Arc::new(shared),
             sockets,
             certificates,
@@ -206,7 +210,7 @@ impl Front {
 
     /// Counts open connections, for the metrics; outlives the front.
     pub fn open_connections(&self) -> impl Fn() -> usize + Send + Sync + 'static {
-        let connections = Arc::clone(&self.door.0);
+        let connections = Arc::clone(&self.door.connections);
         move || connections.open()
     }
 

@@ -1,6 +1,7 @@
 //! What happens to a request, top to bottom: find the operation, see who asks, read, charge, choose, carry, settle, record.
 //! Knows no sockets and no Pingora: requests come as a [`Call`], answers leave through a sink. Never panics, always answers.
 
+pub mod account;
 pub mod admission;
 pub mod body;
 pub mod dispatch;
@@ -30,6 +31,7 @@ use policy::route::{Ask, Route, Target};
 use policy::router::Wish;
 use tokio::time::Instant;
 
+use crate::admin::Api;
 use crate::auth::Authenticator;
 use crate::front::sink::ClientSink;
 use crate::nodes::register::{self, Desk};
@@ -53,6 +55,8 @@ pub struct Call {
     pub method: Method,
     /// The path as sent, without the query.
     pub path: String,
+    /// What follows the `?`, as sent.
+    pub query: Option<String>,
     /// Cleaned by the gate: nothing in them says who the client is, except its credential.
     pub headers: HeaderMap,
     /// When the head was complete.
@@ -75,6 +79,8 @@ pub struct Rooms {
     pub desk: Arc<Desk>,
     /// Says whether all of this works.
     pub readiness: Readiness,
+    /// Administration.
+    pub admin: Arc<Api>,
     /// Counts.
     pub metrics: Arc<Metrics>,
 }
@@ -198,7 +204,12 @@ impl Gateway {
             (Err(refusal), _) => (Kind::Health, Err(refusal.into())),
             (Ok(()), Closed::Look(look)) => (
                 Kind::Health,
-                self.look_up(asking(Kind::Health), look, exchange).await,
+                self.look_up((call, asking(Kind::Health)), look, exchange)
+                    .await,
+            ),
+            (Ok(()), Closed::Admin) => (
+                Kind::Health,
+                account::administer(self, call, asking(Kind::Health), exchange).await,
             ),
             (Ok(()), Closed::Ask(surface)) => (
                 Kind::Text,
@@ -235,7 +246,7 @@ impl Gateway {
     /// Lists and health: nothing runs on a node.
     async fn look_up(
         &self,
-        asking: Asking<'_>,
+        (call, asking): (&Call, Asking<'_>),
         look: Look,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Stop> {
@@ -254,6 +265,8 @@ impl Gateway {
                     .await
             }
             Look::Health => health::health(exchange, &listed()).await,
+            Look::Profile => account::profile(self, asking, exchange).await,
+            Look::Usage => account::usage(self, call, asking, exchange).await,
             Look::Metrics => {
                 let mut headers = HeaderMap::new();
                 headers.insert(
@@ -285,6 +298,7 @@ impl Gateway {
         if request.unknown() > 0 {
             rooms.metrics.unknown_fields();
         }
+        let principal = &self.acting(call, principal, &request, exchange).await?;
         let wish = rooms.dispatcher.fleet.wish(request.asked(), principal)?;
         let asking = Asking {
             principal,
@@ -292,7 +306,7 @@ impl Gateway {
             kind: request.kind(),
             now_unix_ms: call.unix_ms,
         };
-        let charged = rooms.admission.charge(asking, exchange).await?;
+        let mut admitted = rooms.admission.charge(asking, exchange).await?;
 
         let route = self.choose(&request, wish, principal);
         let answered = self
@@ -303,9 +317,28 @@ impl Gateway {
             && refusal.gives_back()
             && exchange.record.ttft_ms.is_none()
         {
-            rooms.admission.give_back(&charged, call.unix_ms).await;
+            admitted.give_back();
         }
         answered
+    }
+
+    /// The end user, where the body names one and the key may.
+    async fn acting(
+        &self,
+        call: &Call,
+        principal: &Principal,
+        request: &Inference,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<Principal, Refusal> {
+        let Some(end_user) = request.end_user() else {
+            return Ok(principal.clone());
+        };
+        let now_unix = i64::try_from(call.unix_ms / 1_000).unwrap_or(i64::MAX);
+        let authenticator = &self.rooms.authenticator;
+        let acting = authenticator.acting_as(principal.clone(), end_user, now_unix);
+        let principal = acting.await?;
+        exchange.record.user = Some(principal.subject());
+        Ok(principal)
     }
 
     fn choose(&self, request: &Inference, wish: Wish, principal: &Principal) -> Route {
@@ -319,7 +352,7 @@ impl Gateway {
             target: &target,
             principal,
             needs: request.needs(),
-            fallback: dispatcher.rules.fallback,
+            fallback: dispatcher.rules.fallback && request.may_change_model(),
         };
         dispatcher.fleet.plan(&ask, Instant::now().into_std())
     }
@@ -334,6 +367,7 @@ impl Gateway {
         let job = Job {
             request_id: call.request_id.clone(),
             path: request.node_path(),
+            answer_key: request.answer_key(),
             completion_id: request.new_answer_id(),
             principal: principal.subject(),
             body: body.into(),

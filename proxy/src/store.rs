@@ -1,14 +1,18 @@
 //! What must outlive a request: counters, keys, join tokens, nodes and our own secrets. One trait, two stores with one
 //! contract. Never decides whether a request may pass: the arithmetic is policy's, the words are the gateway's.
 
+pub mod changes;
 #[cfg(test)]
 mod contract;
 pub mod counting;
 pub mod embedded;
+pub mod ledger;
 mod local;
 mod memory;
 mod record;
 pub mod records;
+#[cfg(test)]
+mod records_contract;
 pub mod redis;
 
 use std::path::Path;
@@ -18,21 +22,26 @@ use config::settings::proxy::Store as StoreSettings;
 
 use crate::observe::metrics::Metrics;
 
-pub use self::counting::Counting;
+pub use self::changes::{Change, Changes};
+pub use self::counting::{Counting, Reservation, ReservationId, Settlement};
 pub use self::embedded::Embedded;
+pub use self::ledger::Ledger;
 pub use self::records::Records;
 pub use self::redis::Redis;
 pub use local::local_secret;
 pub(crate) use local::private_folder;
-pub use record::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, SecretHash};
+pub use record::{
+    Denial, Denied, JoinToken, KeyRecord, NodeRecord, PreviousSecret, Redeemed, Redemption,
+    SecretHash, UserRecord,
+};
 
 /// The name of the secret under which credentials are hashed; see [`Records::secret`].
 pub const PEPPER: &str = "pepper";
 
-/// What the rooms of the proxy share: counters and records, in one place.
-pub trait Store: Counting + Records {}
+/// What the rooms of the proxy share: counters, records and the news of them, and the books, in one place.
+pub trait Store: Counting + Records + Changes + Ledger {}
 
-impl<S: Counting + Records> Store for S {}
+impl<S: Counting + Records + Changes + Ledger> Store for S {}
 
 /// Why the store did not answer. None of these is the caller's fault.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -63,14 +72,14 @@ impl StoreError {
     }
 }
 
-/// Opens the store that the settings name. Redis need not answer yet: it is dialled again until it does.
+/// Opens the store that the settings name, for so many addresses and users in memory. Redis need not answer yet: it is dialled again until it does.
 pub async fn open(
     settings: &StoreSettings,
-    state_dir: &Path,
+    (state_dir, subjects_max): (&Path, usize),
     metrics: Arc<Metrics>,
 ) -> Result<Arc<dyn Store>, StoreError> {
     match settings {
-        StoreSettings::Embedded => Ok(Arc::new(Embedded::open(state_dir)?)),
+        StoreSettings::Embedded => Ok(Arc::new(Embedded::open_for(state_dir, subjects_max)?)),
         StoreSettings::Redis { .. } => Ok(Arc::new(Redis::open(settings, metrics).await?)),
     }
 }

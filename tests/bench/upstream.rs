@@ -33,6 +33,7 @@ async fn main() -> Result<(), Failure> {
     });
     let model = ModelReport {
         id: "bench".to_owned(),
+        aliases: Vec::new(),
         file_sha256: String::new(),
         size_bytes: 1,
         n_ctx: 4096,

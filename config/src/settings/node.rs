@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::secret::Secret;
 use crate::settings::proxy::Log;
 use crate::tier::Tier;
 
@@ -31,19 +32,31 @@ pub struct Node {
     pub admin_listen: Option<SocketAddr>,
     /// `OpenAI`'s API without a proxy for programs on this machine; loopback only; `None` = off (the default).
     pub api_listen: Option<SocketAddr>,
+    /// Memory for all models together, in bytes; a tier that needs it sends the longest unused one to sleep. `None` = no bound.
+    pub memory_max: Option<u64>,
+    /// What the machine draws under load, in watts, where no sensor tells; `None` = unknown.
+    pub watts: Option<f32>,
+    /// Metrics under the names of other servers too. Default none.
+    pub metrics_compat: Vec<MetricsCompat>,
     /// SIGTERM: running jobs have this long to finish. Default 30 s.
     pub grace: Duration,
 }
 
 /// One tier and its model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TierSettings {
     /// Which.
     pub tier: Tier,
-    /// A GGUF file.
+    /// A GGUF file; empty when another server runs the model.
     pub model: PathBuf,
+    /// The server that runs the model instead of this node.
+    pub upstream: Option<Upstream>,
     /// The id that clients use; default the file's stem without its quantisation.
     pub model_id: String,
+    /// Other names that clients may use, as Ollama writes them: `gemma4:e2b`.
+    pub aliases: Vec<String>,
+    /// What the model is told where a conversation has no system message.
+    pub system: Option<String>,
     /// Tokens of context per slot; `None`: the largest that fits, at most what the model was trained for.
     pub context: Option<u32>,
     /// Requests decoded at once. Default 4.
@@ -58,14 +71,160 @@ pub struct TierSettings {
     pub kv_type: KvType,
     /// Lock the weights in memory. Default false.
     pub mlock: bool,
+    /// An unused model leaves memory after this; `None` = never (the default).
+    pub keep_alive: Option<Duration>,
+    /// Load with the first request instead of at the start. Default false.
+    pub load_on_demand: bool,
+    /// What the model makes. Default: text.
+    pub kind: TierKind,
+    /// How an embedding model's vectors are pooled; `None`: as its file says.
+    pub pooling: Option<Pooling>,
+    /// Adapters on top of the weights: at most one, as far as llama.cpp's binding goes.
+    pub lora: Vec<LoraSettings>,
+    /// How llama.cpp runs it.
+    pub engine: EngineSettings,
     /// Sampling where the request says nothing.
     pub sampling: SamplingDefaults,
+}
+
+/// A server that speaks OpenAI's API: Ollama, vLLM, LM Studio, llama-server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// Up to and including `/v1` with most servers.
+    pub url: String,
+    /// Its name for the model; `None`: the first that it lists.
+    pub model: Option<String>,
+    /// Its API key.
+    pub key: Option<Secret<String>>,
 }
 
 impl TierSettings {
     /// Whether clients call the model by this name.
     pub fn answers_to(&self, name: &str) -> bool {
-        self.model_id == name
+        self.model_id == name || self.aliases.iter().any(|alias| alias == name)
+    }
+}
+
+/// What a tier's model makes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum TierKind {
+    /// Text.
+    #[default]
+    Chat,
+    /// Vectors for texts.
+    Embedding,
+    /// Ranks of documents.
+    Rerank,
+}
+
+impl TierKind {
+    /// The word in settings and reports.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Embedding => "embedding",
+            Self::Rerank => "rerank",
+        }
+    }
+}
+
+/// How one vector is made of those of all tokens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first token's.
+    Cls,
+    /// The last token's.
+    Last,
+}
+
+/// An adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraSettings {
+    /// Its GGUF file.
+    pub path: PathBuf,
+    /// How much of it. Default 1.
+    pub scale: f32,
+}
+
+/// How several GPUs share a model.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Split {
+    /// One has it all.
+    None,
+    /// Each has some layers.
+    Layer,
+    /// Each has a part of every layer.
+    Row,
+}
+
+/// Names of metrics that other servers have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MetricsCompat {
+    /// `llamacpp:...`
+    Llamacpp,
+    /// `vllm:...`
+    Vllm,
+}
+
+/// How llama.cpp runs a model; the defaults suit a home machine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EngineSettings {
+    /// `None`: on a CPU only where the context needs it, on a GPU where it can.
+    pub flash_attention: Option<bool>,
+    /// Most tokens computed in one step. Default 512.
+    pub batch: u32,
+    /// Threads that read prompts; `None`: as many as `threads`.
+    pub threads_batch: Option<u32>,
+    /// One cache for all slots. Default false.
+    pub kv_unified: bool,
+    /// With `kv_unified`, tokens of all requests together; `None`: `context` for each slot.
+    pub kv_tokens: Option<u32>,
+    /// Keep all positions of layers with a sliding window. Default false.
+    pub swa_full: bool,
+    /// Map the file. Default true.
+    pub mmap: bool,
+    /// The GPU used first.
+    pub main_gpu: Option<u32>,
+    /// Host memory for prompts that may come again, in bytes. Default 512 MiB; 0 = off.
+    pub prompt_cache_bytes: u64,
+    /// Where read prompts survive a restart; `None` = nowhere (the default).
+    pub prompt_dir: Option<PathBuf>,
+    /// A small model with the same vocabulary that guesses ahead.
+    pub draft_model: Option<PathBuf>,
+    /// Most tokens guessed ahead. Default 8.
+    pub draft_max: u32,
+    /// Guess ahead from what was said before. Default false.
+    pub ngram: bool,
+    /// Tokens in one pass through the compute graph; `None`: by the kind of attention.
+    pub ubatch: Option<u32>,
+    /// How several GPUs share the model; `None`: as llama.cpp does it.
+    pub split: Option<Split>,
+    /// Walls around the worker process. Default true.
+    pub sandbox: bool,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            flash_attention: None,
+            batch: 512,
+            threads_batch: None,
+            kv_unified: false,
+            kv_tokens: None,
+            swa_full: false,
+            mmap: true,
+            main_gpu: None,
+            prompt_cache_bytes: 512 * 1024 * 1024,
+            prompt_dir: None,
+            draft_model: None,
+            draft_max: 8,
+            ngram: false,
+            ubatch: None,
+            split: None,
+            sandbox: true,
+        }
     }
 }
 

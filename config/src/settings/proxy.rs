@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::plan::{Plan, Price, Prices, WhenUsedUp, Zone};
+use crate::ids::Tenant;
 use crate::secret::Secret;
 use crate::tier::Tier;
 pub use crate::units::Cidr;
@@ -22,6 +24,10 @@ pub struct Settings {
     pub auth: Auth,
     /// `[limits]`
     pub limits: Limits,
+    /// `[prices]`
+    pub prices: Prices,
+    /// `[usage]`
+    pub usage: Usage,
     /// `[store]`
     pub store: Store,
     /// `[routing]`
@@ -45,6 +51,8 @@ pub struct Server {
     pub cors_origins: Vec<String>,
     /// CIDRs whose `X-Forwarded-For`/`Forwarded` is believed.
     pub trusted_proxies: Vec<Cidr>,
+    /// CIDRs whose connections begin with a PROXY protocol header (v1 or v2); nobody else's may.
+    pub proxy_protocol: Vec<Cidr>,
     /// SIGTERM: running streams have this long to finish. Default 30 s.
     pub grace: Duration,
     /// A request head must be complete within this. Default 10 s.
@@ -104,6 +112,10 @@ pub struct Tunnel {
 /// Who may enter.
 #[derive(Clone, Debug)]
 pub struct Auth {
+    /// `api-key` is read as a credential too, as Azure's clients send it. Default false.
+    pub azure_header: bool,
+    /// How long keys and accounts that were looked up are believed while the store is away. Default 30 s, 0 to 1 h.
+    pub stale: Duration,
     /// JWT issuers.
     pub issuers: Vec<Issuer>,
 }
@@ -113,14 +125,28 @@ pub struct Auth {
 pub struct Issuer {
     /// `iss`, byte for byte.
     pub issuer: String,
+    /// Other spellings of `iss` that the provider uses.
+    pub aliases: Vec<String>,
+    /// Whose house the people of this issuer belong to. Default `home`.
+    pub tenant: Tenant,
     /// Accepted `aud`; a token must carry one of them.
     pub audiences: Vec<String>,
     /// Algorithms allowed: `RS256`, `ES256`, `EdDSA`, ...
     pub algorithms: Vec<String>,
     /// Where the keys are.
     pub keys: IssuerKeys,
-    /// Claim that names the user. Default `sub`.
+    /// Claim that names the user. Default `sub`. This and the claims below: a member's name, or a path with dots.
     pub user_claim: String,
+    /// Claim that lists the user's groups, as an array or one text.
+    pub groups_claim: Option<String>,
+    /// Claim that names the user's plan of `[limits.plans]`.
+    pub plan_claim: Option<String>,
+    /// Claim that makes an administrator.
+    pub admin_claim: Option<String>,
+    /// Values of `admin_claim` that do; empty: `true` alone.
+    pub admin_values: Vec<String>,
+    /// Claims that must have one of the values.
+    pub require: Vec<(String, Vec<String>)>,
     /// The Firebase rules on top (string `aud`, `auth_time`, sub of at most 128 characters).
     pub firebase: bool,
     /// Clock skew allowed. Default 30 s, at most 60 s.
@@ -155,9 +181,9 @@ pub struct Limits {
     pub per_ip: PerMinute,
     /// Per user, per minute.
     pub per_user: PerMinute,
-    /// Per user and day (UTC): text requests. Default 100.
+    /// Per user and day: text requests. Default 100.
     pub text_per_day: u32,
-    /// Per user and day (UTC): media requests. Default 20.
+    /// Per user and day: media requests. Default 20.
     pub media_per_day: u32,
     /// Open requests of one user. Default 16.
     pub concurrent_per_user: u32,
@@ -165,8 +191,22 @@ pub struct Limits {
     pub max_tokens_default: u32,
     /// Addresses and users kept in memory at most. Default 100,000.
     pub table_max: usize,
-    /// Named plans that override the figures for keys and issuers.
+    /// Bytes of media that one user may store. Default 500 MB.
+    pub stored_bytes: u64,
+    /// A proxy that died gives back what its requests had reserved after this. Default 60 s.
+    pub lease: Duration,
+    /// Where days and months begin, unless a plan says otherwise. Default UTC.
+    pub time_zone: Zone,
+    /// Figures of everybody, below those of their plan.
+    pub everyone: Plan,
+    /// Budgets of all people together.
+    pub service: Option<Plan>,
+    /// Named plans that override the figures for keys, people and issuers.
     pub plans: BTreeMap<String, Plan>,
+    /// Budgets of all members of a group together, by the group's name.
+    pub groups: BTreeMap<String, Plan>,
+    /// Budgets of all people of a tenant together, by the tenant's name.
+    pub tenants: BTreeMap<String, Plan>,
 }
 
 /// Short windows, requests a minute.
@@ -180,20 +220,13 @@ pub struct PerMinute {
     pub health: u32,
 }
 
-/// Figures that replace the defaults of one key, user or issuer; `None` keeps the default.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Plan {
-    /// Text requests a minute.
-    pub text_per_minute: Option<u32>,
-    /// Media requests a minute.
-    pub media_per_minute: Option<u32>,
-    /// Text requests a day.
-    pub text_per_day: Option<u32>,
-    /// Media requests a day.
-    pub media_per_day: Option<u32>,
-    /// Open requests.
-    pub concurrent: Option<u32>,
+/// How long the books are kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Usage {
+    /// Sums of days and months. Default 400 days.
+    pub retention: Duration,
+    /// Requests one by one. Default 90 days.
+    pub records_retention: Duration,
 }
 
 /// Where counters, keys and nodes live.

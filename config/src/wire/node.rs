@@ -171,16 +171,24 @@ pub enum TierState {
     Loading,
     /// Answers.
     Ready,
+    /// Its model is not in memory; the first request loads it and waits.
+    Sleeping,
     /// Crashed or refused; the agent tries again.
     Down,
 }
 
 impl TierState {
+    /// Whether a request gets an answer, at once or after the model is loaded.
+    pub const fn answers(self) -> bool {
+        matches!(self, Self::Ready | Self::Sleeping)
+    }
+
     /// The word in reports, logs and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Loading => "loading",
             Self::Ready => "ready",
+            Self::Sleeping => "sleeping",
             Self::Down => "down",
         }
     }
@@ -191,6 +199,9 @@ impl TierState {
 pub struct ModelReport {
     /// The id clients use, e.g. `tiny-fast`.
     pub id: String,
+    /// Other names that clients may use for it, e.g. `gemma4:e2b`; a node that is older than they are reports none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// SHA-256 of the file, hex; empty while it is being computed.
     pub file_sha256: String,
     /// Size of the file.

@@ -9,8 +9,10 @@ use serde_json::{Map, Value};
 use crate::tier::Tier;
 use crate::wire::chat::{Message, ResponseFormat, StreamOptions, Tool, ToolChoice};
 
+mod ask;
 mod chat;
 mod completion;
+mod infill;
 mod json;
 mod media;
 mod message;
@@ -18,7 +20,9 @@ mod options;
 mod read;
 mod tools;
 
+pub use ask::{AskKind, TEXTS_MAX, ValidAsk, ValidEmbeddings, ValidRerank};
 pub use completion::{CompletionRequest, Prompt, ValidCompletion};
+pub use infill::{ExtraFile, ValidInfill};
 pub use media::IMAGE_TYPES;
 
 /// Messages of one request, at most.
@@ -225,6 +229,8 @@ pub struct ValidChat {
     pub reasoning_effort: Option<ReasoningEffort>,
     /// Variables of the chat template.
     pub chat_template_kwargs: Map<String, Value>,
+    /// `context_overflow: "slide"`: leave out the oldest turns rather than refuse a conversation that is too long.
+    pub slides: bool,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// The caller's notes; stay on the proxy.

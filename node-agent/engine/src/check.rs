@@ -4,6 +4,10 @@
 //! JSON cannot carry (NaN, infinities) and nesting that a parser would refuse are caught here, before they break a frame.
 
 use crate::grammar;
+use crate::media;
+use crate::media::Segment;
+use crate::spec::EmbedError;
+use crate::spec::EmbedInput;
 use crate::spec::GenerateSpec;
 use crate::spec::LoadError;
 use crate::spec::LoadSpec;
@@ -14,6 +18,8 @@ use crate::spec::Sampling;
 /// A prompt above this cannot fit into a frame together with its JSON escapes.
 const PROMPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PROMPT_TOKENS_MAX: usize = 2 * 1024 * 1024;
+/// Pieces of a prompt; every one that looks like a control token is one.
+const SEGMENTS_MAX: usize = 65_536;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 512;
 const BIASES_MAX: usize = 1_024;
@@ -23,12 +29,31 @@ const SLOTS_MAX: u16 = 64;
 const BATCH_MIN: u32 = 32;
 const BATCH_MAX: u32 = 8_192;
 const THREADS_MAX: u16 = 512;
+/// More guesses ahead than this are never right.
+const DRAFT_MAX: u32 = 64;
+const SALT_BYTES_MAX: usize = 512;
 const QUEUE_MAX: usize = 2_048;
+/// OpenAI's bound on the texts of one request.
+const TEXTS_MAX: usize = 2_048;
+/// Beyond this an adapter says nothing sensible.
+const SCALE_MAX: f32 = 100.0;
 
 /// Says what is wrong with a request.
 pub(crate) fn generate(spec: &GenerateSpec) -> Result<(), Refusal> {
     prompt(&spec.prompt)?;
+    let segments: &[Segment] = match &spec.prompt {
+        Prompt::Segments(segments) => segments,
+        Prompt::Text { .. } | Prompt::Tokens(_) => &[],
+    };
+    media::check(segments, &spec.media)?;
     sampling(&spec.sampling)?;
+    if spec
+        .cache_salt
+        .as_ref()
+        .is_some_and(|salt| salt.len() > SALT_BYTES_MAX)
+    {
+        return invalid("cache_salt", format!("at most {SALT_BYTES_MAX} bytes"));
+    }
     if spec.max_tokens == Some(0) {
         return invalid("max_tokens", "at least 1");
     }
@@ -52,6 +77,29 @@ pub(crate) fn generate(spec: &GenerateSpec) -> Result<(), Refusal> {
         Some(grammar) => grammar::check(grammar).map_err(|reason| Refusal::BadGrammar { reason }),
         None => Ok(()),
     }
+}
+
+/// Says what is wrong with texts to be turned into numbers.
+pub(crate) fn embed(inputs: &[EmbedInput]) -> Result<(), EmbedError> {
+    if inputs.is_empty() || inputs.len() > TEXTS_MAX {
+        return Err(EmbedError::from(Refusal::Invalid {
+            param: "input".to_owned(),
+            reason: format!("{} texts, 1 to {TEXTS_MAX} are possible", inputs.len()),
+        }));
+    }
+    let long = inputs
+        .iter()
+        .position(|input| input.bytes() > PROMPT_BYTES_MAX);
+    let Some(index) = long else {
+        return Ok(());
+    };
+    Err(EmbedError {
+        input: u32::try_from(index).ok(),
+        refusal: Refusal::Invalid {
+            param: "input".to_owned(),
+            reason: format!("a text has more than {PROMPT_BYTES_MAX} bytes"),
+        },
+    })
 }
 
 /// Says what is wrong with a load specification.
@@ -83,16 +131,41 @@ pub(crate) fn load(spec: &LoadSpec) -> Result<(), LoadError> {
             ),
         );
     }
-    if spec
-        .threads
-        .is_some_and(|threads| threads == 0 || threads > THREADS_MAX)
+    let threads = [spec.threads, spec.threads_batch];
+    if threads
+        .into_iter()
+        .flatten()
+        .any(|threads| threads == 0 || threads > THREADS_MAX)
     {
         return wrong("threads", format!("not within 1 to {THREADS_MAX}"));
+    }
+    if spec.draft_max > DRAFT_MAX {
+        return wrong(
+            "draft_max",
+            format!("{} is above {DRAFT_MAX}", spec.draft_max),
+        );
+    }
+    if spec
+        .ubatch
+        .is_some_and(|ubatch| ubatch == 0 || ubatch > spec.batch)
+    {
+        return wrong("ubatch", format!("not within 1 to batch, {}", spec.batch));
     }
     if spec.queue_max > QUEUE_MAX {
         return wrong(
             "queue_max",
             format!("{} is above {QUEUE_MAX}", spec.queue_max),
+        );
+    }
+    if let Some(lora) = &spec.lora
+        && !(-SCALE_MAX..=SCALE_MAX).contains(&lora.scale)
+    {
+        return wrong(
+            "lora",
+            format!(
+                "the scale {} is not within -{SCALE_MAX} to {SCALE_MAX}",
+                lora.scale
+            ),
         );
     }
     if spec.model_path.to_str().is_none() {
@@ -111,6 +184,22 @@ fn prompt(prompt: &Prompt) -> Result<(), Refusal> {
             "prompt",
             format!("{} tokens, at most {PROMPT_TOKENS_MAX}", tokens.len()),
         ),
+        Prompt::Segments(segments) => {
+            let sizes = segments.iter().map(|segment| match segment {
+                Segment::Text(text) | Segment::Literal(text) => text.len(),
+                Segment::Tokens(tokens) => tokens.len().saturating_mul(4),
+                Segment::Media(_) => 0,
+            });
+            let bytes: usize = sizes.sum();
+            if bytes > PROMPT_BYTES_MAX || segments.len() > SEGMENTS_MAX {
+                let pieces = segments.len();
+                return invalid(
+                    "prompt",
+                    format!("{bytes} bytes in {pieces} pieces, at most {PROMPT_BYTES_MAX} in {SEGMENTS_MAX}"),
+                );
+            }
+            Ok(())
+        }
         Prompt::Text { .. } | Prompt::Tokens(_) => Ok(()),
     }
 }

@@ -29,6 +29,9 @@ use crate::protocol;
 use crate::protocol::FromWorker;
 use crate::protocol::PIECES_WINDOW;
 use crate::protocol::ToWorker;
+use crate::spec::EmbedError;
+use crate::spec::EmbedInput;
+use crate::spec::Embedded;
 use crate::spec::Event;
 use crate::spec::GenerateSpec;
 use crate::spec::LoadError;
@@ -49,6 +52,9 @@ const LOAD_SECS_MAX: u64 = 600;
 const SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 /// Frames that wait for the worker to read them.
 const OUTGOING_MAX: usize = 64;
+/// Texts in one frame: their vectors must fit into another one, at most 8,192 numbers of some 12 letters each.
+const PART_TEXTS_MAX: usize = 256;
+const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a request may wait for the worker to read it.
 const SEND_MAX: Duration = Duration::from_secs(10);
 
@@ -163,8 +169,44 @@ impl Worker {
         });
         match asked.await? {
             Reply::Tokens(tokens) => Ok(tokens),
-            Reply::Text(_) => Err(self.link.gone()),
+            Reply::Text(_) | Reply::Embedded(_) => Err(self.link.gone()),
         }
+    }
+
+    /// Turns texts into numbers, with a worker that was loaded for it. The texts travel in parts, so a list may be long.
+    pub async fn embed(&self, inputs: Vec<EmbedInput>) -> Result<Embedded, EmbedError> {
+        check::embed(&inputs)?;
+        let mut all = Embedded::default();
+        let mut inputs = inputs.into_iter().peekable();
+        while inputs.peek().is_some() {
+            let mut part = Vec::new();
+            let mut bytes = 0;
+            // The first always goes; its size has been checked.
+            while let Some(input) = inputs
+                .next_if(|next| part.is_empty() || bytes + next.bytes() <= PART_BYTES_MAX)
+            {
+                bytes += input.bytes();
+                part.push(input);
+                if part.len() == PART_TEXTS_MAX {
+                    break;
+                }
+            }
+            let begun = u32::try_from(all.tokens.len()).unwrap_or(u32::MAX);
+            let asked = self.ask(|call| ToWorker::Embed { call, inputs: part });
+            let embedded = match asked.await? {
+                Reply::Embedded(Ok(embedded)) => embedded,
+                Reply::Embedded(Err(error)) => {
+                    return Err(EmbedError {
+                        input: error.input.map(|index| begun.saturating_add(index)),
+                        ..error
+                    });
+                }
+                Reply::Tokens(_) | Reply::Text(_) => return Err(self.link.gone().into()),
+            };
+            all.vectors.extend(embedded.vectors);
+            all.tokens.extend(embedded.tokens);
+        }
+        Ok(all)
     }
 
     /// Turns tokens into text.
@@ -174,7 +216,7 @@ impl Worker {
             .await?
         {
             Reply::Text(text) => Ok(text),
-            Reply::Tokens(_) => Err(self.link.gone()),
+            Reply::Tokens(_) | Reply::Embedded(_) => Err(self.link.gone()),
         }
     }
 
@@ -322,6 +364,7 @@ async fn shake_hands(
             FromWorker::Event { .. }
             | FromWorker::Tokens { .. }
             | FromWorker::Text { .. }
+            | FromWorker::Embedded { .. }
             | FromWorker::Stats(_),
         )) => Err(Some(LoadError::Protocol {
             reason: "the first frame was not the model's card".to_owned(),

@@ -1,29 +1,31 @@
-//! The only file that names llama.cpp.
+//! The only room that names llama.cpp.
 //!
 //! The safe API of the binding can still abort the process or corrupt its heap: a batch above `n_batch`, a sequence number
 //! beyond the last, an unknown token, logits that were not computed, a grammar that is asked to go on after it failed, a
 //! context too large for memory. Each is made impossible here, by checking before the call. What is left (a broken file
 //! with a consistent header, a GPU out of memory) ends this process, which is why it is a process of its own.
 
-use std::num::NonZeroU32;
+mod card;
+mod constraint;
+mod draft;
+mod embed;
+mod params;
+mod projector;
+mod state;
+
+use std::path::Path;
 
 use llama_cpp_2::DecodeError;
-use llama_cpp_2::LlamaBackendDeviceType;
 use llama_cpp_2::LogOptions;
 use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::KvCacheType;
-use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::json_schema_to_grammar;
-use llama_cpp_2::list_llama_ggml_backend_devices;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaLoraAdapter;
 use llama_cpp_2::model::LlamaModel;
-use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::send_logs_to_tracing;
 use llama_cpp_2::token::LlamaToken;
-use llama_cpp_2::token::data::LlamaTokenData;
-use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 
 use scheduler::BatchPlan;
 use scheduler::KvState;
@@ -31,45 +33,38 @@ use scheduler::Rollback;
 use scheduler::SlotId;
 use scheduler::Token;
 
-use crate::engine::Candidate;
 use crate::engine::Constraint;
+use crate::engine::DraftWish;
 use crate::engine::Engine;
 use crate::engine::EngineFault;
+use crate::engine::Loaded;
+use crate::engine::PreparedMedia;
+use crate::engine::Snapshot;
 use crate::grammar;
 use crate::host;
-use crate::names;
-use crate::spec::Device;
-use crate::spec::FlashAttention;
+use crate::media::Media;
 use crate::spec::Grammar;
-use crate::spec::KvType;
 use crate::spec::LoadError;
 use crate::spec::LoadSpec;
 use crate::spec::ModelCard;
+use crate::spec::Task;
 
-/// One pass through the compute graph takes at most this many tokens; more only costs memory.
-const UBATCH_MAX: u32 = 512;
-/// The same without flash attention, whose scores take memory for every token of it.
-const UBATCH_EXACT: u32 = 128;
-/// Memory for attention scores that exact answers may cost.
-const SCORES_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
-/// Architectures that are no causal language models; decoding with them fails an assertion.
-const NOT_CAUSAL: [&str; 8] = [
-    "bert",
-    "clip",
-    "dream",
-    "gemma-embedding",
-    "llada",
-    "rnd1",
-    "t5",
-    "wavtokenizer",
-];
+use card::number;
+use card::read_card;
+use constraint::LlamaConstraint;
+use draft::Drafter;
+use embed::LlamaEmbedder;
+use params::check_memory;
+use params::context_params;
+use params::model_params;
+use projector::Positions;
+use projector::Projector;
 
 /// Loads a model and calls `run` with it. `last_words` tells what llama.cpp logged last.
 pub(crate) fn with_engine<R>(
     spec: &LoadSpec,
     last_words: &dyn Fn() -> String,
-    run: impl FnOnce(&mut dyn Engine) -> R,
+    run: impl FnOnce(Loaded<'_>) -> R,
 ) -> Result<R, LoadError> {
     let fail = |reason: String| LoadError::Model {
         path: spec.model_path.display().to_string(),
@@ -82,22 +77,69 @@ pub(crate) fn with_engine<R>(
     };
     send_logs_to_tracing(LogOptions::default());
     let backend = LlamaBackend::init().map_err(|error| fail(error.to_string()))?;
-    let params = LlamaModelParams::default()
-        .with_n_gpu_layers(spec.gpu_layers)
-        .with_use_mmap(spec.mmap)
-        .with_use_mlock(spec.mlock);
-    let model = LlamaModel::load_from_file(&backend, &spec.model_path, &params)
+    let mut model = LlamaModel::load_from_file(&backend, &spec.model_path, &model_params(spec))
         .map_err(|_null| fail(last_words()))?;
     let threads = spec
         .threads
         .unwrap_or_else(|| host::threads_for(file_bytes));
-    let card = read_card(spec, &model, threads).map_err(fail)?;
+    let mut card = read_card(spec, &model, threads).map_err(fail)?;
+    let adapter = lora(spec, &mut model, last_words)?;
+    if spec.task != Task::Generate {
+        let mut embedder = LlamaEmbedder::new(&model, &backend, spec, card)?;
+        return Ok(run(Loaded::Vectors(&mut embedder)));
+    }
     check_memory(spec, &model, card.n_ctx)?;
-    let context = model
+    let projector = projector::load(spec, &model, (threads, last_words))?;
+    let in_one_pass = LoadSpec {
+        ubatch: Some(spec.batch),
+        ..spec.clone()
+    };
+    let spec = match &projector {
+        Some(projector) if projector.needs_one_pass() => &in_one_pass,
+        Some(_) | None => spec,
+    };
+    if let Some(projector) = &projector {
+        card.modalities = projector.modalities();
+    }
+    let mut context = model
         .new_context(&backend, context_params(spec, &card, model.n_head()))
         .map_err(|_null| fail(format!("no context: {}", last_words())))?;
+    if let (Some(mut adapter), Some(lora)) = (adapter, &spec.lora) {
+        let set = context.lora_adapter_set(&mut adapter, lora.scale);
+        set.map_err(|error| fail(format!("its adapter cannot be used: {error}")))?;
+    }
+    let draft_model = draft::load(spec, &backend, &model, last_words)?;
     let mut engine = LlamaEngine::new(&model, context, card, spec);
-    Ok(run(&mut engine))
+    engine.projector = projector;
+    if let Some(draft_model) = &draft_model {
+        let drafter = Drafter::new(draft_model, &backend, spec, &engine.card)
+            .map_err(|reason| fail(format!("its draft model cannot be used: {reason}")))?;
+        engine.drafter = Some(drafter);
+    }
+    Ok(run(Loaded::Text(&mut engine)))
+}
+
+/// Reads the adapter that `spec` names; it must have been trained for this model.
+fn lora(
+    spec: &LoadSpec,
+    model: &mut LlamaModel,
+    last_words: &dyn Fn() -> String,
+) -> Result<Option<LlamaLoraAdapter>, LoadError> {
+    let Some(lora) = &spec.lora else {
+        return Ok(None);
+    };
+    let fail = |reason: String| LoadError::Model {
+        path: lora.path.display().to_string(),
+        reason: format!("the adapter cannot be used: {reason}"),
+    };
+    if spec.task != Task::Generate {
+        return Err(fail("a model for vectors takes none".to_owned()));
+    }
+    if !lora.path.is_file() {
+        return Err(fail("it is not a file".to_owned()));
+    }
+    let adapter = model.lora_adapter_init(&lora.path);
+    adapter.map(Some).map_err(|_null| fail(last_words()))
 }
 
 struct LlamaEngine<'model> {
@@ -110,6 +152,13 @@ struct LlamaEngine<'model> {
     card: ModelCard,
     end_tokens: Vec<Token>,
     rollback: Rollback,
+    /// All sequences lie in one cache.
+    unified: bool,
+    /// Tokens that all sequences together can hold.
+    kv_tokens: usize,
+    drafter: Option<Drafter<'model>>,
+    projector: Option<Projector>,
+    positions: Positions,
 }
 
 impl<'model> LlamaEngine<'model> {
@@ -133,7 +182,10 @@ impl<'model> LlamaEngine<'model> {
         // The context may have rounded the size; the smaller one is safe.
         let batch = spec.batch.min(context.n_batch());
         let batch_max = usize::try_from(batch).unwrap_or(1);
+        let kv_tokens = usize::try_from(params::cells(spec, card.n_ctx)).unwrap_or(usize::MAX);
         Self {
+            positions: Positions::new(card.slots),
+            projector: None,
             model,
             context,
             batch: LlamaBatch::new(batch_max, 1),
@@ -142,6 +194,9 @@ impl<'model> LlamaEngine<'model> {
             card,
             end_tokens,
             rollback,
+            unified: spec.kv_unified,
+            kv_tokens,
+            drafter: None,
         }
     }
 
@@ -161,7 +216,8 @@ impl<'model> LlamaEngine<'model> {
         }
         for planned in plan.tokens() {
             let known = self.is_known(planned.token) && planned.slot.0 < self.card.slots;
-            let position = i32::try_from(planned.position).ok();
+            let index = usize::try_from(planned.position).unwrap_or(usize::MAX);
+            let position = i32::try_from(self.positions.of(planned.slot, index)).ok();
             let (true, Some(position)) = (known && planned.position < self.card.n_ctx, position)
             else {
                 return Err(format!(
@@ -225,7 +281,7 @@ impl Engine for LlamaEngine<'_> {
     }
 
     fn keep_prefix(&mut self, slot: SlotId, len: usize) -> bool {
-        let kept = u32::try_from(len)
+        let kept = u32::try_from(self.positions.of(slot, len))
             .ok()
             .filter(|len| *len > 0)
             .is_some_and(|len| {
@@ -240,6 +296,7 @@ impl Engine for LlamaEngine<'_> {
                 .clear_kv_cache_seq(Some(u32::from(slot.0)), None, None);
             debug_assert_eq!(removed, Ok(true));
         }
+        self.positions.truncate(slot, if kept { len } else { 0 });
         kept || len == 0
     }
 
@@ -258,6 +315,113 @@ impl Engine for LlamaEngine<'_> {
                 ),
             }
         })
+    }
+
+    fn kv_tokens_max(&self) -> usize {
+        self.kv_tokens
+    }
+
+    fn snapshot(&mut self, slot: SlotId, tokens: &[Token]) -> Option<Snapshot> {
+        if !self.positions.are_plain(slot) {
+            return None;
+        }
+        state::take(&self.context, slot, self.kv_state(slot, tokens.len()))
+    }
+
+    fn snapshot_bytes(&self, slot: SlotId) -> usize {
+        state::size(&self.context, slot)
+    }
+
+    fn restore(&mut self, slot: SlotId, snapshot: &Snapshot) -> bool {
+        self.keep_prefix(slot, 0);
+        let restored = state::put(&mut self.context, slot, snapshot);
+        if !restored {
+            self.keep_prefix(slot, 0);
+        }
+        restored
+    }
+
+    fn copied_state(&self, slot: SlotId, len: usize) -> KvState {
+        let state = self.kv_state(slot, len);
+        if self.unified { state } else { state.copied() }
+    }
+
+    fn copy(&mut self, from: SlotId, to: SlotId) -> bool {
+        self.keep_prefix(to, 0);
+        if !self.unified {
+            let taken = state::take(&self.context, from, self.kv_state(from, 0));
+            let copied = taken.is_some_and(|taken| self.restore(to, &taken));
+            if copied {
+                self.positions.copy(from, to);
+            }
+            return copied;
+        }
+        self.positions.copy(from, to);
+        let (from, to) = (i32::from(from.0), i32::from(to.0));
+        self.context.kv_cache_seq_cp(from, to, None, None).is_ok()
+    }
+
+    fn save(&self, slot: SlotId, tokens: &[Token], path: &Path) -> Result<(), String> {
+        // What stands for a picture means something only together with this projector.
+        if !tokens.iter().all(|token| self.is_known(*token)) {
+            return Err("it holds pictures or sound".to_owned());
+        }
+        state::save(&self.context, slot, tokens, path)
+    }
+
+    fn load(&mut self, slot: SlotId, tokens: &[Token], path: &Path) -> Result<(), String> {
+        self.keep_prefix(slot, 0);
+        let loaded = state::load(&mut self.context, slot, tokens, path);
+        if loaded.is_err() {
+            self.keep_prefix(slot, 0);
+        }
+        loaded
+    }
+
+    fn has_drafter(&self) -> bool {
+        self.drafter.is_some()
+    }
+
+    fn prepare_media(&self, media: &Media) -> Result<PreparedMedia, String> {
+        let projector = self.projector.as_ref();
+        let projector = projector.ok_or("this model takes text only, no pictures or sound")?;
+        projector.prepare(media, self.batch_max)
+    }
+
+    fn read_media(
+        &mut self,
+        slot: SlotId,
+        len: usize,
+        media: &PreparedMedia,
+    ) -> Result<(), EngineFault> {
+        // Whatever happens, the logits of the last plan are gone.
+        self.outputs.clear();
+        let fault = |reason: String| EngineFault {
+            reason: format!("a picture or sound could not be read: {reason}"),
+            caches_intact: true,
+        };
+        let Some(projector) = &mut self.projector else {
+            return Err(fault("there is no projector".to_owned()));
+        };
+        let n_ctx = usize::try_from(self.card.n_ctx).unwrap_or(usize::MAX);
+        if slot.0 >= self.card.slots || len + media.tokens >= n_ctx {
+            return Err(fault(format!("{} tokens do not fit", media.tokens)));
+        }
+        let from = self.positions.of(slot, len);
+        let place = (slot, from, self.batch_max);
+        let end = projector.read(&mut self.context, media.state.as_ref(), place);
+        let end = end.map_err(fault)?;
+        if end != from + media.positions {
+            return Err(fault(format!("it ended at {end} instead")));
+        }
+        self.positions.note(slot, len + media.tokens, end);
+        Ok(())
+    }
+
+    fn draft(&mut self, wishes: &mut [DraftWish<'_>]) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.draft(wishes);
+        }
     }
 
     fn logits(&self, index: usize) -> Option<&[f32]> {
@@ -286,226 +450,4 @@ impl Engine for LlamaEngine<'_> {
             broken: false,
         }))
     }
-}
-
-struct LlamaConstraint {
-    sampler: LlamaSampler,
-    /// It refused a token; asking it again would abort.
-    broken: bool,
-}
-
-impl Constraint for LlamaConstraint {
-    fn retain_allowed(&mut self, candidates: &mut Vec<Candidate>) {
-        if self.broken {
-            candidates.clear();
-        }
-        let data = candidates.iter().map(|candidate| {
-            LlamaTokenData::new(LlamaToken(candidate.token.0), candidate.logit, 0.0)
-        });
-        let mut array = LlamaTokenDataArray::new(data.collect(), false);
-        if array.data.is_empty() {
-            return;
-        }
-        self.sampler.apply(&mut array);
-        candidates.clear();
-        let allowed = array
-            .data
-            .iter()
-            .filter(|data| data.logit() > f32::NEG_INFINITY);
-        candidates.extend(allowed.map(|data| Candidate {
-            token: Token(data.id().0),
-            logit: data.logit(),
-        }));
-    }
-
-    fn accept(&mut self, token: Token) -> Result<(), String> {
-        if self.broken {
-            return Err("the grammar has failed before".to_owned());
-        }
-        self.sampler
-            .try_accept(LlamaToken(token.0))
-            .map_err(|error| {
-                self.broken = true;
-                format!("the grammar does not go on with token {token:?}: {error}")
-            })
-    }
-}
-
-fn context_params(spec: &LoadSpec, card: &ModelCard, heads: u32) -> LlamaContextParams {
-    let kv_type = match spec.kv_type {
-        KvType::F32 => KvCacheType::F32,
-        KvType::F16 => KvCacheType::F16,
-        KvType::Q8_0 => KvCacheType::Q8_0,
-        KvType::Q4_0 => KvCacheType::Q4_0,
-    };
-    let exact = is_exact(spec, card.n_ctx, heads);
-    let flash_attention = match spec.flash_attention {
-        FlashAttention::Auto if exact => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        FlashAttention::Auto => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_AUTO,
-        FlashAttention::On => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-        FlashAttention::Off => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    };
-    let ubatch_max = if exact { UBATCH_EXACT } else { UBATCH_MAX };
-    let threads = i32::from(card.threads);
-    LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(
-            card.n_ctx.saturating_mul(u32::from(card.slots)),
-        ))
-        .with_n_seq_max(u32::from(card.slots))
-        .with_n_batch(spec.batch)
-        .with_n_ubatch(spec.batch.min(ubatch_max))
-        .with_n_threads(threads)
-        .with_n_threads_batch(threads)
-        .with_type_k(kv_type)
-        .with_type_v(kv_type)
-        .with_flash_attention_policy(flash_attention)
-        .with_offload_kqv(spec.gpu_layers > 0)
-        .with_kv_unified(spec.kv_unified)
-        .with_swa_full(spec.swa_full)
-        .with_no_perf(true)
-}
-
-/// Whether attention is computed so that an answer does not depend on what else is in the batch.
-///
-/// Flash attention on a CPU rounds differently with every split into batches (measured: log-probabilities move by 0.03),
-/// so the same seed would give another text when others are being served, and it is no faster there. The price of doing
-/// without is memory for the attention scores, which is paid while it is small. A quantised cache needs flash attention.
-fn is_exact(spec: &LoadSpec, n_ctx: u32, heads: u32) -> bool {
-    let scores = u64::from(n_ctx) * u64::from(heads) * u64::from(UBATCH_EXACT) * 4;
-    let plain_cache = match spec.kv_type {
-        KvType::F32 | KvType::F16 => true,
-        KvType::Q8_0 | KvType::Q4_0 => false,
-    };
-    let wanted = match spec.flash_attention {
-        FlashAttention::Auto => spec.gpu_layers == 0 && scores <= SCORES_BYTES_MAX,
-        FlashAttention::Off => true,
-        FlashAttention::On => false,
-    };
-    wanted && plain_cache
-}
-
-fn read_card(spec: &LoadSpec, model: &LlamaModel, threads: u16) -> Result<ModelCard, String> {
-    let text = |key: &str| {
-        model
-            .meta_val_str(key)
-            .ok()
-            .filter(|value| !value.is_empty())
-    };
-    let architecture = text("general.architecture").ok_or("it names no architecture")?;
-    if NOT_CAUSAL.iter().any(|kind| architecture.contains(kind)) {
-        return Err(format!("{architecture} is not a causal language model"));
-    }
-    let n_vocab = u32::try_from(model.n_vocab()).unwrap_or(0);
-    let tokenizer = text("tokenizer.ggml.model").unwrap_or_default();
-    if n_vocab == 0 || ["", "none", "no_vocab"].contains(&tokenizer.as_str()) {
-        return Err("it has no tokenizer".to_owned());
-    }
-    let n_ctx_train = model.n_ctx_train();
-    let wanted = if spec.n_ctx == 0 {
-        n_ctx_train
-    } else {
-        spec.n_ctx.min(n_ctx_train)
-    };
-    let vocab = model.vocab();
-    let token_text = |token: LlamaToken| {
-        let known = u32::try_from(token.0).is_ok_and(|id| id < n_vocab);
-        let text = known.then(|| vocab.text(token)).flatten();
-        text.map(|text| text.to_string_lossy().into_owned())
-            .unwrap_or_default()
-    };
-    let file_name = spec
-        .model_path
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned());
-    Ok(ModelCard {
-        name: text("general.name").or(file_name).unwrap_or_default(),
-        chat_template: model
-            .chat_template(None)
-            .ok()
-            .and_then(|template| template.to_string().ok()),
-        bos_token: token_text(vocab.bos()),
-        eos_token: token_text(vocab.eos()),
-        add_bos: vocab.should_add_bos(),
-        n_ctx: wanted.max(1),
-        n_ctx_train,
-        n_vocab,
-        parameters: model.n_params(),
-        size_bytes: model.size(),
-        quantization: names::quantization(text("general.file_type").as_deref()).to_owned(),
-        slots: spec.slots,
-        threads,
-        devices: devices(spec.gpu_layers > 0),
-        architecture,
-    })
-}
-
-/// Refuses a context that would not fit, since the system would end this process instead of refusing.
-///
-/// The estimate is a lower bound: a sliding window needs less than full attention, so such layers are left out.
-fn check_memory(spec: &LoadSpec, model: &LlamaModel, n_ctx: u32) -> Result<(), LoadError> {
-    let cells = u64::from(n_ctx) * u64::from(spec.slots);
-    if cells > u64::from(u32::MAX / 2) {
-        return Err(LoadError::Invalid {
-            field: "n_ctx".to_owned(),
-            reason: format!("{n_ctx} for each of {} slots is too much", spec.slots),
-        });
-    }
-    let Some(available_bytes) = host::memory_available().filter(|_bytes| spec.gpu_layers == 0)
-    else {
-        return Ok(());
-    };
-    let architecture = model
-        .meta_val_str("general.architecture")
-        .unwrap_or_default();
-    let heads = u64::from(model.n_head().max(1));
-    let width = u64::try_from(model.n_embd()).unwrap_or(0);
-    let head = number(model, &architecture, "attention.key_length").unwrap_or(width / heads);
-    let window = number(model, &architecture, "attention.sliding_window").unwrap_or(0);
-    let windowed = window > 0 && !spec.swa_full;
-    let recurrent = model.is_recurrent() || model.is_hybrid();
-    // Windowed and hybrid models have at least one full layer in six.
-    let layers = u64::from(model.n_layer()) / if windowed || recurrent { 6 } else { 1 };
-    // In 32nds of a byte, because a block of 32 numbers has a scale.
-    let number_size = match spec.kv_type {
-        KvType::F32 => 128,
-        KvType::F16 => 64,
-        KvType::Q8_0 => 34,
-        KvType::Q4_0 => 18,
-    };
-    let per_cell = 2 * layers * head * u64::from(model.n_head_kv()) * number_size / 32;
-    let needed_bytes = cells.saturating_mul(per_cell);
-    if needed_bytes > available_bytes {
-        return Err(LoadError::Memory {
-            needed_bytes,
-            available_bytes,
-        });
-    }
-    Ok(())
-}
-
-fn number(model: &LlamaModel, architecture: &str, key: &str) -> Option<u64> {
-    model
-        .meta_val_str(&format!("{architecture}.{key}"))
-        .ok()?
-        .parse()
-        .ok()
-}
-
-fn devices(with_gpu: bool) -> Vec<Device> {
-    let used = |kind: LlamaBackendDeviceType| match kind {
-        LlamaBackendDeviceType::Cpu => true,
-        LlamaBackendDeviceType::Accelerator
-        | LlamaBackendDeviceType::Gpu
-        | LlamaBackendDeviceType::IntegratedGpu
-        | LlamaBackendDeviceType::Unknown => with_gpu,
-    };
-    let all = list_llama_ggml_backend_devices().into_iter();
-    let used = all.filter(|device| used(device.device_type));
-    let device = used.map(|device| Device {
-        name: device.name,
-        description: device.description,
-        memory_free_bytes: u64::try_from(device.memory_free).unwrap_or(u64::MAX),
-        memory_total_bytes: u64::try_from(device.memory_total).unwrap_or(u64::MAX),
-    });
-    device.collect()
 }

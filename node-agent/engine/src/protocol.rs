@@ -12,6 +12,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncReadExt;
 
+use crate::spec::EmbedError;
+use crate::spec::EmbedInput;
+use crate::spec::Embedded;
 use crate::spec::Event;
 use crate::spec::GenerateSpec;
 use crate::spec::LoadError;
@@ -22,8 +25,9 @@ use crate::spec::Stats;
 /// Raised with every change of a frame.
 pub const VERSION: u32 = 1;
 
-/// The longest frame either side accepts. A prompt for a context of a million tokens is about 5 MB.
-pub const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The longest frame either side accepts. A prompt for a context of a million tokens is about 5 MB; the
+/// rest is for pictures ([`crate::media::REQUEST_BYTES_MAX`]).
+pub const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Pieces of one answer that may be on their way before its reader has taken any.
 pub const PIECES_WINDOW: u32 = 64;
@@ -76,6 +80,13 @@ pub enum ToWorker {
         /// The tokens.
         tokens: Vec<i32>,
     },
+    /// Asks for the numbers of some texts.
+    Embed {
+        /// Number of the question; [`ToWorker::Cancel`] takes it too.
+        call: u64,
+        /// The texts.
+        inputs: Vec<EmbedInput>,
+    },
     /// Ends the worker after the current step.
     Shutdown,
 }
@@ -113,6 +124,13 @@ pub enum FromWorker {
         call: u64,
         /// The text.
         text: String,
+    },
+    /// Answer to [`ToWorker::Embed`].
+    Embedded {
+        /// Number of the question.
+        call: u64,
+        /// The numbers, or why there are none.
+        result: Result<Embedded, EmbedError>,
     },
     /// How busy the worker is.
     Stats(Stats),

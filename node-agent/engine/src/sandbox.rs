@@ -45,6 +45,9 @@ pub fn enter(spec: &LoadSpec) -> Walls {
 /// The files that a worker reads by the wish of its settings.
 fn readable(spec: &LoadSpec) -> Vec<&Path> {
     let mut paths = vec![spec.model_path.as_path()];
+    paths.extend(spec.draft_model.as_deref());
+    paths.extend(spec.projector.as_deref());
+    paths.extend(spec.lora.as_ref().map(|lora| lora.path.as_path()));
     // A model in parts lies in files beside the first.
     let parts = spec
         .model_path
@@ -58,8 +61,8 @@ fn readable(spec: &LoadSpec) -> Vec<&Path> {
 }
 
 /// The folders that a worker writes to.
-const fn writable(_spec: &LoadSpec) -> Vec<&Path> {
-    Vec::new()
+fn writable(spec: &LoadSpec) -> Vec<&Path> {
+    spec.state_dir.as_deref().into_iter().collect()
 }
 
 fn limit(resource: Resource, most: u64, what: &'static str) {

@@ -18,11 +18,16 @@ use serde::Serialize;
 
 use crate::engine::Candidate;
 use crate::engine::Constraint;
+use crate::engine::DraftWish;
 use crate::engine::Engine;
 use crate::engine::EngineFault;
+use crate::engine::Snapshot;
 use crate::spec::Device;
 use crate::spec::Grammar;
 use crate::spec::LoadError;
+use crate::engine::PreparedMedia;
+use crate::media::Media;
+use crate::media::Modalities;
 use crate::spec::LoadSpec;
 use crate::spec::ModelCard;
 
@@ -172,6 +177,10 @@ impl ScriptedEngine {
                 memory_free_bytes: 0,
                 memory_total_bytes: 0,
             }],
+            gpu_layers: 0,
+            modalities: Modalities::default(),
+            vectors: None,
+            fim: None,
         };
         Self {
             actors: vec![Actor::default(); usize::from(spec.slots)],
@@ -309,17 +318,18 @@ impl Engine for ScriptedEngine {
         self.outputs.resize(plan.tokens().len(), None);
         for part in plan.parts() {
             let slot = usize::from(part.slot.0);
-            if let Some(actor) = self.actors.get_mut(slot) {
-                actor
-                    .cached
-                    .extend(plan.tokens_of(part).iter().map(|planned| planned.token));
-            }
-            if let Some(output) = part.output {
+            for (index, planned) in (part.start..).zip(plan.tokens_of(part)) {
+                if let Some(actor) = self.actors.get_mut(slot) {
+                    actor.cached.push(planned.token);
+                }
+                if !planned.output {
+                    continue;
+                }
                 if part.prefill {
                     self.cast(slot)?;
                 }
                 let logits = self.speak(slot);
-                if let Some(place) = self.outputs.get_mut(output) {
+                if let Some(place) = self.outputs.get_mut(index) {
                     *place = Some(logits);
                 }
             }
@@ -327,8 +337,76 @@ impl Engine for ScriptedEngine {
         Ok(())
     }
 
+    fn kv_tokens_max(&self) -> usize {
+        let n_ctx = usize::try_from(self.card.n_ctx).unwrap_or(usize::MAX);
+        n_ctx.saturating_mul(usize::from(self.card.slots))
+    }
+
+    fn snapshot(&mut self, slot: SlotId, tokens: &[Token]) -> Option<Snapshot> {
+        Some(Snapshot {
+            bytes: self.snapshot_bytes(slot),
+            kv: self.kv_state(slot, tokens.len()),
+            state: Box::new(self.actors.get(usize::from(slot.0))?.clone()),
+        })
+    }
+
+    fn snapshot_bytes(&self, slot: SlotId) -> usize {
+        let actor = self.actors.get(usize::from(slot.0));
+        actor.map_or(0, |actor| actor.cached.len() * size_of::<Token>())
+    }
+
+    fn restore(&mut self, slot: SlotId, snapshot: &Snapshot) -> bool {
+        let actor = self.actors.get_mut(usize::from(slot.0));
+        match (actor, snapshot.state.downcast_ref::<Actor>()) {
+            (Some(actor), Some(kept)) => {
+                *actor = kept.clone();
+                true
+            }
+            (Some(_) | None, None) | (None, Some(_)) => false,
+        }
+    }
+
+    fn copied_state(&self, slot: SlotId, len: usize) -> KvState {
+        self.kv_state(slot, len)
+    }
+
+    fn copy(&mut self, from: SlotId, to: SlotId) -> bool {
+        let taken = self.snapshot(from, &[]);
+        taken.is_some_and(|taken| self.restore(to, &taken))
+    }
+
+    fn save(&self, _slot: SlotId, _tokens: &[Token], _path: &Path) -> Result<(), String> {
+        Err("a script has nothing to save".to_owned())
+    }
+
+    fn load(&mut self, _slot: SlotId, _tokens: &[Token], _path: &Path) -> Result<(), String> {
+        Err("a script has nothing to load".to_owned())
+    }
+
+    fn has_drafter(&self) -> bool {
+        false
+    }
+
+    fn draft(&mut self, _wishes: &mut [DraftWish<'_>]) {}
+
     fn logits(&self, index: usize) -> Option<&[f32]> {
         self.outputs.get(index)?.as_deref()
+    }
+
+    fn prepare_media(&self, _media: &Media) -> Result<PreparedMedia, String> {
+        Err("this model takes text only, no pictures or sound".to_owned())
+    }
+
+    fn read_media(
+        &mut self,
+        _slot: SlotId,
+        _len: usize,
+        _media: &PreparedMedia,
+    ) -> Result<(), EngineFault> {
+        Err(EngineFault {
+            reason: "a script takes no pictures".to_owned(),
+            caches_intact: true,
+        })
     }
 
     fn constraint(&self, _grammar: &Grammar) -> Result<Box<dyn Constraint>, String> {

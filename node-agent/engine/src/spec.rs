@@ -2,11 +2,32 @@
 //!
 //! This room must never do I/O and never name llama.cpp: everything here crosses a process boundary.
 
+mod load_error;
+mod vectors;
+
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::Serialize;
+
+use crate::media::Media;
+use crate::media::Modalities;
+use crate::media::Segment;
+
+pub use load_error::LoadError;
+pub use vectors::EmbedError;
+pub use vectors::EmbedInput;
+pub use vectors::Embedded;
+pub use vectors::Fim;
+pub use vectors::Lora;
+pub use vectors::Pooling;
+pub use vectors::Task;
+pub use vectors::Vectors;
+
+/// Host memory for read prompts unless the settings say otherwise: 512 MiB.
+pub const PROMPT_CACHE_BYTES: u64 = 512 * 1024 * 1024;
 
 /// How a model is loaded into one worker process. Every file that a worker may open is named here and listed in
 /// [`crate::sandbox`]; anything else it cannot open.
@@ -45,8 +66,35 @@ pub struct LoadSpec {
     pub seed_default: Option<u64>,
     /// The longest gap that a long prompt may cause in a running stream.
     pub stall_max_ms: u32,
+    /// Compute threads while prompts are read; `None` takes [`LoadSpec::threads`].
+    pub threads_batch: Option<u16>,
+    /// Tokens in one pass through the compute graph; `None` chooses by the kind of attention.
+    pub ubatch: Option<u32>,
+    /// How several GPUs share the model; `None` leaves it to llama.cpp.
+    pub split: Option<Split>,
+    /// The GPU that is used alone or holds what cannot be split.
+    pub main_gpu: Option<u32>,
+    /// With [`LoadSpec::kv_unified`]: tokens that all slots together can hold; `None` is `n_ctx` for each. Requests wait for
+    /// room, so a context can be long without being paid for once per slot.
+    pub kv_tokens: Option<u32>,
+    /// A small model with the same vocabulary that guesses ahead.
+    pub draft_model: Option<PathBuf>,
+    /// The file that turns pictures and sound into what the model reads (`mmproj`).
+    pub projector: Option<PathBuf>,
+    /// The most tokens guessed ahead in one step.
+    pub draft_max: u32,
+    /// Guess ahead from what was said before; used where there is no draft model or it has no guess.
+    pub ngram: bool,
+    /// Host memory for prompts that were read and may come again; 0 keeps only what the slots hold.
+    pub prompt_cache_bytes: u64,
+    /// A folder in which read prompts survive a restart; `None` keeps none. They are what users wrote, so it is private.
+    pub state_dir: Option<PathBuf>,
     /// Walls around the process: no network, no other program, no file but those named here.
     pub sandbox: bool,
+    /// What the worker does with its model.
+    pub task: Task,
+    /// A change to the weights that was trained apart from them.
+    pub lora: Option<Lora>,
 }
 
 impl LoadSpec {
@@ -69,9 +117,34 @@ impl LoadSpec {
             queue_per_principal_max: 32,
             seed_default: None,
             stall_max_ms: 100,
+            threads_batch: None,
+            ubatch: None,
+            split: None,
+            main_gpu: None,
+            kv_tokens: None,
+            draft_model: None,
+            projector: None,
+            draft_max: 8,
+            ngram: false,
+            prompt_cache_bytes: PROMPT_CACHE_BYTES,
+            state_dir: None,
             sandbox: true,
+            task: Task::Generate,
+            lora: None,
         }
     }
+}
+
+/// How several GPUs share a model.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Split {
+    /// One GPU has it all.
+    None,
+    /// Each has some layers.
+    Layer,
+    /// Each has a part of every layer.
+    Row,
 }
 
 /// Element type of the KV cache.
@@ -138,6 +211,14 @@ pub struct ModelCard {
     pub threads: u16,
     /// Devices that hold the model.
     pub devices: Vec<Device>,
+    /// Layers that are not on the CPU.
+    pub gpu_layers: u32,
+    /// What it takes besides text.
+    pub modalities: Modalities,
+    /// What it makes instead of text.
+    pub vectors: Option<Vectors>,
+    /// The tokens around a hole in a text, if it was trained to fill one.
+    pub fim: Option<Fim>,
 }
 
 /// A compute device as the engine names it.
@@ -158,6 +239,9 @@ pub struct Device {
 pub struct GenerateSpec {
     /// What the model reads.
     pub prompt: Prompt,
+    /// Pictures and sounds, in the order of their places in the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<Arc<Media>>,
     /// The most tokens to make; `None` goes on to the end of the context.
     pub max_tokens: Option<u32>,
     /// How tokens are chosen.
@@ -170,8 +254,10 @@ pub struct GenerateSpec {
     pub logprobs: Option<u8>,
     /// Time left for the whole request, waiting included.
     pub deadline: Option<Duration>,
-    /// Whose request this is: fairness in the queue, and the wall around reused prefixes.
+    /// Whose request this is: fairness in the queue, and the wall around reused prefixes unless there is a salt.
     pub principal: u64,
+    /// Requests with the same salt may reuse what the others have read; two salts never share anything.
+    pub cache_salt: Option<String>,
     /// Never end at an end-of-generation token.
     pub ignore_eos: bool,
     /// Reuse and keep the KV cache of this prompt.
@@ -189,6 +275,7 @@ impl GenerateSpec {
                 parse_special: true,
                 add_special: true,
             },
+            media: Vec::new(),
             max_tokens: None,
             sampling: Sampling::default(),
             stop: Vec::new(),
@@ -196,6 +283,7 @@ impl GenerateSpec {
             logprobs: None,
             deadline: None,
             principal: 0,
+            cache_salt: None,
             ignore_eos: false,
             cache_prompt: true,
             render_special: false,
@@ -218,6 +306,8 @@ pub enum Prompt {
     },
     /// Tokens as they are.
     Tokens(Vec<i32>),
+    /// Pieces of different kinds, one after the other; the begin token is added if the model wants one.
+    Segments(Vec<Segment>),
 }
 
 /// How tokens are chosen.
@@ -349,6 +439,10 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Tokens of the prompt that were in the KV cache already.
     pub cached_tokens: u32,
+    /// Tokens of the prompt that pictures became.
+    pub image_tokens: u32,
+    /// Tokens of the prompt that sounds became.
+    pub audio_tokens: u32,
 }
 
 /// Times of one request in milliseconds.
@@ -471,62 +565,14 @@ pub struct Stats {
     pub cached_tokens_total: u64,
     /// Tokens made since the start.
     pub completion_tokens_total: u64,
-}
-
-/// Why a model could not be loaded.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadError {
-    /// The worker program could not be started.
-    #[error("cannot start the worker {program}: {reason}")]
-    Spawn {
-        /// The program.
-        program: String,
-        /// What the system said.
-        reason: String,
-    },
-    /// The load specification makes no sense.
-    #[error("{field} is invalid: {reason}")]
-    Invalid {
-        /// The field of [`LoadSpec`].
-        field: String,
-        /// What would be right.
-        reason: String,
-    },
-    /// The file is missing, broken or of an unknown kind.
-    #[error("cannot load {path}: {reason}")]
-    Model {
-        /// The file.
-        path: String,
-        /// The last words of the engine about it.
-        reason: String,
-    },
-    /// The context would not fit into memory.
-    #[error(
-        "the context needs about {needed_bytes} bytes, but {available_bytes} are free; use a smaller n_ctx, fewer slots or a smaller kv_type"
-    )]
-    Memory {
-        /// Estimate of what is needed.
-        needed_bytes: u64,
-        /// What is free.
-        available_bytes: u64,
-    },
-    /// The worker process ended while it loaded the model.
-    #[error("the worker ended while loading: {reason}")]
-    Crashed {
-        /// Its exit status and last words.
-        reason: String,
-    },
-    /// The worker did not become ready in time.
-    #[error("the worker was not ready after {seconds} s")]
-    Timeout {
-        /// How long was waited.
-        seconds: u64,
-    },
-    /// The program that was started does not speak our frames.
-    #[error("the worker speaks another protocol: {reason}")]
-    Protocol {
-        /// What was wrong.
-        reason: String,
-    },
+    /// Prompts of which something was reused, from a slot or from host memory.
+    pub prompt_hits_total: u64,
+    /// Those of them that came from another slot or from host memory.
+    pub prompt_moves_total: u64,
+    /// Bytes of read prompts in host memory.
+    pub prompt_cache_bytes: u64,
+    /// Tokens guessed ahead.
+    pub drafted_tokens_total: u64,
+    /// Those of them that were right.
+    pub accepted_tokens_total: u64,
 }

@@ -4,8 +4,14 @@
 //! socket. Its standard input is that socket, used both ways.
 
 mod answer;
+mod embed;
+mod guess;
 mod intake;
 mod log;
+mod media;
+mod outbox;
+mod reuse;
+mod saved;
 mod serve;
 mod watchdog;
 
@@ -20,7 +26,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::check;
-use crate::engine::Engine;
+use crate::engine::Loaded;
 use crate::protocol;
 use crate::protocol::FromWorker;
 use crate::protocol::ToWorker;
@@ -30,6 +36,7 @@ use crate::scripted::Script;
 use crate::spec::LoadError;
 use crate::spec::LoadSpec;
 
+use embed::Desk;
 use log::Log;
 use serve::Server;
 use watchdog::Watchdog;
@@ -91,9 +98,9 @@ fn serve(spec: &LoadSpec, log: &Log, stream: UnixStream) -> io::Result<()> {
         .spawn(move || read_frames(reading, &sender))?;
     let mut writing = stream.try_clone()?;
     let watchdog = Watchdog::start()?;
-    let served = with_engine(spec, log, |engine| {
-        let mut server = Server::new(engine, spec, stream, watchdog);
-        server.run(&inbox)
+    let served = with_engine(spec, log, |loaded| match loaded {
+        Loaded::Text(engine) => Server::new(engine, spec, stream, watchdog).run(&inbox),
+        Loaded::Vectors(embedder) => Desk::new(embedder, spec, stream, watchdog).run(&inbox),
     });
     match served {
         Ok(end) => end,
@@ -104,7 +111,7 @@ fn serve(spec: &LoadSpec, log: &Log, stream: UnixStream) -> io::Result<()> {
 fn with_engine<R>(
     spec: &LoadSpec,
     log: &Log,
-    run: impl FnOnce(&mut dyn Engine) -> R,
+    run: impl FnOnce(Loaded<'_>) -> R,
 ) -> Result<R, LoadError> {
     check::load(spec)?;
     if let Some(script) = Script::from_path(&spec.model_path) {
@@ -112,7 +119,7 @@ fn with_engine<R>(
             field: "model_path".to_owned(),
             reason,
         })?;
-        return scripted::with_engine(spec, script, run);
+        return scripted::with_engine(spec, script, |engine| run(Loaded::Text(engine)));
     }
     with_model(spec, log, run)
 }
@@ -121,7 +128,7 @@ fn with_engine<R>(
 fn with_model<R>(
     spec: &LoadSpec,
     log: &Log,
-    run: impl FnOnce(&mut dyn Engine) -> R,
+    run: impl FnOnce(Loaded<'_>) -> R,
 ) -> Result<R, LoadError> {
     crate::llama::with_engine(spec, &|| log.last_words(), run)
 }
@@ -130,7 +137,7 @@ fn with_model<R>(
 fn with_model<R>(
     spec: &LoadSpec,
     _log: &Log,
-    _run: impl FnOnce(&mut dyn Engine) -> R,
+    _run: impl FnOnce(Loaded<'_>) -> R,
 ) -> Result<R, LoadError> {
     Err(LoadError::Model {
         path: spec.model_path.display().to_string(),

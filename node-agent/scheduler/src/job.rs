@@ -8,9 +8,14 @@ use std::time::Instant;
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct JobId(pub u64);
 
-/// Whose request it is: the unit of fairness, and the wall around reused prefixes.
+/// Whose request it is: the unit of fairness.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Principal(pub u64);
+
+/// Who may reuse a prompt that was read: only requests behind the same wall. Derived from a secret or a tenant, so that
+/// two of them are the same only if they are meant to be.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Wall(pub u128);
 
 /// One token of the model's vocabulary.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -23,14 +28,25 @@ pub struct Job<T> {
     pub id: JobId,
     /// Whose it is.
     pub principal: Principal,
+    /// Who may reuse its prompt.
+    pub wall: Wall,
     /// The tokens to read, never empty.
     pub prompt: Vec<Token>,
+    /// The most tokens its sequence can hold at any time: the prompt and the longest answer.
+    pub cells: usize,
     /// When it came.
     pub arrived: Instant,
     /// When it is of no use any more.
     pub deadline: Option<Instant>,
     /// What its owner keeps with it.
     pub payload: T,
+}
+
+impl<T> Job<T> {
+    /// What it costs its principal's share: the tokens it may take.
+    pub fn cost(&self) -> u64 {
+        u64::try_from(self.cells.max(self.prompt.len())).unwrap_or(u64::MAX)
+    }
 }
 
 /// How many tokens an admitted job may make.

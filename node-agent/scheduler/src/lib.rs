@@ -6,23 +6,30 @@
 //!
 //! This crate does not tokenise, compute, sample or send anything.
 
+mod drafting;
 mod job;
+mod ngram;
+mod pacer;
 mod plan;
 mod prefix;
+mod prompts;
 mod queue;
 mod slots;
 mod stats;
 mod text;
 
+pub use drafting::Drafting;
 pub use job::Admission;
 pub use job::Job;
 pub use job::JobId;
 pub use job::Principal;
 pub use job::Token;
 pub use job::TooLong;
+pub use job::Wall;
 pub use job::admit;
+pub use ngram::NgramIndex;
+pub use pacer::Pacer;
 pub use plan::BatchPlan;
-pub use plan::Pacer;
 pub use plan::Part;
 pub use plan::PlannedToken;
 pub use plan::plan;
@@ -30,6 +37,8 @@ pub use prefix::KvState;
 pub use prefix::Rollback;
 pub use prefix::common_prefix;
 pub use prefix::reusable;
+pub use prompts::Kept;
+pub use prompts::Prompts;
 pub use queue::Queue;
 pub use queue::QueueFull;
 pub use slots::Phase;

@@ -2,21 +2,15 @@
 //!
 //! Running answers come first, one token each. The rest of the batch reads prompts, shared equally among those that
 //! wait, so that a short prompt is not stuck behind a long one. While an answer is running, the part for prompts is kept
-//! so small that the answer does not visibly stall ([`Pacer`]).
+//! so small that the answer does not visibly stall ([`crate::Pacer`]). An answer may bring drafted tokens along; the logits of each
+//! say whether the draft was right.
 
-use std::time::Duration;
+use std::ops::Range;
 
 use crate::job::Token;
 use crate::slots::Phase;
 use crate::slots::SlotId;
 use crate::slots::Slots;
-
-/// Prompt tokens in a step before anything was measured: about 100 ms for a large model on a slow CPU.
-const BUDGET_FIRST: usize = 64;
-/// Fewer tokens at once are hardly faster than these, since the weights are read once per step in any case.
-const BUDGET_MIN: usize = 16;
-/// How much a new measurement counts.
-const LEARN: f64 = 0.3;
 
 /// One token to be computed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,8 +36,16 @@ pub struct Part {
     pub len: usize,
     /// Whether they belong to a prompt.
     pub prefill: bool,
-    /// Index in the plan of the token whose logits are needed.
+    /// Index in the plan of the first token whose logits are needed; those of all tokens after it are needed too.
     pub output: Option<usize>,
+}
+
+impl Part {
+    /// The places in the plan whose logits are needed.
+    pub fn outputs(&self) -> Range<usize> {
+        let end = self.start + self.len;
+        self.output.unwrap_or(end)..end
+    }
 }
 
 /// The tokens of one step, grouped by slot.
@@ -87,7 +89,17 @@ impl BatchPlan {
 
     /// Number of answers that go on.
     pub fn decode_len(&self) -> usize {
-        self.tokens.len() - self.prefill_len()
+        self.parts.iter().filter(|part| !part.prefill).count()
+    }
+
+    /// Tokens of prompts, and before each how many its sequence held already, for estimates of time.
+    pub fn prefill_parts(&self) -> impl Iterator<Item = (usize, usize)> {
+        let parts = self.parts.iter().filter(|part| part.prefill);
+        parts.map(|part| {
+            let first = self.tokens.get(part.start);
+            let before = first.and_then(|token| usize::try_from(token.position).ok());
+            (part.len, before.unwrap_or(0))
+        })
     }
 
     fn clear(&mut self) {
@@ -106,7 +118,7 @@ impl BatchPlan {
                 slot,
                 position: u32::try_from(first_position + index).unwrap_or(u32::MAX),
                 token: *token,
-                output: outputs && index == last,
+                output: kind == Kind::Decode || (outputs && index == last),
             });
         self.tokens.extend(planned);
         self.parts.push(Part {
@@ -114,7 +126,11 @@ impl BatchPlan {
             start,
             len: tokens.len(),
             prefill: kind != Kind::Decode,
-            output: outputs.then_some(start + last),
+            output: match kind {
+                Kind::Decode => Some(start),
+                Kind::PrefillEnds => Some(start + last),
+                Kind::PrefillGoesOn => None,
+            },
         });
     }
 }
@@ -129,14 +145,27 @@ enum Kind {
 /// Fills `into` with the next step: at most `batch_max` tokens, of which at most `prefill_max` read prompts.
 pub fn plan<T>(slots: &Slots<T>, batch_max: usize, prefill_max: usize, into: &mut BatchPlan) {
     into.clear();
-    for slot in slots.iter() {
-        let Some(work) = slot.work() else { continue };
-        if let Phase::Decode { next } = work.phase
-            && !work.paused
-            && into.tokens.len() < batch_max
-        {
-            into.add(slot.id(), slot.cached().len(), &[next], Kind::Decode);
-        }
+    let decoding = slots.iter().filter_map(|slot| {
+        let work = slot.work().filter(|work| !work.paused)?;
+        let Phase::Decode { next } = work.phase else {
+            return None;
+        };
+        Some((slot, next, work.draft.as_slice()))
+    });
+    let mut waiting = decoding.clone().count();
+    let mut tokens = Vec::new();
+    for (slot, next, draft) in decoding {
+        let Some(room) = batch_max
+            .checked_sub(into.tokens.len() + waiting)
+            .or((into.tokens.len() < batch_max).then_some(0))
+        else {
+            break;
+        };
+        tokens.clear();
+        tokens.push(next);
+        tokens.extend(draft.iter().take(room));
+        into.add(slot.id(), slot.cached().len(), &tokens, Kind::Decode);
+        waiting -= 1;
     }
 
     let reading = slots.iter().filter_map(|slot| {
@@ -145,15 +174,22 @@ pub fn plan<T>(slots: &Slots<T>, batch_max: usize, prefill_max: usize, into: &mu
             return None;
         };
         let rest = work.job.prompt.get(done..)?;
-        (!rest.is_empty()).then_some((slot.id(), done, rest))
+        if work.solid_at(done).is_some() {
+            return None;
+        }
+        let solid = work.solid.iter().map(|part| part.start);
+        let stops = work.halt.into_iter().chain(solid);
+        let until = stops.filter(|stop| *stop > done).min();
+        let now = until.map_or(rest.len(), |halt| rest.len().min(halt - done));
+        (!rest.is_empty()).then_some((slot.id(), done, rest, now))
     });
     let mut reading: Vec<_> = reading.collect();
     // The shortest first, so that what it leaves of its share goes to the others.
-    reading.sort_by_key(|(_slot, _done, rest)| rest.len());
+    reading.sort_by_key(|(_slot, _done, _rest, now)| *now);
     let mut left = prefill_max.min(batch_max - into.tokens.len());
     let mut sharing = reading.len();
-    for (slot, done, rest) in reading {
-        let share = left.div_ceil(sharing).min(rest.len());
+    for (slot, done, rest, now) in reading {
+        let share = left.div_ceil(sharing).min(now);
         if let Some(tokens) = rest.get(..share).filter(|tokens| !tokens.is_empty()) {
             let ends = share == rest.len();
             let kind = if ends {
@@ -166,68 +202,6 @@ pub fn plan<T>(slots: &Slots<T>, batch_max: usize, prefill_max: usize, into: &mu
         left -= share;
         sharing -= 1;
     }
-}
-
-/// Learns how fast prompts are read, and says how many of their tokens one step may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Pacer {
-    stall_max: Duration,
-    batch_max: usize,
-    /// Seconds of a step without prompts.
-    decode_secs: Option<f64>,
-    /// Seconds for each prompt token.
-    token_secs: Option<f64>,
-}
-
-impl Pacer {
-    /// Keeps the steps of running answers under `stall_max`.
-    pub fn new(stall_max: Duration, batch_max: usize) -> Self {
-        Self {
-            stall_max,
-            batch_max,
-            decode_secs: None,
-            token_secs: None,
-        }
-    }
-
-    /// Notes how long a plan took.
-    pub fn observe(&mut self, plan: &BatchPlan, elapsed: Duration) {
-        let seconds = elapsed.as_secs_f64();
-        let prefill = u32::try_from(plan.prefill_len()).unwrap_or(u32::MAX);
-        if prefill == 0 {
-            learn(&mut self.decode_secs, seconds);
-        } else if plan.prefill_len() >= BUDGET_MIN {
-            let decode = if plan.decode_len() > 0 {
-                self.decode_secs.unwrap_or(0.0)
-            } else {
-                0.0
-            };
-            learn(
-                &mut self.token_secs,
-                (seconds - decode).max(0.0) / f64::from(prefill),
-            );
-        }
-    }
-
-    /// How many prompt tokens the next step may take; all that fit while no answer is running.
-    pub fn budget(&self, answers_running: bool) -> usize {
-        if !answers_running {
-            return self.batch_max;
-        }
-        let Some(token_secs) = self.token_secs else {
-            return BUDGET_FIRST.min(self.batch_max);
-        };
-        let left = self.stall_max.as_secs_f64() - self.decode_secs.unwrap_or(0.0);
-        let fits = Duration::try_from_secs_f64(left.max(0.0)).unwrap_or_default();
-        let each = Duration::try_from_secs_f64(token_secs).unwrap_or(Duration::MAX);
-        let tokens = fits.as_nanos() / each.as_nanos().max(1);
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        tokens.max(BUDGET_MIN).min(self.batch_max)
-    }
-}
-
-fn learn(average: &mut Option<f64>, seconds: f64) {
-    *average = Some(average.map_or(seconds, |old| old + LEARN * (seconds - old)));
 }
 
 #[cfg(test)]

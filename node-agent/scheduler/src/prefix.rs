@@ -29,6 +29,23 @@ pub struct KvState {
     pub rollback: Rollback,
 }
 
+impl KvState {
+    /// What a copy of the sequence can do: it leaves out what the window has moved past.
+    #[must_use]
+    pub fn copied(self) -> Self {
+        let Rollback::Window(window) = self.rollback else {
+            return self;
+        };
+        let first = u32::try_from(self.len)
+            .unwrap_or(u32::MAX)
+            .saturating_sub(window);
+        Self {
+            oldest: self.oldest.map(|oldest| oldest.max(first)),
+            ..self
+        }
+    }
+}
+
 /// Counts the tokens with which both sequences begin.
 pub fn common_prefix(left: &[Token], right: &[Token]) -> usize {
     left.iter().zip(right).take_while(|(l, r)| l == r).count()
@@ -46,10 +63,9 @@ pub fn reusable(common: usize, prompt_len: usize, kv: KvState) -> usize {
         Rollback::Any => true,
         Rollback::Never => wanted == kv.len,
         Rollback::Window(window) => {
-            let needed = u32::try_from(wanted)
-                .unwrap_or(u32::MAX)
-                .saturating_sub(window);
-            oldest == 0 || oldest < needed
+            // The next token is at `wanted` and looks back on `window` tokens, itself included.
+            let next = u32::try_from(wanted).unwrap_or(u32::MAX);
+            oldest <= next.saturating_add(1).saturating_sub(window)
         }
     };
     if possible { wanted } else { 0 }
@@ -79,15 +95,13 @@ mod tests {
         let moved = kv(1_800, 1_032, Rollback::Window(768));
 
         assert_eq!(reusable(300, 2_000, moved), 0);
+        assert_eq!(reusable(1_800, 2_000, moved), 1_800);
         assert_eq!(
-            reusable(1_800, 2_000, moved),
-            0,
-            "the rule asks for one position more than the window"
+            reusable(1_799, 2_000, moved),
+            1_799,
+            "the token at 1,799 sees 1,032 to itself"
         );
-        assert_eq!(
-            reusable(1_801, 2_000, kv(1_801, 1_032, Rollback::Window(768))),
-            1_801
-        );
+        assert_eq!(reusable(1_798, 2_000, moved), 0);
         assert_eq!(
             reusable(300, 2_000, kv(700, 0, Rollback::Window(768))),
             300,

@@ -1,6 +1,8 @@
 //! Requests that wait for a slot: bounded, in turn by principal, gone when their deadline is.
 //!
-//! One principal who sends a hundred requests delays another by one request, not by a hundred.
+//! Turns are deficit round robin over tokens (Shreedhar and Varghese, 1995): every turn is worth [`QUANTUM`] tokens, and a job is
+//! taken when its principal's turns add up to its cost. So a hundred requests of one delay another by one request, not by
+//! a hundred, and somebody with long prompts gets as many tokens as somebody with short ones, not as many requests.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
@@ -10,15 +12,26 @@ use crate::job::Job;
 use crate::job::JobId;
 use crate::job::Principal;
 
+/// Tokens that one turn is worth: about the shortest request. A turn takes one job at most.
+const QUANTUM: u64 = 256;
+
 /// A bounded queue that serves principals in turn, and each principal first come first served.
 #[derive(Debug)]
 pub struct Queue<T> {
     waiting: HashMap<Principal, VecDeque<Job<T>>>,
-    /// Every principal with a waiting job, next one first.
-    turns: VecDeque<Principal>,
+    /// Every principal with a waiting job, next one first, and the tokens it has saved up.
+    turns: VecDeque<Turn>,
     len: usize,
     len_max: usize,
     per_principal_max: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    principal: Principal,
+    saved: u64,
+    /// It has been given its turn and can pay.
+    settled: bool,
 }
 
 /// A job that found no room.
@@ -52,6 +65,11 @@ impl<T> Queue<T> {
         self.len == 0
     }
 
+    /// All jobs that wait, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Job<T>> {
+        self.waiting.values().flatten()
+    }
+
     /// Lets a job wait, or gives it back when there is no room.
     pub fn push(&mut self, job: Job<T>) -> Result<(), Box<QueueFull<T>>> {
         let own = self.waiting.get(&job.principal).map_or(0, VecDeque::len);
@@ -64,7 +82,11 @@ impl<T> Queue<T> {
             return Err(Box::new(QueueFull { job, waiting }));
         }
         if own == 0 {
-            self.turns.push_back(job.principal);
+            self.turns.push_back(Turn {
+                principal: job.principal,
+                saved: 0,
+                settled: false,
+            });
         }
         self.waiting
             .entry(job.principal)
@@ -74,18 +96,57 @@ impl<T> Queue<T> {
         Ok(())
     }
 
+    /// The job that [`Queue::pop`] takes next.
+    pub fn peek(&mut self) -> Option<&Job<T>> {
+        self.settle_turn();
+        let turn = self.turns.front()?;
+        self.waiting.get(&turn.principal)?.front()
+    }
+
     /// Takes the next job: the oldest of the principal whose turn it is.
     pub fn pop(&mut self) -> Option<Job<T>> {
-        let principal = self.turns.pop_front()?;
-        let jobs = self.waiting.get_mut(&principal)?;
+        self.settle_turn();
+        let mut turn = self.turns.pop_front()?;
+        let jobs = self.waiting.get_mut(&turn.principal)?;
         let job = jobs.pop_front()?;
         if jobs.is_empty() {
-            self.waiting.remove(&principal);
+            self.waiting.remove(&turn.principal);
         } else {
-            self.turns.push_back(principal);
+            // What is left over from cheap jobs is no right to a burst later.
+            turn.saved = turn.saved.saturating_sub(job.cost()).min(QUANTUM);
+            turn.settled = false;
+            self.turns.push_back(turn);
         }
         self.len -= 1;
         Some(job)
+    }
+
+    /// Goes round until a principal can pay for its oldest job, which is then in front.
+    fn settle_turn(&mut self) {
+        if self.turns.front().is_none_or(|turn| turn.settled) {
+            return;
+        }
+        let turns_to_go = |turn: &Turn| {
+            let oldest = self.waiting.get(&turn.principal).and_then(VecDeque::front);
+            let cost = oldest.map_or(0, Job::cost);
+            cost.saturating_sub(turn.saved).div_ceil(QUANTUM).max(1)
+        };
+        let to_go: Vec<u64> = self.turns.iter().map(turns_to_go).collect();
+        // All rounds at once: whoever needs the fewest is first, and of equals the one whose turn comes earlier.
+        let Some((first, rounds)) = (0..)
+            .zip(to_go)
+            .min_by_key(|(place, rounds)| (*rounds, *place))
+        else {
+            return;
+        };
+        for (place, turn) in self.turns.iter_mut().enumerate() {
+            let turns = if place <= first { rounds } else { rounds - 1 };
+            turn.saved = turn.saved.saturating_add(turns.saturating_mul(QUANTUM));
+        }
+        self.turns.rotate_left(first);
+        if let Some(turn) = self.turns.front_mut() {
+            turn.settled = true;
+        }
     }
 
     /// Takes a job out, wherever it stands.
@@ -120,7 +181,7 @@ impl<T> Queue<T> {
             self.waiting.retain(|_principal, jobs| !jobs.is_empty());
             let waiting = &self.waiting;
             self.turns
-                .retain(|principal| waiting.contains_key(principal));
+                .retain(|turn| waiting.contains_key(&turn.principal));
             out.sort_by_key(|job| (job.arrived, job.id));
         }
         out

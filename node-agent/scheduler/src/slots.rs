@@ -3,12 +3,13 @@
 //! What a slot's cache holds is known exactly, because it changes only through [`Slots::commit`], [`Slots::begin`] and
 //! [`Slots::forget`]. A job can leave its slot in any phase; the tokens that were computed stay for reuse.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::job::Job;
 use crate::job::JobId;
-use crate::job::Principal;
 use crate::job::Token;
+use crate::job::Wall;
 use crate::plan::BatchPlan;
 use crate::prefix::common_prefix;
 
@@ -25,8 +26,8 @@ pub struct Slot<T> {
     id: SlotId,
     /// The tokens in the KV cache, in order.
     cached: Vec<Token>,
-    /// Whose tokens they are.
-    owner: Option<Principal>,
+    /// Who may reuse them.
+    wall: Option<Wall>,
     /// When the slot was last given away, in jobs.
     used: u64,
     work: Option<Work<T>>,
@@ -41,6 +42,29 @@ pub struct Work<T> {
     pub phase: Phase,
     /// Its reader is slow, so it makes no tokens for now.
     pub paused: bool,
+    /// Tokens that probably follow the chosen one, to be computed along with it.
+    pub draft: Vec<Token>,
+    /// A place in the prompt where reading pauses for a moment, because the cache is to be kept as it is there.
+    pub halt: Option<usize>,
+    /// Parts of the prompt that are no tokens and are read as a whole, outside of any plan ([`Slots::has_read`]). In order, none
+    /// empty.
+    pub solid: Vec<Range<usize>>,
+}
+
+impl<T> Work<T> {
+    /// The part of the prompt that is read next, if it is solid.
+    pub fn next_solid(&self) -> Option<Range<usize>> {
+        match self.phase {
+            Phase::Prefill { done } => self.solid_at(done),
+            Phase::Decode { .. } => None,
+        }
+    }
+
+    /// The solid part that holds this place of the prompt.
+    pub(crate) fn solid_at(&self, place: usize) -> Option<Range<usize>> {
+        let found = self.solid.iter().find(|part| part.contains(&place));
+        found.cloned()
+    }
 }
 
 /// How far a job is.
@@ -80,6 +104,23 @@ impl<T> Slot<T> {
     pub fn work(&self) -> Option<&Work<T>> {
         self.work.as_ref()
     }
+
+    /// Who may reuse its cache.
+    pub fn wall(&self) -> Option<Wall> {
+        self.wall
+    }
+
+    /// How many tokens a prompt behind `wall` has in common with its cache.
+    ///
+    /// A cache is compared only with prompts behind the wall of whoever filled it: the time to the first token would
+    /// otherwise tell one user what another has asked.
+    pub fn common(&self, wall: Wall, prompt: &[Token]) -> usize {
+        if self.wall == Some(wall) {
+            common_prefix(&self.cached, prompt)
+        } else {
+            0
+        }
+    }
 }
 
 impl<T> Slots<T> {
@@ -88,7 +129,7 @@ impl<T> Slots<T> {
         let slots = (0..count).map(|number| Slot {
             id: SlotId(number),
             cached: Vec::new(),
-            owner: None,
+            wall: None,
             used: 0,
             work: None,
         });
@@ -99,7 +140,7 @@ impl<T> Slots<T> {
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Slot<T>> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Slot<T>> + Clone {
         self.slots.iter()
     }
 
@@ -124,22 +165,21 @@ impl<T> Slots<T> {
         self.slots.iter().find(at_work).map(Slot::id)
     }
 
+    /// One slot.
+    pub fn get(&self, id: SlotId) -> Option<&Slot<T>> {
+        self.slots.get(usize::from(id.0))
+    }
+
+    /// Tokens that the jobs at work may hold in all, at most.
+    pub fn cells_promised(&self) -> usize {
+        let works = self.slots.iter().filter_map(Slot::work);
+        works.map(|work| work.job.cells).sum()
+    }
+
     /// Chooses an idle slot for a prompt, and says how many of the tokens in its cache the prompt begins with.
-    ///
-    /// A cache is compared only with prompts of the principal who filled it: the time to the first token would otherwise
-    /// tell one user what another has asked.
-    pub fn choose(&self, principal: Principal, prompt: &[Token]) -> Option<(SlotId, usize)> {
+    pub fn choose(&self, wall: Wall, prompt: &[Token]) -> Option<(SlotId, usize)> {
         let idle = self.slots.iter().filter(|slot| slot.work.is_none());
-        let rated = idle.map(|slot| {
-            let own = slot.owner == Some(principal);
-            let common = if own {
-                common_prefix(&slot.cached, prompt)
-            } else {
-                0
-            };
-            (slot, common)
-        });
-        let rated: Vec<_> = rated.collect();
+        let rated: Vec<_> = idle.map(|slot| (slot, slot.common(wall, prompt))).collect();
         let best = rated.iter().max_by_key(|(_slot, common)| *common)?;
         if best.1 > 0 && best.1 * SIMILAR_ENOUGH_DIVISOR >= prompt.len() {
             return Some((best.0.id, best.1));
@@ -148,6 +188,31 @@ impl<T> Slots<T> {
             .iter()
             .min_by_key(|(slot, _common)| (!slot.cached.is_empty(), slot.used));
         oldest.map(|(slot, common)| (slot.id, *common))
+    }
+
+    /// The idle slot but `spared` that was used least recently and still holds tokens.
+    pub fn oldest_idle_but(&self, spared: SlotId) -> Option<SlotId> {
+        let idle = self
+            .slots
+            .iter()
+            .filter(|slot| slot.work.is_none() && !slot.cached.is_empty() && slot.id != spared);
+        idle.min_by_key(|slot| slot.used).map(Slot::id)
+    }
+
+    /// Notes that the engine has filled an idle slot's cache with these tokens.
+    pub fn adopt(&mut self, id: SlotId, wall: Wall, tokens: &[Token]) {
+        if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
+            slot.cached.clear();
+            slot.cached.extend_from_slice(tokens);
+            slot.wall = Some(wall);
+        }
+    }
+
+    /// Notes that the engine has cut a slot's cache to its first `len` tokens.
+    pub fn truncate(&mut self, id: SlotId, len: usize) {
+        if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
+            slot.cached.truncate(len);
+        }
     }
 
     /// Gives an idle slot to a job. The engine has already cut its cache to the first `kept` tokens.
@@ -163,13 +228,16 @@ impl<T> Slots<T> {
         };
         self.given += 1;
         slot.used = self.given;
-        slot.owner = Some(job.principal);
+        slot.wall = Some(job.wall);
         slot.cached.truncate(kept);
         let done = slot.cached.len();
         slot.work = Some(Work {
             job,
             phase: Phase::Prefill { done },
             paused: false,
+            draft: Vec::new(),
+            halt: None,
+            solid: Vec::new(),
         });
         Ok(())
     }
@@ -193,10 +261,25 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Notes that the engine has read a whole solid part of a slot's prompt, which ends at `end`.
+    pub fn has_read(&mut self, id: SlotId, end: usize) {
+        let Some(slot) = self.slots.get_mut(usize::from(id.0)) else {
+            return;
+        };
+        if let Some(work) = &mut slot.work
+            && let Phase::Prefill { done } = &mut work.phase
+            && let Some(tokens) = work.job.prompt.get(*done..end)
+        {
+            slot.cached.extend_from_slice(tokens);
+            *done = end;
+        }
+    }
+
     /// Notes the token that was chosen for a slot; it is computed in the next step.
     pub fn chose(&mut self, id: SlotId, token: Token) {
         if let Some(work) = self.work_mut(id) {
             work.phase = Phase::Decode { next: token };
+            work.draft.clear();
         }
     }
 
@@ -210,7 +293,7 @@ impl<T> Slots<T> {
     pub fn forget(&mut self, id: SlotId) {
         if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
             slot.cached.clear();
-            slot.owner = None;
+            slot.wall = None;
         }
     }
 

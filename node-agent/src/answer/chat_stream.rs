@@ -44,9 +44,9 @@ struct Clock {
 
 impl ChatStream {
     /// A stream of `choices` answers.
-    pub fn new(envelope: Envelope, rules: SplitRules, choices: usize) -> Self {
+    pub fn new(envelope: Envelope, rules: &SplitRules, choices: usize) -> Self {
         let choice = |_index| Choice {
-            splitter: Splitter::new(rules),
+            splitter: Splitter::new(rules.clone()),
             begun: false,
             logprobs: Vec::new(),
             prompt_tokens: 0,
@@ -174,7 +174,10 @@ impl ChatStream {
             content: Some(String::new()),
             ..Delta::default()
         };
-        self.write(vec![delta_of(choice, delta)], out);
+        let mut chunk = self.chunk(vec![delta_of(choice, delta)]);
+        chunk.timings = self.clock.as_ref().map(|clock| self.timings(clock));
+        chunk.extra = self.envelope.context();
+        put(&chunk, out);
     }
 
     fn parts(&mut self, choice: usize, parts: Vec<Part>, out: &mut Vec<u8>) {
@@ -232,6 +235,8 @@ impl ChatStream {
                 prompt_tokens: first.prompt_tokens,
                 cached_tokens: first.cached_tokens,
                 completion_tokens: u32::try_from(clock.tokens).unwrap_or(u32::MAX),
+                image_tokens: 0,
+                audio_tokens: 0,
             };
             let times = engine::Timings {
                 queue_ms: 0.0,

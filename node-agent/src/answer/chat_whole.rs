@@ -29,9 +29,9 @@ struct Gathered {
 
 impl ChatWhole {
     /// An answer with `choices` choices.
-    pub fn new(envelope: Envelope, rules: SplitRules, choices: usize) -> Self {
+    pub fn new(envelope: Envelope, rules: &SplitRules, choices: usize) -> Self {
         let choice = |_index| Gathered {
-            splitter: Splitter::new(rules),
+            splitter: Splitter::new(rules.clone()),
             text: String::new(),
             thoughts: String::new(),
             calls: Vec::new(),
@@ -87,6 +87,7 @@ impl ChatWhole {
     /// The body.
     pub fn finish(self) -> ChatResponse {
         let choices = self.choices.into_iter().enumerate();
+        let extra = self.envelope.context();
         ChatResponse {
             id: self.envelope.id,
             object: CHAT_OBJECT.to_owned(),
@@ -97,6 +98,7 @@ impl ChatWhole {
             system_fingerprint: self.envelope.fingerprint,
             timings: Some(self.tally.timings()),
             routing: None,
+            extra,
         }
     }
 }

@@ -5,13 +5,16 @@ use engine::Event;
 use super::chat_stream::ChatStream;
 use super::chat_whole::ChatWhole;
 use super::*;
-use crate::tools::splitter::{SplitRules, Start};
+use crate::tools::format::{ThinkTags, ToolFormat};
+use crate::tools::splitter::SplitRules;
 
-const RULES: SplitRules = SplitRules {
-    tools: true,
-    thoughts: true,
-    start: Start::Turn,
-};
+fn rules() -> SplitRules {
+    SplitRules {
+        calls: Some(ToolFormat::Hermes),
+        thoughts: Some(ThinkTags::THINK),
+        ..SplitRules::default()
+    }
+}
 
 fn envelope() -> Envelope {
     Envelope {
@@ -21,6 +24,7 @@ fn envelope() -> Envelope {
         fingerprint: Some("fp_0".to_owned()),
         include_usage: true,
         n: 1,
+        dropped: 0,
     }
 }
 
@@ -39,7 +43,9 @@ fn done(completion_tokens: u32) -> Event {
             prompt_tokens: 9,
             completion_tokens,
             cached_tokens: 4,
-        },
+                image_tokens: 0,
+                audio_tokens: 0,
+            },
         timings: engine::Timings {
             queue_ms: 0.0,
             prompt_ms: 2.0,
@@ -67,7 +73,7 @@ fn events() -> Vec<Event> {
 /// The contract with the relay: bytes on the wire.
 #[test]
 fn a_stream_with_thoughts_text_and_a_call_reads_like_this() {
-    let mut stream = ChatStream::new(envelope(), RULES, 1);
+    let mut stream = ChatStream::new(envelope(), &rules(), 1);
     let mut out = Vec::new();
     for event in events() {
         stream.event(0, &event, &mut out, Instant::now());
@@ -78,7 +84,7 @@ fn a_stream_with_thoughts_text_and_a_call_reads_like_this() {
 
 #[test]
 fn a_whole_answer_holds_the_same() {
-    let mut whole = ChatWhole::new(envelope(), RULES, 1);
+    let mut whole = ChatWhole::new(envelope(), &rules(), 1);
     for event in events() {
         whole.event(0, &event);
     }
@@ -119,7 +125,7 @@ fn log_probabilities_of_text_held_back_wait_for_the_text() {
             top: Vec::new(),
         }],
     };
-    let mut stream = ChatStream::new(envelope(), RULES, 1);
+    let mut stream = ChatStream::new(envelope(), &rules(), 1);
     let mut out = Vec::new();
     for event in [known("a <tool"), known("box"), done(2)] {
         stream.event(0, &event, &mut out, Instant::now());

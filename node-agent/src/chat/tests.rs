@@ -61,46 +61,80 @@ fn a_request_wins_over_the_tier_and_the_tier_over_the_engine() {
 }
 
 #[test]
-fn forced_tools_begin_the_call_in_the_prompt() {
+fn a_forced_call_is_all_that_the_grammar_lets_through() {
     let asked = json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "b"}}, "parallel_tool_calls": false});
     let forced = planned(HERMES, &body(asked)).expect("a plan");
     let spec = forced.specs.first().expect("a choice");
-    assert!(matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("<tool_call>\n")));
+    let Some(Grammar::Gbnf(grammar)) = &spec.grammar else {
+        panic!("a grammar");
+    };
+    assert!(grammar.contains("root ::= \"<tool_call>\" "), "{grammar}");
     assert!(
-        matches!(&spec.grammar, Some(Grammar::JsonSchema(schema)) if schema["properties"]["name"]["const"] == "b")
+        grammar.contains("\\\"b\\\"") && !grammar.contains("\\\"a\\\""),
+        "{grammar}"
     );
-    assert_eq!(forced.rules.start, Start::Call);
-    assert_eq!(spec.stop, vec!["</tool_call>"]);
+    assert_eq!((forced.form_param, forced.rules.hold), ("tools", false));
 
     let thinking = planned(
         "{{ tools }}<tool_call></think><think>\n",
         &body(json!({"tools": tools(), "tool_choice": "required"})),
     );
     let thinking = thinking.expect("a plan");
+    assert_eq!(thinking.rules.start, Start::Thought);
     let spec = thinking.specs.first().expect("a choice");
     assert!(
-        matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("</think>\n\n<tool_call>\n"))
+        matches!(&spec.grammar, Some(Grammar::Gbnf(text)) if text.contains("root ::= thought-"))
     );
 }
 
 #[test]
+fn a_form_waits_for_the_thoughts_unless_only_the_engine_can_say_it() {
+    let thinks = "</think><think>\n";
+    let easy = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}}}});
+    let easy = planned(thinks, &body(easy)).expect("a plan");
+    assert_eq!(easy.rules.start, Start::Thought);
+    let spec = easy.specs.first().expect("a choice");
+    assert!(matches!(&spec.grammar, Some(Grammar::Gbnf(_))));
+
+    let hard = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "string", "pattern": "^[a-z]+$"}}}});
+    let hard = planned(thinks, &body(hard)).expect("a plan");
+    assert_eq!(hard.rules.start, Start::Turn);
+    let spec = hard.specs.first().expect("a choice");
+    assert!(matches!(&spec.grammar, Some(Grammar::JsonSchema(_))));
+    assert!(matches!(&spec.prompt, Prompt::Text { text, .. } if text.ends_with("</think>\n\n")));
+}
+
+#[test]
+fn a_form_and_tools_go_together() {
+    let both = json!({"tools": tools(), "response_format": {"type": "json_object"}});
+    let both = planned(HERMES, &body(both)).expect("a plan");
+    let spec = both.specs.first().expect("a choice");
+    assert!(
+        matches!(&spec.grammar, Some(Grammar::Gbnf(text)) if text.contains("root ::= (\"<tool_call>\""))
+    );
+}
+
+#[test]
+fn a_malformed_schema_is_refused_with_its_place() {
+    let bad = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"properties": {"a": {"type": "text"}}}}}});
+    match planned("x", &body(bad)) {
+        Err(Refused::Malformed { param, .. }) => {
+            assert_eq!(
+                param,
+                "response_format.json_schema.schema.properties.a.type"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_the_field() {
-    let foreign = "{{ tools }}<|python_tag|>";
     for (template, fields, want) in [
-        (
-            foreign,
-            json!({"tools": tools(), "tool_choice": "required"}),
-            "tool_choice",
-        ),
         (
             HERMES,
             json!({"tools": tools(), "grammar": "root ::= \"a\""}),
             "grammar",
-        ),
-        (
-            HERMES,
-            json!({"tools": tools(), "response_format": {"type": "json_object"}}),
-            "response_format",
         ),
         (
             HERMES,
@@ -115,7 +149,7 @@ fn what_cannot_be_done_is_refused_with_the_field() {
     }
     let off = json!({"tools": tools(), "tool_choice": "none", "response_format": {"type": "json_object"}});
     let plan = planned(HERMES, &body(off)).expect("tools are off");
-    assert!(!plan.rules.tools);
+    assert!(plan.rules.calls.is_none());
 }
 
 #[test]
@@ -126,7 +160,7 @@ fn thinking_is_turned_off_where_it_has_no_room() {
         (json!({"reasoning_effort": "high"}), "high</think>"),
         (json!({"reasoning_effort": "none"}), "Falsenone</think>"),
         (
-            json!({"response_format": {"type": "json_object"}}),
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"pattern": "^a$"}}}}),
             "False</think>",
         ),
     ] {

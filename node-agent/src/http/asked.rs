@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use config::settings::node::SamplingDefaults;
+use config::wire::chat::{Content, Message, Role};
 use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
 use engine::{Event, Refusal};
 use http::Response;
 
 use super::call::Call;
+use super::remote::Forward;
+use super::slide::Fitting;
 use super::stream::Writer;
 use super::{Body, json_response};
 use crate::answer::Envelope;
@@ -21,7 +25,6 @@ use crate::tiers::{Ready, TierRoom};
 
 /// Parsing and rendering this much takes well below a millisecond.
 const INLINE_BYTES_MAX: usize = 32 * 1024;
-
 /// Which of the two surfaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Surface {
@@ -40,42 +43,143 @@ impl Surface {
 
 /// A request with all that planning it needs.
 pub(super) struct Task {
-    pub(super) surface: Surface,
-    pub(super) bytes: Bytes,
+    pub(super) asked: Arc<Asked>,
     pub(super) call: Call,
     pub(super) room: Arc<TierRoom>,
     pub(super) ready: Arc<Ready>,
 }
 
 impl Task {
-    /// Parses, plans, and says where the events go. A long conversation takes its time, so it gets a thread of its own; other
-    /// streams must not wait for it.
+    /// Plans, and says where the events go. A long conversation takes its time, so it gets a thread of its own; other streams must
+    /// not wait for it.
     pub(super) async fn prepare(self) -> Result<(Plan, Output), Refused> {
-        if self.bytes.len() <= INLINE_BYTES_MAX {
-            return self.prepare_now();
+        let shorter = match &self.asked.body {
+            Checked::Chat(chat) => {
+                let fitting = Fitting {
+                    ready: &self.ready,
+                    room: &self.room,
+                    call: &self.call,
+                };
+                fitting.shorter(chat).await?
+            }
+            Checked::Text(_) => None,
+        };
+        if self.asked.bytes.len() <= INLINE_BYTES_MAX {
+            return self.prepare_now(shorter);
         }
-        let prepared = tokio::task::spawn_blocking(move || self.prepare_now()).await;
-        prepared.unwrap_or_else(|error| {
-            let reason = error.to_string();
-            Err(Refused::Engine(Refusal::EngineFault { reason }))
-        })
+        in_a_thread(move || self.prepare_now(shorter)).await
     }
 
-    fn prepare_now(self) -> Result<(Plan, Output), Refused> {
-        let asked = Asked::parse(self.surface, &self.bytes)?;
+    fn prepare_now(self, shorter: Option<(ValidChat, usize)>) -> Result<(Plan, Output), Refused> {
+        let dropped = shorter.as_ref().map_or(0, |(_chat, dropped)| *dropped);
+        let shorter = shorter.map(|(chat, _dropped)| Checked::Chat(Box::new(chat)));
+        let asked = shorter.as_ref().unwrap_or(&self.asked.body);
         let plan = asked.plan(&self.ready, &self.room, &self.call)?;
-        let output = asked.output(asked.envelope(&self.call, &self.room), &plan);
+        let mut envelope = asked.envelope(&self.call, &self.room);
+        envelope.dropped = dropped;
+        let output = asked.output(envelope, &plan);
         Ok((plan, output))
     }
 }
 
+/// A checked request, and as it came: another server gets that.
+pub(super) struct Asked {
+    surface: Surface,
+    body: Checked,
+    bytes: Bytes,
+    /// What the tier says first where the conversation has no system message.
+    system: Option<String>,
+}
+
+impl Asked {
+    /// Parses and checks; in a thread of its own when there is much of it.
+    pub(super) async fn read(surface: Surface, bytes: Bytes) -> Result<Self, Refused> {
+        let body = if bytes.len() <= INLINE_BYTES_MAX {
+            Checked::parse(surface, &bytes)?
+        } else {
+            let bytes = bytes.clone();
+            in_a_thread(move || Checked::parse(surface, &bytes)).await?
+        };
+        Ok(Self {
+            surface,
+            body,
+            bytes,
+            system: None,
+        })
+    }
+
+    /// The same with the tier's own system message, if the conversation has none.
+    pub(super) fn told(mut self, system: Option<&str>) -> Self {
+        if let (Some(system), Checked::Chat(chat)) = (system, &mut self.body)
+            && chat.messages.iter().all(|message| message.role != Role::System)
+        {
+            chat.messages.insert(0, system_message(system));
+            self.system = Some(system.to_owned());
+        }
+        self
+    }
+
+    /// For another server.
+    pub(super) fn forward(self) -> Forward {
+        Forward {
+            surface: self.surface,
+            streams: self.streams(),
+            body: self.bytes,
+            system: self.system,
+        }
+    }
+
+    /// Whether the answer is a stream.
+    pub(super) const fn streams(&self) -> bool {
+        match &self.body {
+            Checked::Chat(chat) => chat.stream,
+            Checked::Text(text) => text.stream,
+        }
+    }
+}
+
+fn system_message(text: &str) -> Message {
+    Message {
+        role: Role::System,
+        content: Some(Content::Text(text.to_owned())),
+        name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
+        reasoning_content: None,
+    }
+}
+
+pub(super) fn setting<'a>(
+    ready: &'a Ready,
+    defaults: &'a SamplingDefaults,
+    call: &Call,
+) -> Result<Setting<'a>, Refused> {
+    Ok(Setting {
+        template: &ready.template,
+        defaults,
+        deadline: call.time_left().ok_or(Refused::Deadline)?,
+        principal: call.principal,
+        now: SystemTime::now(),
+    })
+}
+
+pub(super) async fn in_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
+) -> Result<T, Refused> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        let reason = error.to_string();
+        Err(Refused::Engine(Refusal::EngineFault { reason }))
+    })
+}
+
 /// A checked request of either surface.
-enum Asked {
+enum Checked {
     Chat(Box<ValidChat>),
     Text(Box<ValidCompletion>),
 }
 
-impl Asked {
+impl Checked {
     fn parse(surface: Surface, bytes: &[u8]) -> Result<Self, Refused> {
         match surface {
             Surface::Chat => ChatRequest::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
@@ -85,13 +189,8 @@ impl Asked {
     }
 
     fn plan(&self, ready: &Ready, room: &TierRoom, call: &Call) -> Result<Plan, Refused> {
-        let setting = Setting {
-            template: &ready.template,
-            defaults: &room.settings().sampling,
-            deadline: call.time_left().ok_or(Refused::Deadline)?,
-            principal: call.principal,
-            now: SystemTime::now(),
-        };
+        let settings = room.settings();
+        let setting = setting(ready, &settings.sampling, call)?;
         match self {
             Self::Chat(chat) => chat::plan(chat, &setting),
             Self::Text(text) => Ok(chat::plan_completion(text, &setting)),
@@ -113,6 +212,7 @@ impl Asked {
             fingerprint: room.fingerprint(),
             include_usage,
             n: usize::try_from(n).unwrap_or(1),
+            dropped: 0,
         }
     }
 
@@ -120,7 +220,7 @@ impl Asked {
         let choices = plan.specs.len();
         match self {
             Self::Chat(chat) if chat.stream => {
-                let mut stream = ChatStream::new(envelope, plan.rules, choices);
+                let mut stream = ChatStream::new(envelope, &plan.rules, choices);
                 if chat.generation.timings_per_token {
                     stream = stream.with_timings_per_token(Instant::now());
                 }
@@ -130,7 +230,7 @@ impl Asked {
                 Output::Stream(Writer::Chat(Box::new(stream)))
             }
             Self::Chat(_) => {
-                let whole = ChatWhole::new(envelope, plan.rules, choices);
+                let whole = ChatWhole::new(envelope, &plan.rules, choices);
                 Output::Whole(Gatherer::Chat(Box::new(whole)))
             }
             Self::Text(text) => {

@@ -73,8 +73,10 @@ impl Record {
         }
     }
 
-    pub(super) fn refused(&mut self, refused: &Refused) {
+    /// Ends with a refusal, which it hands back.
+    pub(super) fn refuse(mut self, refused: Refused) -> Refused {
         self.outcome = refused.label();
+        refused
     }
 
     pub(super) fn complete(&mut self) {

@@ -12,20 +12,18 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Response};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::Body;
 use super::flow::Flow;
+use super::job::Held;
 use super::record::Record;
 use crate::answer::chat_stream::ChatStream;
 use crate::answer::text::TextAnswer;
 use crate::reply::Refused;
-use crate::work::InFlight;
 
-/// A dead tier can still become a real status until then.
-const HEAD_AFTER: Duration = Duration::from_secs(3);
 /// Silence longer than this is broken by a comment.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Events that are ready are sent together up to about this size.
 const TOGETHER_BYTES: usize = 16 * 1024;
 
@@ -62,15 +60,15 @@ pub(super) struct Live {
     record: Option<Record>,
     /// The longest wait of a choice for its slot, as far as they had begun when the head went out.
     queue_ms: Option<u64>,
-    _in_flight: InFlight,
+    _held: Held,
 }
 
 impl Live {
-    /// Waits for the first token, or long enough.
+    /// Waits for the first token; how long that may take is the caller's to say.
     pub(super) async fn open(
         flow: Flow,
         writer: Writer,
-        in_flight: InFlight,
+        held: Held,
         record: &mut Record,
     ) -> Result<Self, Refused> {
         let mut live = Self {
@@ -80,11 +78,10 @@ impl Live {
             ended: false,
             record: None,
             queue_ms: None,
-            _in_flight: in_flight,
+            _held: held,
         };
-        let head_at = tokio::time::Instant::now() + HEAD_AFTER;
         while live.first.is_empty() {
-            let Ok(Some((choice, event))) = timeout_at(head_at, live.flow.next()).await else {
+            let Some((choice, event)) = live.flow.next().await else {
                 break;
             };
             record.see(&event);
@@ -111,23 +108,15 @@ impl Live {
             let bytes = live.next().await?;
             Some((Ok::<_, Infallible>(Frame::data(bytes)), live))
         });
-        let mut response = Response::new(StreamBody::new(chunks).boxed_unsync());
-        let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/event-stream; charset=utf-8"),
-        );
-        headers.insert(
-            CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, no-transform"),
-        );
+        let mut response = event_stream(StreamBody::new(chunks).boxed_unsync());
         if let Some(Ok(waited)) = waited.map(HeaderValue::try_from) {
-            headers.insert("server-timing", waited);
+            response.headers_mut().insert("server-timing", waited);
         }
         response
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    /// The next bytes; `None` after the last.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
         let mut out = std::mem::take(&mut self.first);
         while !self.ended && out.is_empty() {
             match timeout(KEEP_ALIVE, self.flow.next()).await {
@@ -169,4 +158,19 @@ impl Live {
             change(record);
         }
     }
+}
+
+/// A body of events with its head.
+pub(super) fn event_stream(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
+    response
 }

@@ -15,8 +15,8 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 )]
 pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = args.get("indent")?;
+    let ascii: Option<bool> = args.get("ensure_ascii")?;
     // Accepted for templates that spell out the defaults.
-    let _ascii: Option<bool> = args.get("ensure_ascii")?;
     let _separators: Option<Value> = args.get("separators")?;
     let sort_keys: Option<bool> = args.get("sort_keys")?;
     args.assert_all_used()?;
@@ -36,8 +36,113 @@ pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
         None => json.serialize(&mut Serializer::with_formatter(&mut out, Spaced)),
     };
     written.map_err(cannot_serialise)?;
-    String::from_utf8(out)
-        .map_err(|error| Error::new(ErrorKind::BadSerialization, "not text").with_source(error))
+    let text = String::from_utf8(out)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, "not text").with_source(error))?;
+    Ok(if ascii == Some(true) {
+        in_ascii(&text)
+    } else {
+        text
+    })
+}
+
+/// Letters beyond ASCII as `\u` escapes of UTF-16, which in JSON only strings contain.
+fn in_ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for letter in json.chars() {
+        if letter.is_ascii() {
+            out.push(letter);
+        } else {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
+}
+
+/// `length`, which is 0 for what is not there.
+pub(super) fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("a {} has no length", value.kind()),
+        )
+    })
+}
+
+/// `string`: lists and objects as Python writes them.
+pub(super) fn string(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => {
+            serde_json::to_value(value).map_or_else(|_error| value.to_string(), |json| repr(&json))
+        }
+        _ => value.to_string(),
+    }
+}
+
+/// Writes values into the text.
+pub(super) fn format(
+    out: &mut minijinja::Output<'_>,
+    state: &minijinja::State<'_, '_>,
+    value: &Value,
+) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::Map | ValueKind::Seq => out
+            .write_str(&string(value))
+            .map_err(|error| Error::new(ErrorKind::WriteFailure, "no room").with_source(error)),
+        _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// Python's `repr` of what JSON can say.
+fn repr(value: &serde_json::Value) -> String {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => "None".to_owned(),
+        Json::Bool(true) => "True".to_owned(),
+        Json::Bool(false) => "False".to_owned(),
+        Json::Number(number) => number.to_string(),
+        Json::String(text) => quoted(text),
+        Json::Array(items) => {
+            let items: Vec<String> = items.iter().map(repr).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Json::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, field)| format!("{}: {}", quoted(name), repr(field)))
+                .collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+    }
+}
+
+/// Single quotation marks unless only those are in the text.
+fn quoted(text: &str) -> String {
+    let mark = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    let mut out = String::from(mark);
+    for letter in text.chars() {
+        match letter {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            same if same == mark => {
+                out.push('\\');
+                out.push(same);
+            }
+            other => out.push(other),
+        }
+    }
+    out.push(mark);
+    out
 }
 
 fn cannot_serialise(error: serde_json::Error) -> Error {

@@ -6,29 +6,71 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use config::settings::node::TierSettings;
 use engine::{LoadError, LoadSpec, ModelCard, Worker};
 use tokio::select;
 use tokio_util::sync::CancellationToken;
 
+use super::footprint::{self, Footprint};
+use super::shelf::Place;
 use super::{Launcher, Phase, Ready, TierRoom};
-use crate::models;
+use crate::models::lock::{Keeper, Pin};
+use crate::models::{self, Gguf};
 use crate::template::Template;
 
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A worker that lived this long has proved that it can.
 const PROVEN: Duration = Duration::from_mins(1);
-/// Context lengths that are tried when the model's own does not fit into memory.
-const SMALLER_CONTEXTS: [u32; 7] = [131_072, 65_536, 32_768, 16_384, 8_192, 4_096, 2_048];
+
+/// What all lives of a tier share.
+struct House {
+    launcher: Launcher,
+    /// `None`: nothing is pinned.
+    keeper: Option<Arc<Keeper>>,
+}
+
+/// How a worker's life ended.
+enum End {
+    /// It was stopped with the node.
+    Stopped,
+    /// Nobody needed it, or somebody else needed its memory.
+    Asleep,
+    /// It ended by itself, or would not start.
+    Broken(String),
+}
 
 /// Runs until `stop`; the worker ends with it.
-pub(super) async fn supervise(room: Arc<TierRoom>, launcher: Launcher, stop: CancellationToken) {
+pub(super) async fn supervise(
+    room: Arc<TierRoom>,
+    launcher: Launcher,
+    keeper: Option<Arc<Keeper>>,
+    stop: CancellationToken,
+) {
+    let house = House { launcher, keeper };
     let mut pause = PAUSE_MIN;
+    let mut wanted = false;
+    if matches!(room.phase(), Phase::Sleeping) {
+        introduce(&room, house.keeper.as_deref()).await;
+    }
     loop {
+        if matches!(room.phase(), Phase::Sleeping) {
+            if stop
+                .run_until_cancelled(room.wanted.notified())
+                .await
+                .is_none()
+            {
+                return;
+            }
+            wanted = true;
+        }
         let began = Instant::now();
-        let Some(reason) = live(&room, &launcher, &stop).await else {
-            return;
+        let reason = match live(&room, &house, &stop, wanted).await {
+            End::Stopped => return,
+            End::Asleep => continue,
+            End::Broken(reason) => reason,
         };
+        wanted = false;
         if began.elapsed() >= PROVEN {
             pause = PAUSE_MIN;
         }
@@ -36,63 +78,216 @@ pub(super) async fn supervise(room: Arc<TierRoom>, launcher: Launcher, stop: Can
         room.enter(Phase::Down {
             reason: without_folder(&reason, &room.settings().model),
         });
-        if stop
-            .run_until_cancelled(tokio::time::sleep(pause))
-            .await
-            .is_none()
-        {
+        let pausing = tokio::time::sleep(pause);
+        if stop.run_until_cancelled(pausing).await.is_none() {
             return;
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-/// One life of a worker; why it ended, or `None` if it was stopped.
+/// Lets the proxy know a model that nobody has loaded yet.
+async fn introduce(room: &TierRoom, keeper: Option<&Keeper>) {
+    let settings = room.settings();
+    if models::is_script(&settings.model) {
+        return;
+    }
+    if let Some(pin) = keeper.and_then(|keeper| keeper.pinned(&settings.model_id)) {
+        room.set_pin(settings.model.clone(), Arc::new(pin));
+    }
+    let share = room.shelf.share(&settings.model);
+    let read = tokio::task::spawn_blocking(move || {
+        let gguf = Gguf::open(&settings.model).map_err(|problem| problem.to_string())?;
+        let planned = footprint::plan(&settings, &share).map_err(|error| error.to_string())?;
+        Ok::<_, String>((gguf, planned.n_ctx))
+    });
+    match read.await {
+        Ok(Ok((gguf, n_ctx))) => room.know(&gguf, n_ctx),
+        Ok(Err(reason)) => room.enter(Phase::Down {
+            reason: without_folder(&reason, &room.settings().model),
+        }),
+        Err(error) => tracing::warn!(%error, "a model file could not be read"),
+    }
+}
+
+/// One life of a tier: from loading until its worker ends or sleeps. New settings may bring another worker in between.
 async fn live(
     room: &Arc<TierRoom>,
-    launcher: &Launcher,
+    house: &House,
     stop: &CancellationToken,
-) -> Option<String> {
-    room.enter(Phase::Loading);
-    let began = Instant::now();
+    wanted: bool,
+) -> End {
+    room.enter(Phase::Loading { wanted });
+    let mut next = room.next.subscribe();
+    let settings = next.borrow_and_update().clone();
     // Dropping the future kills a worker that is still loading.
-    let ready = match stop.run_until_cancelled(load(room, launcher)).await? {
-        Ok(ready) => Arc::new(ready),
-        Err(reason) => return Some(reason),
+    let loading = load_in_turn(room, house, settings);
+    let mut ready = match stop.run_until_cancelled(loading).await {
+        None => return End::Stopped,
+        Some(Ok(ready)) => ready,
+        Some(Err(reason)) => return End::Broken(reason),
     };
-    let card = &ready.card;
-    tracing::info!(
-        tier = %room.tier(),
-        model = %room.settings().model_id,
-        architecture = %card.architecture,
-        quantization = %card.quantization,
-        n_ctx = card.n_ctx,
-        slots = card.slots,
-        threads = card.threads,
-        ms = began.elapsed().as_millis(),
-        "a tier is ready"
-    );
-    room.enter(Phase::Ready(ready.clone()));
-    select! {
-        reason = ready.worker.exited() => Some(reason),
-        () = stop.cancelled() => {
-            room.enter(Phase::Down { reason: "the node is shutting down".to_owned() });
-            // A request may still hold it for a moment; then its end kills the process.
-            if let Some(ready) = Arc::into_inner(ready) {
-                ready.worker.shutdown().await;
+    loop {
+        let keep_alive = room.settings().keep_alive;
+        select! {
+            reason = ready.worker.exited() => return End::Broken(reason),
+            () = stop.cancelled() => {
+                room.enter(Phase::Down { reason: "the node is shutting down".to_owned() });
+                put_down(ready).await;
+                return End::Stopped;
             }
-            None
+            () = unused(room, keep_alive) => {
+                if room.lie_down(Phase::Sleeping) {
+                    tracing::info!(tier = %room.tier(), "a tier sleeps: nobody has asked it for its keep_alive");
+                    put_down(ready).await;
+                    return End::Asleep;
+                }
+            }
+            () = room.leave.notified() => {
+                if room.lie_down(Phase::Sleeping) {
+                    tracing::info!(tier = %room.tier(), "a tier sleeps: another one needs its memory");
+                    put_down(ready).await;
+                    return End::Asleep;
+                }
+            }
+            Ok(()) = next.changed() => {
+                let settings = next.borrow_and_update().clone();
+                match swap(room, house, stop, (ready, settings)).await {
+                    Ok(new) => ready = new,
+                    Err(end) => return end,
+                }
+            }
         }
     }
 }
 
-async fn load(room: &TierRoom, launcher: &Launcher) -> Result<Ready, String> {
-    let path = room.settings().model.clone();
-    tokio::task::spawn_blocking(move || models::check(&path))
+async fn unused(room: &TierRoom, keep_alive: Option<Duration>) {
+    match keep_alive {
+        Some(keep_alive) => room.unused_for(keep_alive).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Brings another worker in. While memory for both is there, the old one answers until the new one is ready; else it finishes its
+/// answers first. New settings that do not work leave the old worker where it is.
+async fn swap(
+    room: &Arc<TierRoom>,
+    house: &House,
+    stop: &CancellationToken,
+    (old, settings): (Arc<Ready>, Arc<TierSettings>),
+) -> Result<Arc<Ready>, End> {
+    let tier = room.tier();
+    let admitted = match stop.run_until_cancelled(admit(room, house, &settings)).await {
+        None => return Err(End::Stopped),
+        Some(Err(reason)) => return Ok(kept(tier, &reason, old)),
+        Some(Ok(admitted)) => admitted,
+    };
+    let place = match room.shelf.try_take(admitted.footprint.total()) {
+        Ok(Some(place)) => place,
+        Ok(None) => return swap_cold(room, house, stop, (old, settings)).await,
+        Err(error) => return Ok(kept(tier, &error.to_string(), old)),
+    };
+    match stop
+        .run_until_cancelled(load(room, house, (settings, admitted), place))
         .await
-        .map_err(|error| error.to_string())?
-        .map_err(|problem| problem.to_string())?;
-    let (worker, card) = spawn(room, launcher)
+    {
+        None => Err(End::Stopped),
+        Some(Err(reason)) => Ok(kept(tier, &reason, old)),
+        Some(Ok(ready)) => {
+            tracing::info!(%tier, "a tier has a new worker; running answers finish on the old one");
+            Ok(ready)
+        }
+    }
+}
+
+fn kept(tier: config::tier::Tier, reason: &str, old: Arc<Ready>) -> Arc<Ready> {
+    tracing::warn!(%tier, %reason, "the new settings of a tier do not work; it goes on with the old ones");
+    old
+}
+
+/// Without memory for two: new requests wait, running answers finish, then the models change places.
+async fn swap_cold(
+    room: &Arc<TierRoom>,
+    house: &House,
+    stop: &CancellationToken,
+    (old, settings): (Arc<Ready>, Arc<TierSettings>),
+) -> Result<Arc<Ready>, End> {
+    room.enter(Phase::Loading { wanted: true });
+    if stop
+        .run_until_cancelled(room.unused_by_all())
+        .await
+        .is_none()
+    {
+        return Err(End::Stopped);
+    }
+    put_down(old).await;
+    match stop
+        .run_until_cancelled(load_in_turn(room, house, settings))
+        .await
+    {
+        None => Err(End::Stopped),
+        Some(loaded) => loaded.map_err(End::Broken),
+    }
+}
+
+/// A request may still hold it for a moment; then its end kills the process.
+async fn put_down(ready: Arc<Ready>) {
+    if let Some(ready) = Arc::into_inner(ready) {
+        ready.worker.shutdown().await;
+    }
+}
+
+/// Waits for a place in the memory, then loads.
+async fn load_in_turn(
+    room: &Arc<TierRoom>,
+    house: &House,
+    settings: Arc<TierSettings>,
+) -> Result<Arc<Ready>, String> {
+    let admitted = admit(room, house, &settings).await?;
+    let place = room.shelf.take(admitted.footprint.total()).await;
+    let place = place.map_err(|error| error.to_string())?;
+    load(room, house, (settings, admitted), place).await
+}
+
+/// A model that may be served, and how.
+struct Admitted {
+    footprint: Footprint,
+    pin: Option<Arc<Pin>>,
+}
+
+/// Before anything runs: is it the model that it was, and what does it take? Reads all of a file that is new or was touched.
+async fn admit(
+    room: &TierRoom,
+    house: &House,
+    settings: &Arc<TierSettings>,
+) -> Result<Admitted, String> {
+    let stop = CancellationToken::new();
+    // If nobody waits any longer, the hashing ends too.
+    let _end = stop.clone().drop_guard();
+    let share = room.shelf.share(&settings.model);
+    let (keeper, settings) = (house.keeper.clone(), settings.clone());
+    let admitted = tokio::task::spawn_blocking(move || {
+        let footprint = footprint::plan(&settings, &share).map_err(|error| error.to_string())?;
+        let pin = keeper.map(|keeper| keeper.admit(&settings.model_id, &settings.model, &stop));
+        let pin = pin.transpose().map_err(|error| error.to_string())?;
+        Ok(Admitted {
+            footprint,
+            pin: pin.map(Arc::new),
+        })
+    });
+    admitted.await.map_err(|error| error.to_string())?
+}
+
+/// Starts a worker and shows it to requests.
+async fn load(
+    room: &Arc<TierRoom>,
+    house: &House,
+    (settings, admitted): (Arc<TierSettings>, Admitted),
+    place: Place,
+) -> Result<Arc<Ready>, String> {
+    let began = Instant::now();
+    let spec = TierRoom::load_spec(&settings, &admitted.footprint);
+    let (worker, card) = start(room, &house.launcher, spec)
         .await
         .map_err(|error| error.to_string())?;
     let template = Template::new(
@@ -102,31 +297,27 @@ async fn load(room: &TierRoom, launcher: &Launcher) -> Result<Ready, String> {
         card.add_bos,
     )
     .map_err(|error| error.to_string())?;
-    Ok(Ready {
+    tracing::info!(
+        tier = %room.tier(),
+        model = %settings.model_id,
+        architecture = %card.architecture,
+        quantization = %card.quantization,
+        n_ctx = card.n_ctx,
+        slots = card.slots,
+        threads = card.threads,
+        memory_bytes = admitted.footprint.total(),
+        ms = began.elapsed().as_millis(),
+        "a tier is ready"
+    );
+    let ready = Arc::new(Ready {
         worker,
         card,
         template,
-    })
-}
-
-/// Starts the worker; if no context length is configured, with the largest that fits.
-async fn spawn(room: &TierRoom, launcher: &Launcher) -> Result<(Worker, ModelCard), LoadError> {
-    let spec = room.load_spec();
-    let mut smaller = SMALLER_CONTEXTS.into_iter();
-    let mut next = spec.clone();
-    loop {
-        let tried = start(room, launcher, next).await;
-        match (tried, smaller.next()) {
-            (Err(LoadError::Memory { needed_bytes, .. }), Some(n_ctx)) if spec.n_ctx == 0 => {
-                tracing::info!(tier = %room.tier(), needed_bytes, n_ctx, "the context does not fit, trying a smaller one");
-                next = LoadSpec {
-                    n_ctx,
-                    ..spec.clone()
-                };
-            }
-            (tried, _) => return tried,
-        }
-    }
+        pin: admitted.pin,
+        _place: place,
+    });
+    room.show(settings, ready.clone());
+    Ok(ready)
 }
 
 async fn start(

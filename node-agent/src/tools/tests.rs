@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 
 fn tool(name: &str, parameters: Value) -> Tool {
@@ -13,42 +15,7 @@ fn tool(name: &str, parameters: Value) -> Tool {
 }
 
 #[test]
-fn one_tool_needs_no_choice_and_definitions_move_to_the_root() {
-    let first = tool(
-        "a",
-        json!({"type": "object", "$defs": {"city": {"type": "string"}}, "properties": {"c": {"$ref": "#/$defs/city"}}}),
-    );
-    let schema = call_schema(&[&first]).expect("a schema");
-    assert_eq!(schema["properties"]["name"], json!({"const": "a"}));
-    assert_eq!(schema["$defs"]["city"], json!({"type": "string"}));
-    assert!(schema["properties"]["arguments"].get("$defs").is_none());
-
-    let second = tool(
-        "b",
-        json!({"type": "object", "$defs": {"city": {"type": "integer"}}}),
-    );
-    assert!(call_schema(&[&first, &first]).expect("the same twice is fine")["anyOf"].is_array());
-    assert_eq!(
-        call_schema(&[&first, &second]),
-        Err(DefinitionClash("city".to_owned()))
-    );
-}
-
-#[test]
 fn a_template_without_tools_gets_them_as_text() {
-    assert_eq!(
-        ToolSyntax::of_template("{{ messages }}"),
-        ToolSyntax::Hermes
-    );
-    assert_eq!(
-        ToolSyntax::of_template("{{ tools }} <tool_call>"),
-        ToolSyntax::Hermes
-    );
-    assert_eq!(
-        ToolSyntax::of_template("{{ tools }} <|python_tag|>"),
-        ToolSyntax::Foreign
-    );
-
     let mut asked = text_message(Role::Assistant, String::new());
     asked.tool_calls.push(config::wire::chat::ToolCall {
         id: "call_1".to_owned(),

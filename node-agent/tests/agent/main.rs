@@ -3,6 +3,11 @@
 mod chat;
 mod failures;
 mod fake_proxy;
+mod life;
+mod lock;
+mod memory;
 mod program;
+mod remote;
+mod setup;
 mod support;
 mod uplink;

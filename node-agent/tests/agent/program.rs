@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::fake_proxy::{FakeProxy, NODE};
 use crate::support::{PATIENCE, model};
 
-fn write_settings(folder: &Path) -> std::path::PathBuf {
+pub(crate) fn write_settings(folder: &Path) -> std::path::PathBuf {
     let path = folder.join("node.toml");
     let text = format!(
         "[node]\nname = \"den\"\nstate_dir = \"{}\"\nbind = \"127.0.0.1:0\"\n\n[[tiers]]\ntier = \"fast\"\nmodel = \"{}\"\nmodel_id = \"tiny-fast\"\nthreads = 1\ngpu_layers = 0\n",
@@ -21,7 +21,7 @@ fn write_settings(folder: &Path) -> std::path::PathBuf {
     path
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth-node"));
     command
         .args(arguments)
@@ -34,7 +34,7 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 /// Exit code and what was said.
-async fn run(arguments: &[&str]) -> (Option<i32>, String) {
+pub(crate) async fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = timeout(PATIENCE, command(arguments).output())
         .await
         .expect("ends")

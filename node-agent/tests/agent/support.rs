@@ -44,7 +44,10 @@ fn settings(tier: Tier, model: PathBuf, id: &str) -> TierSettings {
     TierSettings {
         tier,
         model,
+        upstream: None,
         model_id: id.to_owned(),
+        aliases: Vec::new(),
+        system: None,
         context: None,
         slots: 4,
         queue_max: 8,
@@ -52,6 +55,9 @@ fn settings(tier: Tier, model: PathBuf, id: &str) -> TierSettings {
         gpu_layers: Some(0),
         kv_type: KvType::F16,
         mlock: false,
+        keep_alive: None,
+        load_on_demand: false,
+        engine: config::settings::node::EngineSettings::default(),
         sampling: SamplingDefaults::default(),
     }
 }
@@ -85,7 +91,11 @@ impl Node {
     }
 
     pub(crate) fn start(settings: Vec<TierSettings>) -> Self {
-        let tiers = Arc::new(Tiers::start(settings, &launcher()));
+        Self::with_memory(settings, None)
+    }
+
+    pub(crate) fn with_memory(settings: Vec<TierSettings>, memory_max: Option<u64>) -> Self {
+        let tiers = Arc::new(Tiers::start(settings, memory_max, &launcher()));
         let metrics = Arc::new(Metrics::new(tiers.clone()));
         let work = Work::default();
         let token = AgentToken::default();

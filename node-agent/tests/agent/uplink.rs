@@ -9,7 +9,7 @@ use config::tier::Tier;
 use config::wire::node::TierState;
 use config::wire::sse::{Decoder, Event};
 use http_body_util::BodyExt;
-use node_agent::app::{self, AppError};
+use node_agent::app::{self, AppError, Signals};
 use node_agent::hub::HubError;
 use node_agent::identity::{Identity, Member};
 use node_agent::join::{self, JoinError, JoinLink};
@@ -29,6 +29,8 @@ fn settings(state_dir: &Path) -> Settings {
             state_dir: state_dir.to_owned(),
             bind: "127.0.0.1:0".parse().expect("an address"),
             admin_listen: None,
+            api_listen: None,
+            memory_max: None,
             grace: Duration::from_secs(10),
         },
         tiers: vec![tiny_fast()],
@@ -53,7 +55,7 @@ impl Agent {
             settings(state_dir),
             link,
             launcher(),
-            stop.clone(),
+            Signals::only(stop.clone()),
         ));
         Self { stop, task }
     }
@@ -72,7 +74,12 @@ fn run_scripted(state_dir: &Path, link: &str, say: &str, grace: Duration) -> Age
     settings.node.grace = grace;
     let stop = CancellationToken::new();
     let link = JoinLink::parse(link).expect("a link");
-    let task = tokio::spawn(app::run(settings, Some(link), launcher(), stop.clone()));
+    let task = tokio::spawn(app::run(
+        settings,
+        Some(link),
+        launcher(),
+        Signals::only(stop.clone()),
+    ));
     Agent { stop, task }
 }
 

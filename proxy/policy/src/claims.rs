@@ -1,6 +1,8 @@
 //! The rules for claims of a JWT that the signature check leaves open: contract A3.1 (Firebase) and A3.2 (OIDC). The signature
 //! is someone else's business; here the claims are already known to come from the issuer's key.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::ids::UserId;
@@ -8,9 +10,11 @@ use config::settings::proxy::Issuer;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::identity::GROUPS_MAX;
 use crate::refusal::{AccountFault, Refusal};
 pub use members::Members;
 
+mod mapping;
 mod members;
 
 /// `aud` of a Firebase custom token, which people send instead of an ID token.
@@ -59,10 +63,22 @@ pub struct ClaimSet {
 pub struct IssuerRules {
     /// `iss`, byte for byte.
     pub issuer: String,
+    /// Other spellings of `iss`; users are named by the first one whatever the token says.
+    pub aliases: Vec<String>,
     /// One of these must be in `aud`.
     pub audiences: Vec<String>,
-    /// The claim that names the user.
+    /// The claim that names the user; like all of these a member's name or a path with dots.
     pub user_claim: String,
+    /// The claim that lists the person's groups.
+    pub groups_claim: Option<String>,
+    /// The claim that names the person's plan.
+    pub plan_claim: Option<String>,
+    /// The claim that makes an administrator.
+    pub admin_claim: Option<String>,
+    /// The values of it that do; empty = `true` alone.
+    pub admin_values: Vec<String>,
+    /// Claims that must have one of these values.
+    pub require: Vec<(String, Vec<String>)>,
     /// The Firebase rules on top.
     pub firebase: bool,
     /// Clock skew allowed.
@@ -72,21 +88,43 @@ pub struct IssuerRules {
     /// Only these addresses or `@domains`; empty = all.
     pub allow: Vec<String>,
     /// Plan of the issuer's users.
-    pub plan: Option<String>,
+    pub plan: Option<Arc<str>>,
+    /// Every plan there is, by name: a claim that names another one counts for nothing.
+    pub plans: BTreeMap<String, Arc<str>>,
 }
 
-impl From<&Issuer> for IssuerRules {
-    fn from(issuer: &Issuer) -> Self {
+impl IssuerRules {
+    /// The rules of an issuer in the settings, where these plans exist.
+    pub fn new<'a>(issuer: &Issuer, plans: impl Iterator<Item = &'a String>) -> Self {
         Self {
             issuer: issuer.issuer.clone(),
+            aliases: issuer.aliases.clone(),
             audiences: issuer.audiences.clone(),
             user_claim: issuer.user_claim.clone(),
+            groups_claim: issuer.groups_claim.clone(),
+            plan_claim: issuer.plan_claim.clone(),
+            admin_claim: issuer.admin_claim.clone(),
+            admin_values: issuer.admin_values.clone(),
+            require: issuer.require.clone(),
             firebase: issuer.firebase,
             leeway: issuer.leeway,
             email_verified: issuer.email_verified,
             allow: issuer.allow.clone(),
-            plan: issuer.plan.clone(),
+            plan: issuer.plan.as_deref().map(Arc::from),
+            plans: plans
+                .map(|name| (name.clone(), Arc::from(name.as_str())))
+                .collect(),
         }
+    }
+
+    /// Whether the rules are for tokens with this `iss`.
+    pub fn speaks_for(&self, iss: &str) -> bool {
+        self.issuer == iss || self.aliases.iter().any(|alias| alias == iss)
+    }
+
+    /// Whether the claims are for one of our audiences.
+    pub fn is_addressed_by(&self, claims: &ClaimSet) -> bool {
+        check_audience(claims, self).is_ok()
     }
 }
 
@@ -97,8 +135,14 @@ pub struct Verified {
     pub user: UserId,
     /// For humans; never for decisions after this one, never in a log above debug.
     pub email: Option<String>,
-    /// Plan of the issuer's users.
-    pub plan: Option<String>,
+    /// The person's groups, sorted.
+    pub groups: Vec<Arc<str>>,
+    /// The person's plan.
+    pub plan: Option<Arc<str>>,
+    /// Whether the claims make an administrator.
+    pub admin: bool,
+    /// When the person signed in, or the token was made; what a deny list with a "not before" goes by. Unix seconds.
+    pub issued_at: Option<i64>,
     /// A cache must forget the token here, Unix seconds.
     pub expires_at: i64,
 }
@@ -115,6 +159,15 @@ pub enum ClaimRefusal {
     /// The claim that names the user is not there, or not a non-empty string.
     #[error("the claim `{0}` must name the user")]
     NoUser(String),
+    /// The settings want another shape.
+    #[error("the claim `{0}` is not {1}")]
+    WrongMapping(String, &'static str),
+    /// More groups than are counted.
+    #[error("the claim `{0}` holds {1} groups: at most {GROUPS_MAX}")]
+    TooManyGroups(String, usize),
+    /// A demanded claim has another value.
+    #[error("the claim `{0}` does not have a value that is allowed here")]
+    NotRequired(String),
     /// `sub` is empty.
     #[error("the claim `sub` is empty")]
     EmptySubject,
@@ -160,6 +213,9 @@ impl From<ClaimRefusal> for Refusal {
             ClaimRefusal::WrongType(_)
             | ClaimRefusal::Missing(_)
             | ClaimRefusal::NoUser(_)
+            | ClaimRefusal::WrongMapping(..)
+            | ClaimRefusal::TooManyGroups(..)
+            | ClaimRefusal::NotRequired(_)
             | ClaimRefusal::EmptySubject
             | ClaimRefusal::LongSubject(_)
             | ClaimRefusal::WrongIssuer
@@ -213,11 +269,15 @@ pub fn check(
     let expires_at = check_times(claims, rules, now_unix)?;
     check_subject(claims, rules)?;
     let name = user_name(claims, rules)?;
+    mapping::check_required(&claims.rest, rules)?;
     check_account(claims, rules).map_err(ClaimRefusal::Account)?;
     Ok(Verified {
         user: UserId::new(format!("{}|{name}", rules.issuer)),
         email: claims.email.clone(),
-        plan: rules.plan.clone(),
+        groups: mapping::groups(&claims.rest, rules)?,
+        plan: mapping::plan(&claims.rest, rules),
+        admin: mapping::is_admin(&claims.rest, rules),
+        issued_at: claims.auth_time.or(claims.iat),
         expires_at,
     })
 }
@@ -228,7 +288,7 @@ fn check_issuer(claims: &ClaimSet, rules: &IssuerRules) -> Result<(), ClaimRefus
         return Err(ClaimRefusal::CustomToken);
     }
     let iss = claims.iss.as_ref().ok_or(ClaimRefusal::Missing("iss"))?;
-    if *iss != rules.issuer {
+    if !rules.speaks_for(iss) {
         return Err(ClaimRefusal::WrongIssuer);
     }
     Ok(())
@@ -288,9 +348,7 @@ fn check_subject(claims: &ClaimSet, rules: &IssuerRules) -> Result<(), ClaimRefu
 }
 
 fn user_name<'a>(claims: &'a ClaimSet, rules: &IssuerRules) -> Result<&'a str, ClaimRefusal> {
-    claims
-        .rest
-        .get(&rules.user_claim)
+    mapping::find(&claims.rest, &rules.user_claim)
         .and_then(Value::as_str)
         .filter(|name| !name.is_empty() && name.chars().count() <= SUBJECT_MAX)
         .ok_or_else(|| ClaimRefusal::NoUser(rules.user_claim.clone()))

@@ -5,13 +5,18 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
+pub use config::ids::Tenant;
 use config::ids::{KeyId, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::Refusal;
+
+/// Begins the user ids of named end users. No issuer's user id begins so, because an issuer is a URL.
+pub const ACT_AS: &str = "act:";
 
 /// What a principal may do.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -69,8 +74,12 @@ impl FromStr for Scope {
 /// Who asks.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Principal {
-    /// The person, or the owner of the key.
+    /// The person, or the owner of the key, or the end user whom a trusted front end names.
     pub user: UserId,
+    /// Whose house the person belongs to.
+    pub tenant: Tenant,
+    /// Groups of the person, as the issuer or the key names them; sorted, each once, at most [`GROUPS_MAX`].
+    pub groups: Vec<Arc<str>>,
     /// The API key, if one was shown.
     pub key: Option<KeyId>,
     /// What it may do.
@@ -79,24 +88,95 @@ pub struct Principal {
     pub tiers: Option<Vec<Tier>>,
     /// Only these model ids; `None` = all.
     pub models: Option<Vec<String>>,
-    /// Figures that replace the defaults.
+    /// Name of the person's plan in the settings; `None` = the defaults.
+    pub plan_name: Option<Arc<str>>,
+    /// Figures of the plan, or of the key instead of a plan.
     pub plan: Plan,
+    /// Figures that an administrator set for this person; they win over the plan's.
+    pub overrides: Plan,
+    /// Figures of the key itself, counted besides the person's; `None` = the key has no limits of its own.
+    pub key_plan: Option<Plan>,
+    /// Whether the key may name end users (`x-hearth-user`, `user`, `safety_identifier`).
+    pub may_act_as: bool,
+    /// The key's owner, while `user` is an end user that a trusted front end named.
+    pub acts_for: Option<UserId>,
     /// An administrator passes every scope check.
     pub admin: bool,
 }
+
+/// Groups of one person at most.
+pub const GROUPS_MAX: usize = 64;
+/// Characters of a group's name.
+pub const GROUP_CHARS_MAX: usize = 128;
+/// Characters of an end user's name.
+pub const END_USER_CHARS_MAX: usize = 256;
 
 impl Principal {
     /// A signed-in person with the client scopes and no restrictions.
     pub fn person(user: UserId, plan: Plan) -> Self {
         Self {
             user,
+            tenant: Tenant::default(),
+            groups: Vec::new(),
             key: None,
             scopes: Scope::CLIENT.to_vec(),
             tiers: None,
             models: None,
+            plan_name: None,
             plan,
+            overrides: Plan::default(),
+            key_plan: None,
+            may_act_as: false,
+            acts_for: None,
             admin: false,
         }
+    }
+
+    /// Whose house the person belongs to: the hash slot of everything counted for this request.
+    pub const fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// The end user whom a trusted front end names, counted as a person of his own under the key's budget. Two owners
+    /// cannot name the same end user, and nobody can name a person who signs in.
+    pub fn acting_as(mut self, end_user: &str) -> Result<Self, Refusal> {
+        if !self.may_act_as {
+            return Ok(self);
+        }
+        let end_user = end_user.trim();
+        let chars = end_user.chars().count();
+        if chars == 0 || chars > END_USER_CHARS_MAX || end_user.chars().any(char::is_control) {
+            return Err(Refusal::BadRequest {
+                code: "invalid_value".into(),
+                param: Some("user".to_owned()),
+                message: format!(
+                    "the end user has {chars} characters: from 1 to {END_USER_CHARS_MAX}, without control characters"
+                ),
+            });
+        }
+        let owner = self.acts_for.take().unwrap_or_else(|| self.user.clone());
+        let house = hash16(owner.as_str().as_bytes());
+        self.user = UserId::new(format!("{ACT_AS}{house}:{end_user}"));
+        self.acts_for = Some(owner);
+        Ok(self)
+    }
+
+    /// Whether the client's address counts for limits. Behind a trusted front end it is the front end's.
+    pub const fn counts_address(&self) -> bool {
+        self.acts_for.is_none()
+    }
+
+    /// The name of the key for counters.
+    pub fn key_subject(&self) -> Option<Subject> {
+        self.key.as_ref().map(Subject::of_key)
+    }
+
+    /// The names of the person's groups for counters, in order.
+    pub fn group_subjects(&self) -> Vec<Subject> {
+        self.groups
+            .iter()
+            .map(|group| Subject::of_group(group))
+            .collect()
     }
 
     /// Whether the principal has the scope.
@@ -133,7 +213,7 @@ impl Principal {
 }
 
 /// A hashed name: safe in a key, a log line and a header, of fixed length, and the same in every process.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(transparent)]
 pub struct Subject(String);
 
@@ -148,6 +228,24 @@ impl Subject {
         Self(format!(
             "i:{}",
             hash16(network_of(ip).to_string().as_bytes())
+        ))
+    }
+
+    /// The name of an API key.
+    pub fn of_key(key: &KeyId) -> Self {
+        Self(format!("k:{}", hash16(key.as_str().as_bytes())))
+    }
+
+    /// The name of a group; groups of two tenants are told apart by the tenant before it.
+    pub fn of_group(group: &str) -> Self {
+        Self(format!("g:{}", hash16(group.as_bytes())))
+    }
+
+    /// The name of an e-mail address, whatever its case: an administrator can look for it, a reader of the store sees none.
+    pub fn of_email(email: &str) -> Self {
+        Self(format!(
+            "e:{}",
+            hash16(email.trim().to_lowercase().as_bytes())
         ))
     }
 

@@ -5,15 +5,18 @@
 //! comes back as a value: a [`refusal::Refusal`] when we say no, a [`route::Route`] when there is somewhere to go.
 //!
 //! Words: a *principal* is who asks; a *refusal* is our no, a *fault* is a backend that failed; a *rate limit* is a short
-//! window, a *quota* a day; a *route* is an ordered plan of *steps*, an *attempt* is one try at one of them.
+//! window, a *quota* a day or a month; a *route* is an ordered plan of *steps*, an *attempt* is one try at one of them.
 
 pub mod breaker;
+pub mod calendar;
 pub mod claims;
 pub mod classify;
 pub mod gcra;
 pub mod identity;
+pub mod ledger;
 pub mod limit;
 pub mod open;
+pub mod plan;
 pub mod quota;
 pub mod record;
 pub mod refusal;

@@ -18,7 +18,9 @@ impl OpenRequests {
     pub fn enter(&mut self, subject: &Subject, limit: u32) -> Result<(), Refusal> {
         let open = self.of(subject);
         if open >= limit {
-            return Err(Refusal::TooManyOpen { limit });
+            return Err(Refusal::TooManyOpen {
+                limit: u64::from(limit),
+            });
         }
         self.by_subject.insert(subject.clone(), open + 1);
         self.total = self.total.saturating_add(1);

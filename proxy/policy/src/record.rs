@@ -4,13 +4,13 @@
 use config::ids::{KeyId, NodeId, RequestId};
 use config::tier::Tier;
 use config::wire::routing::Attempt;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::Subject;
 use crate::usage::Usage;
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// Answered whole.

@@ -8,7 +8,7 @@ use config::tier::Tier;
 use config::wire::valid::Invalid;
 
 use crate::identity::Scope;
-use crate::limit::CounterState;
+use crate::limit::{CounterState, Measure, Span, Unit};
 
 /// On whom a refusal reflects.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -47,6 +47,11 @@ pub enum AccountFault {
     /// The address is on no list.
     #[error("this account is not on the list of allowed accounts")]
     NotOnList,
+    /// A key without the right named an end user.
+    #[error(
+        "this key may not name end users (`x-hearth-user`): an administrator can give it the right"
+    )]
+    MayNotActAs,
     /// An administrator closed it.
     #[error("this account was disabled by an administrator")]
     Disabled,
@@ -152,19 +157,25 @@ pub enum Refusal {
     #[error("the request's headers are too large")]
     HeaderTooLarge,
     /// Too many in a short window.
-    #[error("rate limit reached: {} a minute ({}); try again in {} s", state.limit, state.name, seconds_up(*retry_after))]
+    #[error("{}", rate_limited(state, *retry_after))]
     RateLimited {
         /// Until the same request would be admitted.
         retry_after: Duration,
         /// The limit that refused.
         state: CounterState,
     },
-    /// Too many today.
-    #[error("daily quota used up: {} of {} ({}); it resets in {} s at 00:00 UTC", state.limit, state.limit, state.name, seconds_up(*retry_after))]
+    /// Too many today or this month.
+    #[error("{}", quota_exceeded(state, *retry_after))]
     QuotaExceeded {
         /// Until the quota resets.
         retry_after: Duration,
         /// The quota that refused.
+        state: CounterState,
+    },
+    /// More than a limit allows at all: waiting does not help.
+    #[error("{}", never_fits(state))]
+    NeverFits {
+        /// The limit that refused.
         state: CounterState,
     },
     /// Too many connections or requests before anyone was identified.
@@ -177,7 +188,7 @@ pub enum Refusal {
     #[error("{limit} requests of this user are already running: wait for one to finish")]
     TooManyOpen {
         /// The most at once.
-        limit: u32,
+        limit: u64,
     },
     /// Backends exist but all queues are full.
     #[error("all queues are full: try again in {} s", seconds_up(*retry_after))]
@@ -241,6 +252,7 @@ impl Refusal {
             Self::HeaderTooLarge => "header_too_large",
             Self::RateLimited { .. } => "rate_limited",
             Self::QuotaExceeded { .. } => "quota_exceeded",
+            Self::NeverFits { .. } => "never_fits",
             Self::Guarded { .. } => "guarded",
             Self::TooManyOpen { .. } => "too_many_open",
             Self::QueueFull { .. } => "queue_full",
@@ -285,6 +297,7 @@ impl Refusal {
             | Self::MethodNotAllowed { .. }
             | Self::NotFound { .. }
             | Self::HeaderTooLarge
+            | Self::NeverFits { .. }
             | Self::UpstreamError
             | Self::UpstreamBroken
             | Self::Timeout
@@ -296,6 +309,9 @@ impl Refusal {
     /// Whether a client that repeats the request soon can hope; `false` becomes `x-should-retry: false`. SDKs sleep through
     /// any `Retry-After`, so a wait of more than a minute must stop them (measured: 242 s of silence for a daily quota).
     pub fn should_retry(&self) -> bool {
+        if matches!(self, Self::NeverFits { .. }) {
+            return false;
+        }
         match self.blame() {
             Blame::Caller => false,
             Blame::Limit | Blame::Capacity => self
@@ -329,6 +345,7 @@ impl Refusal {
             | Self::HeaderTooLarge => Blame::Caller,
             Self::RateLimited { .. }
             | Self::QuotaExceeded { .. }
+            | Self::NeverFits { .. }
             | Self::Guarded { .. }
             | Self::TooManyOpen { .. } => Blame::Limit,
             Self::QueueFull { .. } | Self::NoTierAvailable { .. } | Self::Draining => {
@@ -369,6 +386,85 @@ pub fn seconds_up(wait: Duration) -> u64 {
         whole
     };
     up.max(1)
+}
+
+/// A number of units as people read it: `100 requests`, `4.50 in money`.
+fn amount(units: u64, unit: Unit) -> String {
+    let name = match unit {
+        Unit::Requests => "requests",
+        Unit::Tokens => "tokens",
+        Unit::Items => "pictures and sounds",
+        Unit::Bytes => "bytes",
+        Unit::Micros => {
+            let (whole, cents) = (units / 1_000_000, units % 1_000_000 / 10_000);
+            return format!("{whole}.{cents:02} in money");
+        }
+    };
+    format!("{units} {name}")
+}
+
+const fn each(state: &CounterState) -> &'static str {
+    match state.span {
+        Some(Span::Day) => " a day",
+        Some(Span::Month) => " a month",
+        None if state.is_held() => " at once",
+        None => " a minute",
+    }
+}
+
+/// Whose, how much and of what: `your quota of 100 requests a day`.
+fn budget(state: &CounterState, word: &str) -> String {
+    let whose = state.name.level.whose();
+    let tier = state
+        .name
+        .tier
+        .map_or_else(String::new, |tier| format!(" in the {tier} tier"));
+    let limit = amount(state.limit, state.unit);
+    format!("{whose} {word} of {limit}{}{tier}", each(state))
+}
+
+/// Nothing left, or too little.
+fn left(state: &CounterState) -> String {
+    if state.remaining == 0 {
+        return "is used up".to_owned();
+    }
+    let left = amount(state.remaining, state.unit);
+    format!("has {left} left, and this request needs more")
+}
+
+fn rate_limited(state: &CounterState, retry_after: Duration) -> String {
+    format!(
+        "rate limit reached: {} {} ({}); try again in {} s",
+        budget(state, "limit"),
+        left(state),
+        state.name,
+        seconds_up(retry_after)
+    )
+}
+
+fn quota_exceeded(state: &CounterState, retry_after: Duration) -> String {
+    format!(
+        "quota used up: {} {} ({}); it resets in {} s",
+        budget(state, "quota"),
+        left(state),
+        state.name,
+        seconds_up(retry_after)
+    )
+}
+
+fn never_fits(state: &CounterState) -> String {
+    let budget = budget(state, "limit");
+    if state.name.measure == Measure::StoredBytes {
+        return format!(
+            "no room: {budget} has {} left ({}); delete something first",
+            amount(state.remaining, state.unit),
+            state.name
+        );
+    }
+    format!(
+        "this request alone needs more than {budget} ({}): it can never fit; send less or ask for fewer tokens",
+        state.name
+    )
 }
 
 fn unknown_model(model: &str, nearest: &[String]) -> String {

@@ -90,6 +90,12 @@ impl Backend<'_> {
     pub fn model_id(&self) -> Option<&str> {
         self.tier.model.as_ref().map(|model| model.id.as_str())
     }
+
+    /// Whether its model has this name: its id, or one of the other names that its node gave it.
+    pub fn answers_to(&self, name: &str) -> bool {
+        let model = self.tier.model.as_ref();
+        model.is_some_and(|model| names(model).any(|known| known == name))
+    }
 }
 
 /// What an entry of the model list stands for.
@@ -138,8 +144,9 @@ pub struct Listed {
 impl Listed {
     fn of(id: &str, kind: ListedKind, backends: &[Backend<'_>]) -> Self {
         let state = |backend: &Backend<'_>| match backend.tier.state {
-            TierState::Ready if !backend.node.draining => ListedState::Ready,
-            TierState::Ready | TierState::Loading => ListedState::Loading,
+            // A sleeping tier answers too, later.
+            TierState::Ready | TierState::Sleeping if !backend.node.draining => ListedState::Ready,
+            TierState::Ready | TierState::Sleeping | TierState::Loading => ListedState::Loading,
             TierState::Down => ListedState::Unavailable,
         };
         let best = backends.iter().max_by_key(|backend| state(backend));
@@ -271,6 +278,7 @@ impl Registry {
     pub fn tier_of_model(&self, model: &str) -> Option<Tier> {
         self.backends()
             .find(|backend| backend.model_id() == Some(model))
+            .or_else(|| self.backends().find(|backend| backend.answers_to(model)))
             .map(|backend| backend.tier.tier)
             .or_else(|| self.remembered.get(model).copied())
     }
@@ -282,8 +290,8 @@ impl Registry {
         let every: Vec<Backend<'_>> = self.backends().collect();
         for backend in &every {
             tiers.entry(backend.tier.tier).or_default().push(*backend);
-            if let Some(model) = &backend.tier.model {
-                models.entry(model.id.as_str()).or_default().push(*backend);
+            for name in backend.tier.model.iter().flat_map(names) {
+                models.entry(name).or_default().push(*backend);
             }
         }
         // A model that is called like a tier or like `auto` cannot be asked for by that name.
@@ -304,14 +312,19 @@ impl Registry {
 
     fn remember(&mut self, tiers: &[TierReport]) {
         for tier in tiers {
-            let Some(model) = &tier.model else {
-                continue;
-            };
-            if self.remembered.len() < REMEMBERED_MAX || self.remembered.contains_key(&model.id) {
-                self.remembered.insert(model.id.clone(), tier.tier);
+            for name in tier.model.iter().flat_map(names) {
+                if self.remembered.len() < REMEMBERED_MAX || self.remembered.contains_key(name) {
+                    self.remembered.insert(name.to_owned(), tier.tier);
+                }
             }
         }
     }
+}
+
+/// The names that clients may use for a model, its id first.
+fn names(model: &ModelReport) -> impl Iterator<Item = &str> {
+    let aliases = model.aliases.iter().map(String::as_str);
+    std::iter::once(model.id.as_str()).chain(aliases)
 }
 
 fn check(report: &Report) -> Result<(), ReportRefusal> {
@@ -328,8 +341,9 @@ fn check(report: &Report) -> Result<(), ReportRefusal> {
                 "a ready tier needs a model and slots",
             ));
         }
-        let id = tier.model.as_ref().map_or("-", |model| model.id.as_str());
-        if id.is_empty() || id.len() > MODEL_ID_MAX || id.chars().any(char::is_control) {
+        let is_name =
+            |id: &str| (1..=MODEL_ID_MAX).contains(&id.len()) && !id.chars().any(char::is_control);
+        if !tier.model.iter().flat_map(names).all(is_name) {
             return Err(ReportRefusal::Malformed(
                 "a model's id must be 1 to 256 printable characters",
             ));

@@ -38,13 +38,29 @@ pub enum Target {
     Auto(Verdict),
 }
 
-/// Inputs besides text that a request has, so that the model must take them.
+/// What kind of model can answer. The words are those of a node's report.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Craft {
+    /// It makes text.
+    #[default]
+    Text,
+    /// It makes vectors.
+    Embedding,
+    /// It ranks documents.
+    Rerank,
+    /// Any: its tokenizer is asked, not the model.
+    Any,
+}
+
+/// What a request has besides text, so that the model must take it, and what it wants.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Needs {
     /// Pictures.
     pub image: bool,
     /// Sound.
     pub audio: bool,
+    /// What is wanted.
+    pub craft: Craft,
 }
 
 impl Needs {
@@ -72,7 +88,13 @@ impl Needs {
             return true;
         };
         let takes = |kind: &str| model.modalities.iter().any(|known| known == kind);
-        (!self.image || takes("image")) && (!self.audio || takes("audio"))
+        let apt = match self.craft {
+            Craft::Text => !takes("embedding") && !takes("rerank"),
+            Craft::Embedding => takes("embedding"),
+            Craft::Rerank => takes("rerank"),
+            Craft::Any => true,
+        };
+        apt && (!self.image || takes("image")) && (!self.audio || takes("audio"))
     }
 }
 
@@ -294,8 +316,12 @@ fn skip(
     }
     let readiness = match (tier.state, &tier.model) {
         (TierState::Down, _) => Some(SkipReason::Down),
-        (TierState::Loading, _) | (TierState::Ready, None) => Some(SkipReason::Loading),
-        (TierState::Ready, Some(_)) => (!ask.needs.met_by(tier)).then_some(SkipReason::NoModality),
+        (TierState::Loading, _) | (TierState::Ready | TierState::Sleeping, None) => {
+            Some(SkipReason::Loading)
+        }
+        (TierState::Ready | TierState::Sleeping, Some(_)) => {
+            (!ask.needs.met_by(tier)).then_some(SkipReason::NoModality)
+        }
     };
     readiness
         .or_else(|| backend.node.draining.then_some(SkipReason::Draining))

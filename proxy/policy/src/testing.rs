@@ -1,9 +1,10 @@
 //! What the tests of this crate share: a first moment, and reports of invented nodes.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use config::ids::{BackendId, NodeId};
-use config::settings::proxy::Routing;
+use config::settings::proxy::{Limits, PerMinute, Plan, Routing};
 use config::tier::Tier;
 use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
 
@@ -35,6 +36,34 @@ pub(crate) fn routing() -> Routing {
     }
 }
 
+/// The defaults of `[limits]`.
+pub(crate) fn limits() -> Limits {
+    let per_minute = PerMinute {
+        text: 30,
+        media: 10,
+        health: 120,
+    };
+    Limits {
+        guard_per_minute: 600,
+        guard_burst: 120,
+        per_ip: per_minute,
+        per_user: per_minute,
+        text_per_day: 100,
+        media_per_day: 20,
+        stored_bytes: 500_000_000,
+        concurrent_per_user: 16,
+        max_tokens_default: 2_048,
+        table_max: 1_000,
+        lease: Duration::from_mins(1),
+        time_zone: config::settings::proxy::Zone::default(),
+        everyone: Plan::default(),
+        service: None,
+        plans: BTreeMap::new(),
+        groups: BTreeMap::new(),
+        tenants: BTreeMap::new(),
+    }
+}
+
 pub(crate) fn node_id(name: &str) -> NodeId {
     NodeId::new(format!("node_{name}"))
 }
@@ -54,6 +83,7 @@ pub(crate) fn tier(tier: Tier) -> TierReport {
         reason: None,
         model: Some(ModelReport {
             id: format!("tiny-{tier}"),
+            aliases: Vec::new(),
             file_sha256: String::new(),
             size_bytes: 1,
             n_ctx: 4_096,

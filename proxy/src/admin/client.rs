@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -84,7 +84,8 @@ impl AdminClient {
 
     /// Asks.
     pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        self.call(Method::GET, path, Bytes::new()).await
+        let request = Request::get(path).body(Bytes::new()).map_err(broken)?;
+        read(&self.call(request).await?)
     }
 
     /// Orders.
@@ -94,44 +95,49 @@ impl AdminClient {
         order: &impl Serialize,
     ) -> Result<T, ClientError> {
         let order = serde_json::to_vec(order).map_err(broken)?;
-        self.call(Method::POST, path, order.into()).await
+        let request = Request::post(path)
+            .header(CONTENT_TYPE, "application/json")
+            .body(order.into())
+            .map_err(broken)?;
+        read(&self.call(request).await?)
     }
 
-    async fn call<T: DeserializeOwned>(
-        &mut self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<T, ClientError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, "localhost")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(broken)?;
+    /// Sends a request, whatever the answer says.
+    pub async fn call(&mut self, request: Request<Bytes>) -> Result<Response<Bytes>, ClientError> {
+        let mut request = request.map(Full::new);
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_static("localhost"));
         let conversation = async {
             let response = self
                 .connection
                 .send_request(request)
                 .await
                 .map_err(broken)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), BODY_MAX);
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, BODY_MAX);
             let body = body.collect().await.map_err(broken)?.to_bytes();
-            Ok((status, body))
+            Ok(Response::from_parts(head, body))
         };
-        let (status, body) =
-            tokio::time::timeout(TIMEOUT, conversation)
-                .await
-                .map_err(|_| {
-                    ClientError::Broken(format!("nothing within {} s", TIMEOUT.as_secs()))
-                })??;
-        if matches!(status, StatusCode::OK | StatusCode::CREATED) {
-            return serde_json::from_slice(&body).map_err(broken);
-        }
-        let problem: Problem = serde_json::from_slice(&body).map_err(broken)?;
-        Err(ClientError::Refused(problem.detail))
+        tokio::time::timeout(TIMEOUT, conversation)
+            .await
+            .map_err(|_| ClientError::Broken(format!("nothing within {} s", TIMEOUT.as_secs())))?
+    }
+}
+
+/// What an answer says: what was asked for, or why not.
+pub fn read<T: DeserializeOwned>(answer: &Response<Bytes>) -> Result<T, ClientError> {
+    if answer.status().is_success() {
+        return serde_json::from_slice(answer.body()).map_err(broken);
+    }
+    Err(ClientError::Refused(refusal(answer)))
+}
+
+/// Why not, in words.
+pub fn refusal(answer: &Response<Bytes>) -> String {
+    match serde_json::from_slice::<Problem>(answer.body()) {
+        Ok(problem) => problem.detail,
+        Err(_) => format!("the answer was {}", answer.status()),
     }
 }
 

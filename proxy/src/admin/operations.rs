@@ -2,19 +2,20 @@
 //! nothing and speaks no HTTP.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use config::ids::{KeyId, NodeId, UserId};
+use config::ids::{KeyId, NoTenant, NodeId, Tenant, UserId};
 use config::token::{Token, TokenKind};
 use futures_util::future::BoxFuture;
-use policy::identity::Scope;
+use policy::identity::{GROUP_CHARS_MAX, GROUPS_MAX, Scope};
+use ring::hmac;
 
-use super::words::{Invite, InviteOrder, KeyMade, KeyOrder, KeyView, NodeNow, NodeView, Status};
+use super::words::{Invite, InviteOrder, KeyOrder, KeyPatch, KeyView, NodeNow, NodeView, Status};
 use crate::store::{JoinToken, KeyRecord, PEPPER, SecretHash, Store, StoreError};
 
 /// Characters of a name.
-const NAME_MAX: usize = 64;
+pub(super) const NAME_MAX: usize = 64;
 /// Characters of an owner.
 const OWNER_MAX: usize = 255;
 /// Model ids in one key, and characters in each.
@@ -38,6 +39,24 @@ pub enum AdminError {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
+    /// Something stands against it.
+    #[error("{0}")]
+    Conflict(String),
+    /// It is not any more what the caller read (RFC 9110 section 15.5.13).
+    #[error("{0}")]
+    Changed(String),
+    /// A change must say what it was read as (RFC 6585 section 3).
+    #[error("a change needs `if-match` with the ETag of what was read, or *")]
+    NoCondition,
+    /// The path is ours, the method is not.
+    #[error("use {0}")]
+    Method(String),
+    /// Not JSON.
+    #[error("send `content-type: application/json`")]
+    MediaType,
+    /// More bytes than an order has.
+    #[error("an order of more than {0} bytes")]
+    TooLarge(usize),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -69,7 +88,7 @@ pub struct Operations {
     /// Without a trailing slash.
     public_url: String,
     /// `sha256-…`, for a certificate that no authority signed.
-    pin: Option<String>,
+    pin: OnceLock<String>,
     live: Option<Live>,
 }
 
@@ -92,69 +111,77 @@ impl Operations {
         Self {
             store,
             public_url,
-            pin,
+            pin: pin.map_or_else(OnceLock::new, OnceLock::from),
             live,
         }
     }
 
-    /// Makes a key.
-    pub async fn create_key(&self, order: KeyOrder) -> Result<KeyMade, AdminError> {
+    /// The record of a key that is wanted, for this token. Nothing is stored yet.
+    pub async fn key_record(
+        &self,
+        order: &KeyOrder,
+        token: &Token,
+    ) -> Result<KeyRecord, AdminError> {
         let name = label("name", &order.name, NAME_MAX)?;
         let owner = label("owner", order.owner.as_ref().unwrap_or(&name), OWNER_MAX)?;
-        if let Some(models) = &order.models {
-            check_models(models)?;
-        }
-        let kind = if order.admin {
-            TokenKind::Admin
-        } else {
-            TokenKind::Client
-        };
-        let token = Token::generate(kind);
+        let models = order.models.clone().filter(|models| !models.is_empty());
+        check_models(models.as_deref().unwrap_or_default())?;
         let now = now_unix();
-        let record = KeyRecord {
-            id: KeyId::new(token.id()),
-            secret_hash: self.hash(&token).await?,
+        let (id, hash) = (KeyId::new(token.id()), self.hash(token).await?);
+        let tenant = match &order.tenant {
+            None => Tenant::default(),
+            Some(name) => name
+                .parse()
+                .map_err(|error: NoTenant| AdminError::Invalid(format!("{name}: {error}")))?,
+        };
+        Ok(KeyRecord {
             admin: order.admin,
             name,
-            owner: UserId::new(owner),
-            scopes: scopes(&order),
-            tiers: order.tiers.filter(|tiers| !tiers.is_empty()),
-            models: order.models.filter(|models| !models.is_empty()),
+            tenant,
+            groups: groups(&order.groups)?,
+            scopes: scopes(order),
+            tiers: order.tiers.clone().filter(|tiers| !tiers.is_empty()),
+            models,
             plan: order.plan,
-            created_unix: now,
+            limits: order.limits,
+            act_as: order.act_as,
             expires_unix: end_of_life(now, order.expires_secs, KEY_SECS_MAX)?,
-            last_used_unix: None,
-            revoked_unix: None,
-        };
-        self.store.put_key(&record).await?;
-        Ok(KeyMade {
-            key: token.reveal().expose().clone(),
-            record: record.into(),
+            ..KeyRecord::plain(id, hash, UserId::new(owner), now)
         })
     }
 
-    /// All keys, the oldest first.
-    pub async fn keys(&self) -> Result<Vec<KeyView>, AdminError> {
-        let mut keys = self.store.keys().await?;
-        keys.sort_by(|a, b| (a.created_unix, &a.id).cmp(&(b.created_unix, &b.id)));
-        Ok(keys.into_iter().map(KeyView::from).collect())
-    }
-
-    /// Ends a key, named by its id or by the whole key.
-    pub async fn revoke_key(&self, id: &str) -> Result<KeyView, AdminError> {
-        let id = key_id(id)?;
-        let revoked = self.store.revoke_key(&id, now_unix()).await?;
-        if let Some(live) = &self.live {
-            (live.key_revoked)(&id);
+    /// The record as a patch would leave it.
+    pub fn patched(record: &KeyRecord, patch: KeyPatch) -> Result<KeyRecord, AdminError> {
+        let mut after = record.clone();
+        if let Some(name) = patch.name {
+            after.name = label("name", &name, NAME_MAX)?;
         }
-        let revoked = revoked.ok_or_else(|| {
-            AdminError::NotFound(format!("no key {id}; `hearth-proxy key list` shows them"))
-        })?;
-        Ok(revoked.into())
+        if let Some(scopes) = patch.scopes {
+            after.scopes = sorted(scopes);
+        }
+        if let Some(tiers) = patch.tiers {
+            after.tiers = tiers.filter(|tiers| !tiers.is_empty());
+        }
+        if let Some(models) = patch.models {
+            check_models(models.as_deref().unwrap_or_default())?;
+            after.models = models.filter(|models| !models.is_empty());
+        }
+        after.plan = patch.plan.unwrap_or(after.plan);
+        after.limits = patch.limits.unwrap_or(after.limits);
+        if let Some(names) = patch.groups {
+            after.groups = groups(&names)?;
+        }
+        after.act_as = patch.act_as.unwrap_or(after.act_as);
+        after.expires_unix = patch.expires_unix.unwrap_or(after.expires_unix);
+        Ok(after)
     }
 
-    /// Makes a join link.
-    pub async fn invite(&self, order: InviteOrder) -> Result<Invite, AdminError> {
+    /// The record of a join token that is wanted. Nothing is stored yet.
+    pub async fn join_record(
+        &self,
+        order: InviteOrder,
+        token: &Token,
+    ) -> Result<JoinToken, AdminError> {
         let name = match order.name.as_str() {
             "" => String::new(),
             name => label("name", name, NAME_MAX)?,
@@ -167,22 +194,23 @@ impl Operations {
         }
         let now = now_unix();
         let life = order.expires_secs.unwrap_or(INVITE_SECS);
-        let expires_unix = end_of_life(now, Some(life), INVITE_SECS_MAX)?.unwrap_or(now);
-        let token = Token::generate(TokenKind::Join);
-        let record = JoinToken {
+        Ok(JoinToken {
             id: token.id().to_owned(),
-            secret_hash: self.hash(&token).await?,
+            secret_hash: self.hash(token).await?,
             name,
             uses_max: uses,
             tiers: order.tiers.filter(|tiers| !tiers.is_empty()),
             created_unix: now,
-            expires_unix,
+            expires_unix: end_of_life(now, Some(life), INVITE_SECS_MAX)?.unwrap_or(now),
             used_by: Vec::new(),
-        };
-        self.store.put_join_token(&record).await?;
+        })
+    }
+
+    /// What the operator hands on for a join token.
+    pub fn invitation(&self, record: JoinToken, token: &Token) -> Invite {
         let text = token.reveal();
-        let pin = self.pin.as_ref().map(|pin| format!("&pin={pin}"));
-        Ok(Invite {
+        let pin = self.pin.get().map(|pin| format!("&pin={pin}"));
+        Invite {
             link: format!(
                 "{}/join#{}{}",
                 self.public_url,
@@ -191,9 +219,9 @@ impl Operations {
             ),
             token: text.expose().clone(),
             id: record.id,
-            uses,
-            expires_unix,
-        })
+            uses: record.uses_max,
+            expires_unix: record.expires_unix,
+        }
     }
 
     /// All nodes, the oldest first.
@@ -209,32 +237,29 @@ impl Operations {
         Ok(nodes.into_iter().map(with_now).collect())
     }
 
-    /// Ends a node, named by its id, or by its name if only one has it.
-    pub async fn revoke_node(&self, name: &str) -> Result<NodeView, AdminError> {
-        let nodes = self.store.nodes().await?;
-        let is_meant = |id: &NodeId| id.as_str() == name;
-        let found: Vec<&NodeId> = match nodes.iter().find(|node| is_meant(&node.id)) {
-            Some(node) => vec![&node.id],
-            None => nodes
-                .iter()
-                .filter(|node| node.name == name && node.revoked_unix.is_none())
-                .map(|node| &node.id)
-                .collect(),
-        };
-        let id = match found.as_slice() {
-            [id] => *id,
-            [] => {
-                return Err(AdminError::NotFound(format!(
-                    "no node {name}; `hearth-proxy node list` shows them"
-                )));
-            }
-            several => {
-                return Err(AdminError::Invalid(format!(
-                    "{} nodes are called {name}: use the id",
-                    several.len()
-                )));
-            }
-        };
+    /// A node by its id, or by its name if only one has it.
+    pub async fn find_node(&self, name: &str) -> Result<NodeView, AdminError> {
+        let nodes = self.nodes().await?;
+        if let Some(node) = nodes.iter().find(|node| node.id.as_str() == name) {
+            return Ok(node.clone());
+        }
+        let mut called = nodes
+            .into_iter()
+            .filter(|node| node.name == name && node.revoked_unix.is_none());
+        match (called.next(), called.count()) {
+            (Some(node), 0) => Ok(node),
+            (Some(_), more) => Err(AdminError::Conflict(format!(
+                "{} nodes are called {name}: use the id",
+                more + 1
+            ))),
+            (None, _) => Err(AdminError::NotFound(format!(
+                "no node {name}; `hearth-proxy node list` shows them"
+            ))),
+        }
+    }
+
+    /// Cuts a node off for ever.
+    pub async fn revoke_node(&self, id: &NodeId) -> Result<NodeView, AdminError> {
         let revoked = self.store.revoke_node(id, now_unix()).await?;
         if let Some(live) = &self.live {
             (live.node_revoked)(id);
@@ -242,6 +267,46 @@ impl Operations {
         let revoked =
             revoked.ok_or_else(|| AdminError::NotFound(format!("no node {id} any more")))?;
         Ok(revoked.into())
+    }
+
+    /// Ends a key for ever.
+    pub async fn revoke_key(&self, id: &KeyId) -> Result<KeyView, AdminError> {
+        let revoked = self.store.revoke_key(id, now_unix()).await?;
+        if let Some(live) = &self.live {
+            (live.key_revoked)(id);
+        }
+        let revoked = revoked.ok_or_else(|| no_key(id))?;
+        Ok(revoked.into())
+    }
+
+    /// A token that this request always makes, or a fresh one for a request without a name.
+    pub async fn token(&self, kind: TokenKind, named: Option<&str>) -> Result<Token, AdminError> {
+        let Some(named) = named else {
+            return Ok(Token::generate(kind));
+        };
+        let pepper = self.store.secret(PEPPER).await?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.expose());
+        let mut seed = [0_u8; 80];
+        for (number, block) in seed.chunks_mut(32).enumerate() {
+            let named = format!("once {} {number} {named}", kind.prefix());
+            let tag = hmac::sign(&key, named.as_bytes());
+            for (place, byte) in block.iter_mut().zip(tag.as_ref()) {
+                *place = *byte;
+            }
+        }
+        Ok(Token::from_seed(kind, &seed))
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Join links hold the pin from here on.
+    pub fn pinned(&self, pin: Option<String>) {
+        if let Some(pin) = pin {
+            self.pin.get_or_init(|| pin);
+        }
     }
 
     /// The proxy at a glance. A store that fails is part of the answer.
@@ -291,17 +356,41 @@ impl Operations {
 }
 
 fn scopes(order: &KeyOrder) -> Vec<Scope> {
-    let mut scopes = match (order.admin, order.scopes.is_empty()) {
+    sorted(match (order.admin, order.scopes.is_empty()) {
         (true, _) => Scope::ALL.to_vec(),
         (false, true) => Scope::CLIENT.to_vec(),
         (false, false) => order.scopes.clone(),
-    };
+    })
+}
+
+fn sorted(mut scopes: Vec<Scope>) -> Vec<Scope> {
     scopes.sort_unstable();
     scopes.dedup();
     scopes
 }
 
-fn label(what: &str, text: &str, chars_max: usize) -> Result<String, AdminError> {
+pub(super) fn groups(names: &[String]) -> Result<Vec<Arc<str>>, AdminError> {
+    if names.len() > GROUPS_MAX {
+        return Err(AdminError::Invalid(format!(
+            "{} groups: {GROUPS_MAX} at most",
+            names.len()
+        )));
+    }
+    let mut groups = Vec::with_capacity(names.len());
+    for name in names {
+        groups.push(Arc::from(label("a group", name, GROUP_CHARS_MAX)?));
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(groups)
+}
+
+/// There is no such key.
+pub(super) fn no_key(id: &KeyId) -> AdminError {
+    AdminError::NotFound(format!("no key {id}; `hearth-proxy key list` shows them"))
+}
+
+pub(super) fn label(what: &str, text: &str, chars_max: usize) -> Result<String, AdminError> {
     let text = text.trim();
     let chars = text.chars().count();
     if chars == 0 || chars > chars_max || text.chars().any(char::is_control) {
@@ -325,7 +414,11 @@ fn check_models(models: &[String]) -> Result<(), AdminError> {
     Ok(())
 }
 
-fn end_of_life(now: i64, life: Option<u64>, max: u64) -> Result<Option<i64>, AdminError> {
+pub(super) fn end_of_life(
+    now: i64,
+    life: Option<u64>,
+    max: u64,
+) -> Result<Option<i64>, AdminError> {
     let Some(life) = life else {
         return Ok(None);
     };
@@ -338,7 +431,7 @@ fn end_of_life(now: i64, life: Option<u64>, max: u64) -> Result<Option<i64>, Adm
 }
 
 /// People paste whole keys; what is known about a key is its id.
-fn key_id(text: &str) -> Result<KeyId, AdminError> {
+pub(super) fn key_id(text: &str) -> Result<KeyId, AdminError> {
     let text = text.trim();
     if let Ok(token) = Token::parse(text) {
         return Ok(KeyId::new(token.id()));
@@ -356,7 +449,7 @@ fn key_id(text: &str) -> Result<KeyId, AdminError> {
     Ok(KeyId::new(id))
 }
 
-fn now_unix() -> i64 {
+pub(super) fn now_unix() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

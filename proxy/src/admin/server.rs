@@ -6,27 +6,23 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use config::ids::RequestId;
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::words::Problem;
-use super::{AdminError, Operations, SOCKET_NAME, connection};
-use crate::store::{StoreError, private_folder};
+use super::api::{self, BODY_MAX};
+use super::{AdminError, Api, Asked, SOCKET_NAME, connection};
+use crate::store::private_folder;
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 16;
-/// Bytes of an order.
-const BODY_MAX: usize = 64 * 1024;
 /// Time for the body of an order.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept.
@@ -61,7 +57,7 @@ impl AdminSocket {
     }
 
     /// Serves until told to stop.
-    pub async fn serve(self, operations: Arc<Operations>, stop: CancellationToken) {
+    pub async fn serve(self, api: Arc<Api>, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
@@ -79,11 +75,12 @@ impl AdminSocket {
                     continue;
                 }
             };
-            let (operations, stop) = (Arc::clone(&operations), stop.clone());
+            let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+            let (api, stop) = (Arc::clone(&api), stop.clone());
             tokio::spawn(async move {
                 let _permit = permit;
                 connection::serve(stream, stop, |request| {
-                    answer(Arc::clone(&operations), request)
+                    answer(Arc::clone(&api), request, uid)
                 })
                 .await;
             });
@@ -99,97 +96,47 @@ impl Drop for AdminSocket {
     }
 }
 
-async fn answer(operations: Arc<Operations>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let path = request.uri().path().to_owned();
-    let done = if request.method() == Method::GET {
-        look(&operations, &path).await
-    } else if request.method() == Method::POST {
-        act(&operations, &path, request.into_body()).await
-    } else {
-        Err(AdminError::Invalid("GET or POST".into()))
-    };
-    done.unwrap_or_else(|error| problem(&error))
-}
-
-async fn look(operations: &Operations, path: &str) -> Result<Response<Full<Bytes>>, AdminError> {
-    match path {
-        "/v1/keys" => Ok(found(&operations.keys().await?)),
-        "/v1/nodes" => Ok(found(&operations.nodes().await?)),
-        "/v1/status" => Ok(found(&operations.status().await)),
-        _ => Err(nothing(path)),
-    }
-}
-
-async fn act(
-    operations: &Operations,
-    path: &str,
-    body: Incoming,
-) -> Result<Response<Full<Bytes>>, AdminError> {
-    match path {
-        "/v1/keys" => Ok(made(&operations.create_key(order(body).await?).await?)),
-        "/v1/keys/revoke" => {
-            let key: String = order(body).await?;
-            Ok(found(&operations.revoke_key(&key).await?))
-        }
-        "/v1/invites" => Ok(made(&operations.invite(order(body).await?).await?)),
-        "/v1/nodes/revoke" => {
-            let node: String = order(body).await?;
-            Ok(found(&operations.revoke_node(&node).await?))
-        }
-        _ => Err(nothing(path)),
-    }
-}
-
-fn found(answer: &impl Serialize) -> Response<Full<Bytes>> {
-    written(StatusCode::OK, "application/json", answer)
-}
-
-fn made(answer: &impl Serialize) -> Response<Full<Bytes>> {
-    written(StatusCode::CREATED, "application/json", answer)
-}
-
-fn nothing(path: &str) -> AdminError {
-    AdminError::NotFound(format!("no {path} here"))
-}
-
-async fn order<T: DeserializeOwned>(body: Incoming) -> Result<T, AdminError> {
-    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
-    let Ok(Ok(body)) = body else {
-        return Err(AdminError::Invalid(
-            "the order is too long or too slow".into(),
-        ));
-    };
-    serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| AdminError::Invalid(format!("the order is wrong: {error}")))
-}
-
-fn problem(error: &AdminError) -> Response<Full<Bytes>> {
-    let status = match error {
-        AdminError::Invalid(_) => StatusCode::BAD_REQUEST,
-        AdminError::NotFound(_) => StatusCode::NOT_FOUND,
-        AdminError::Store(StoreError::Corrupt(_)) => StatusCode::INTERNAL_SERVER_ERROR,
-        AdminError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    let problem = Problem {
-        kind: "about:blank".into(),
-        title: status.canonical_reason().unwrap_or_default().into(),
-        status: status.as_u16(),
-        detail: error.to_string(),
-    };
-    written(status, "application/problem+json", &problem)
-}
-
-fn written(
-    status: StatusCode,
-    content_type: &'static str,
-    body: &impl Serialize,
+async fn answer(
+    api: Arc<Api>,
+    request: Request<Incoming>,
+    uid: Option<u32>,
 ) -> Response<Full<Bytes>> {
-    // All our words are plain structs: writing them as JSON cannot fail.
-    let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
+    let request_id = RequestId::new(format!("req_{:032x}", rand::random::<u128>()));
+    let (head, body) = request.into_parts();
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX + 1).collect()).await;
+    let answer = match body {
+        Ok(Ok(body)) => {
+            let actor = uid.map_or_else(|| "local".to_owned(), |uid| format!("uid:{uid}"));
+            let asked = Asked {
+                method: head.method,
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().map(str::to_owned),
+                headers: head.headers,
+                body: body.to_bytes(),
+                actor,
+                from: SOCKET_NAME.to_owned(),
+                request_id,
+                now_unix_ms: now_unix_ms(),
+            };
+            api.answer(&asked).await
+        }
+        Ok(Err(_)) => api::problem(&AdminError::TooLarge(BODY_MAX), &request_id),
+        Err(_) => api::told(
+            StatusCode::REQUEST_TIMEOUT,
+            "the order was not complete in time",
+            &request_id,
+        ),
+    };
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
     response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
+}
+
+/// Now, Unix milliseconds.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

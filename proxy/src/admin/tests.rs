@@ -4,17 +4,24 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use config::ids::{RequestId, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
 use config::token::{Token, TokenKind};
+use http::Request;
 use policy::identity::Scope;
+use policy::ledger::LedgerEntry;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{AdminClient, ClientError};
+use super::client::{AdminClient, ClientError, read};
 use super::server::AdminSocket;
-use super::words::{Invite, InviteOrder, KeyMade, KeyOrder, KeyView, NodeNow, NodeView, Status};
+use super::words::{
+    AuditCheck, Invite, InviteOrder, KeyMade, KeyOrder, KeyView, NodeNow, NodeView, Page, Problem,
+    Status, UsageView,
+};
 use super::*;
 use crate::store::embedded::Embedded;
 use crate::store::{NodeRecord, Store};
@@ -54,7 +61,10 @@ impl Desk {
         );
         let stop = CancellationToken::new();
         let socket = AdminSocket::bind(folder.path()).await.unwrap();
-        let task = tokio::spawn(socket.serve(Arc::new(operations), stop.clone()));
+        let task = tokio::spawn(socket.serve(
+            Arc::new(Api::new(operations, ApiFacts::for_tests())),
+            stop.clone(),
+        ));
         Self {
             folder,
             store,
@@ -86,6 +96,238 @@ impl Desk {
     }
 }
 
+async fn delete<T: serde::de::DeserializeOwned>(
+    client: &mut AdminClient,
+    path: &str,
+) -> Result<T, ClientError> {
+    let request = Request::delete(path).body(Bytes::new()).unwrap();
+    read(&client.call(request).await?)
+}
+
+async fn ask(
+    client: &mut AdminClient,
+    (method, path): (&str, &str),
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, String, serde_json::Value) {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = Bytes::copy_from_slice(body.as_bytes());
+    let answer = client.call(request.body(body).unwrap()).await.unwrap();
+    let tag = answer
+        .headers()
+        .get("etag")
+        .and_then(|tag| tag.to_str().ok());
+    let value = serde_json::from_slice(answer.body()).unwrap_or_default();
+    (
+        answer.status().as_u16(),
+        tag.unwrap_or_default().to_owned(),
+        value,
+    )
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[tokio::test]
+async fn a_creation_with_a_name_happens_once() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let once = [JSON, ("idempotency-key", "first")];
+    let at = ("POST", "/admin/v1/keys");
+    let (status, _, first) = ask(&mut client, at, &once, r#"{"name":"a"}"#).await;
+    let (_, _, again) = ask(&mut client, at, &once, r#"{"name":"a"}"#).await;
+    assert_eq!(
+        (status, &first),
+        (201, &again),
+        "the same key and the same secret"
+    );
+    let (status, _, other) = ask(&mut client, at, &once, r#"{"name":"b"}"#).await;
+    assert_eq!(status, 409, "{other}");
+    assert_eq!(desk.store.keys().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_must_know_what_it_changes() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let made: KeyMade = client.post("/admin/v1/keys", &order("a")).await.unwrap();
+    let path = format!("/admin/v1/keys/{}", made.record.id);
+    let (_, tag, _) = ask(&mut client, ("GET", &path), &[], "").await;
+    let patch = r#"{"name":"b","tiers":["fast"]}"#;
+    let (status, ..) = ask(&mut client, ("PATCH", &path), &[JSON], patch).await;
+    assert_eq!(status, 428);
+    let known = [JSON, ("if-match", tag.as_str())];
+    let (status, new_tag, key) = ask(&mut client, ("PATCH", &path), &known, patch).await;
+    assert_eq!((status, key["name"].as_str()), (200, Some("b")));
+    let (status, _, problem) = ask(&mut client, ("PATCH", &path), &known, patch).await;
+    let problem: Problem = serde_json::from_value(problem).unwrap();
+    assert_eq!((status, problem.status), (412, 412));
+    let known = [JSON, ("if-match", new_tag.as_str())];
+    let (_, _, key) = ask(&mut client, ("PATCH", &path), &known, r#"{"tiers":null}"#).await;
+    assert!(
+        key["tiers"].is_null() && key["name"] == "b",
+        "null takes it away, silence does not"
+    );
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    for name in 0..7 {
+        let _: KeyMade = client
+            .post("/admin/v1/keys", &order(&format!("k{name}")))
+            .await
+            .unwrap();
+    }
+    let (mut path, mut seen) = ("/admin/v1/keys?limit=3".to_owned(), Vec::new());
+    loop {
+        let page: Page<KeyView> = client.get(&path).await.unwrap();
+        assert!(page.data.len() <= 3);
+        seen.extend(page.data.into_iter().map(|key| key.id));
+        let Some(cursor) = page.next_cursor else {
+            break;
+        };
+        path = format!("/admin/v1/keys?limit=3&cursor={cursor}");
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 7);
+    for wrong in [
+        "limit=0",
+        "limit=x",
+        "cursor=%21",
+        "colour=1",
+        "limit=1&limit=2",
+    ] {
+        let path = format!("/admin/v1/keys?{wrong}");
+        assert_eq!(
+            ask(&mut client, ("GET", &path), &[], "").await.0,
+            400,
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_act_is_written_down_without_secrets() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let made: KeyMade = client.post("/admin/v1/keys", &order("a")).await.unwrap();
+    let path = format!("/admin/v1/keys/{}/rotate", made.record.id);
+    let rotated: KeyMade = client.post(&path, &json!({"grace_secs": 0})).await.unwrap();
+    assert_ne!(made.key, rotated.key);
+    let lines = desk.store.audit(0, 10).await.unwrap();
+    let acts: Vec<&str> = lines.iter().map(|line| line.act.action.as_str()).collect();
+    assert_eq!(acts, ["key.create", "key.rotate"]);
+    assert!(lines[0].act.actor.starts_with("uid:") && lines[0].act.from == "admin.sock");
+    let text = serde_json::to_string(&lines).unwrap();
+    for key in [&made.key, &rotated.key] {
+        let secret = Token::parse(key).unwrap();
+        assert!(!text.contains(secret.secret().expose().as_str()));
+    }
+    assert!(!text.contains("secret_hash"));
+    let check: AuditCheck = client.get("/admin/v1/audit/verify").await.unwrap();
+    assert!(check.is_whole && check.lines == 2 && check.head == lines[1].hash);
+}
+
+#[tokio::test]
+async fn usage_is_summed_by_person_key_and_model_and_exported() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let entry = |id: u8, user: &str, model: &str| LedgerEntry {
+        at_unix_ms: 1_795_229_100_000,
+        day: "2026-11-21".into(),
+        model: Some(model.into()),
+        tokens_in: 10,
+        tokens_out: 5,
+        micros: 3,
+        ..LedgerEntry::new(
+            format!("{id:032}"),
+            RequestId::new("req_1"),
+            UserId::new(user),
+        )
+    };
+    let entries = [
+        entry(1, "ada", "tiny"),
+        entry(2, "ada", "large"),
+        entry(3, "bob", "tiny"),
+    ];
+    desk.store.append(&entries).await.unwrap();
+    let days = "from=2026-11-20&to=2026-11-21";
+    let all: UsageView = client
+        .get(&format!("/admin/v1/usage?{days}"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (all.data.len(), all.totals.requests, all.totals.tokens_in),
+        (2, 3, 30)
+    );
+    let path = format!("/admin/v1/usage?{days}&by=model&user=ada&per=total");
+    let ada: UsageView = client.get(&path).await.unwrap();
+    let models: Vec<_> = ada
+        .data
+        .iter()
+        .map(|row| row.value.as_deref().unwrap())
+        .collect();
+    assert_eq!((models, ada.totals.tokens_out), (vec!["large", "tiny"], 10));
+    let path = format!("/admin/v1/usage?{days}&by=user&per=month");
+    let people: UsageView = client.get(&path).await.unwrap();
+    assert_eq!(people.data[0].period, "2026-11");
+    let path = format!("/admin/v1/usage/records?{days}&user=ada&limit=1");
+    let page: Page<LedgerEntry> = client.get(&path).await.unwrap();
+    assert_eq!(page.data, entries[..1]);
+    let path = format!("{path}&cursor={}", page.next_cursor.unwrap());
+    let page: Page<LedgerEntry> = client.get(&path).await.unwrap();
+    assert_eq!(page.data, entries[1..2]);
+    let gone = desk
+        .store
+        .forget_usage(&config::ids::Tenant::default(), &UserId::new("ada"))
+        .await;
+    assert_eq!(
+        gone.unwrap(),
+        2 + 2 + 4,
+        "entries, sums of the person, sums with a model"
+    );
+    let all: UsageView = client
+        .get(&format!("/admin/v1/usage?{days}"))
+        .await
+        .unwrap();
+    assert_eq!(all.totals.requests, 3, "the sums of everybody stay");
+}
+
+#[tokio::test]
+async fn old_usage_goes_and_what_is_kept_stays() {
+    let desk = Desk::open().await;
+    let entry = |day: &str, at: u64| LedgerEntry {
+        at_unix_ms: at,
+        day: day.into(),
+        ..LedgerEntry::new(
+            format!("{at:032}"),
+            RequestId::new("req_1"),
+            UserId::new("ada"),
+        )
+    };
+    let entries = [
+        entry("2025-09-30", 100),
+        entry("2025-10-16", 200),
+        entry("2025-10-17", 300),
+    ];
+    desk.store.append(&entries).await.unwrap();
+    let keep = crate::store::ledger::Keep {
+        records_from_ms: 300,
+        sums_from_day: "2025-10-17".into(),
+    };
+    // Two entries; all and user of two days, and of September.
+    assert_eq!(desk.store.prune(&keep).await.unwrap(), 2 + 4 + 2);
+    assert_eq!(desk.store.prune(&keep).await.unwrap(), 0);
+    let everything = crate::store::ledger::RecordQuery::of(config::ids::Tenant::default());
+    let left = desk.store.records(&everything).await.unwrap();
+    assert_eq!(left.entries, entries[2..]);
+}
+
 fn order(name: &str) -> KeyOrder {
     KeyOrder {
         name: name.into(),
@@ -104,7 +346,7 @@ async fn a_key_is_made_listed_without_its_secret_and_revoked() {
         concurrent: Some(2),
         ..Plan::default()
     };
-    let made: KeyMade = client.post("/v1/keys", &wanted).await.unwrap();
+    let made: KeyMade = client.post("/admin/v1/keys", &wanted).await.unwrap();
     let token = Token::parse(&made.key).unwrap();
     assert_eq!(token.kind(), TokenKind::Client);
     assert_eq!(
@@ -118,8 +360,8 @@ async fn a_key_is_made_listed_without_its_secret_and_revoked() {
         Some(made.record.created_unix + 60)
     );
 
-    let listed: Vec<KeyView> = client.get("/v1/keys").await.unwrap();
-    assert_eq!(listed, [made.record]);
+    let listed: Page<KeyView> = client.get("/admin/v1/keys").await.unwrap();
+    assert_eq!(listed.data, [made.record]);
     let file = std::fs::read(desk.folder.path().join("store.redb")).unwrap();
     let secret = token.secret().expose().as_bytes();
     assert!(
@@ -127,10 +369,11 @@ async fn a_key_is_made_listed_without_its_secret_and_revoked() {
         "the secret is on disk"
     );
 
-    let gone: KeyView = client.post("/v1/keys/revoke", &made.key).await.unwrap();
+    let path = format!("/admin/v1/keys/{}", made.key);
+    let gone: KeyView = delete(&mut client, &path).await.unwrap();
     assert!(gone.revoked_unix.is_some(), "a whole key names itself too");
     assert_eq!(*desk.revoked.lock().unwrap(), [token.id()]);
-    let status: Status = client.get("/v1/status").await.unwrap();
+    let status: Status = client.get("/admin/v1/status").await.unwrap();
     assert_eq!((status.keys, status.store.as_str()), (0, "ok"));
     assert_eq!(status.failing, ["tiers"]);
 }
@@ -140,7 +383,12 @@ async fn an_administrators_key_may_everything() {
     let desk = Desk::open().await;
     let mut wanted = order("root");
     wanted.admin = true;
-    let made: KeyMade = desk.client().await.post("/v1/keys", &wanted).await.unwrap();
+    let made: KeyMade = desk
+        .client()
+        .await
+        .post("/admin/v1/keys", &wanted)
+        .await
+        .unwrap();
     assert!(made.key.starts_with("hearth_ak_"));
     assert_eq!(made.record.scopes, Scope::ALL);
 }
@@ -156,7 +404,7 @@ async fn a_join_link_holds_address_token_and_pin() {
     let invite: Invite = desk
         .client()
         .await
-        .post("/v1/invites", &wanted)
+        .post("/admin/v1/join-tokens", &wanted)
         .await
         .unwrap();
     let token = Token::parse(&invite.token).unwrap();
@@ -178,9 +426,10 @@ async fn nodes_are_listed_and_cut_off_by_id_or_by_a_name_that_one_has() {
         desk.node(id, name).await;
     }
     let mut client = desk.client().await;
-    let nodes: Vec<NodeView> = client.get("/v1/nodes").await.unwrap();
+    let nodes: Page<NodeView> = client.get("/admin/v1/nodes").await.unwrap();
+    let nodes = nodes.data;
     assert!(nodes[0].now.is_some() && nodes[1].now.is_none());
-    let ambiguous = client.post::<NodeView>("/v1/nodes/revoke", &"attic").await;
+    let ambiguous = delete::<NodeView>(&mut client, "/admin/v1/nodes/attic").await;
     assert!(
         ambiguous
             .unwrap_err()
@@ -188,14 +437,15 @@ async fn nodes_are_listed_and_cut_off_by_id_or_by_a_name_that_one_has() {
             .contains("2 nodes are called attic")
     );
     for name in ["node_2", "attic", "den"] {
-        let gone: NodeView = client.post("/v1/nodes/revoke", &name).await.unwrap();
+        let path = format!("/admin/v1/nodes/{name}");
+        let gone: NodeView = delete(&mut client, &path).await.unwrap();
         assert!(gone.revoked_unix.is_some());
     }
     assert_eq!(
         *desk.revoked.lock().unwrap(),
         ["node_2", "node_3", "node_1"]
     );
-    let missing = client.post::<NodeView>("/v1/nodes/revoke", &"cellar").await;
+    let missing = delete::<NodeView>(&mut client, "/admin/v1/nodes/cellar").await;
     assert!(missing.unwrap_err().to_string().contains("no node cellar"));
 }
 
@@ -219,7 +469,7 @@ async fn senseless_orders_are_refused_with_a_reason() {
     ];
     for (order, why) in keys {
         let error = client
-            .post::<KeyMade>("/v1/keys", &order)
+            .post::<KeyMade>("/admin/v1/keys", &order)
             .await
             .err()
             .unwrap();
@@ -231,27 +481,28 @@ async fn senseless_orders_are_refused_with_a_reason() {
         json!({"expires_secs": 9_999_999}),
     ] {
         assert!(
-            client.post::<Invite>("/v1/invites", &order).await.is_err(),
+            client
+                .post::<Invite>("/admin/v1/join-tokens", &order)
+                .await
+                .is_err(),
             "{order}"
         );
     }
-    for key in ["", "no such key!", "../../etc/passwd"] {
+    for key in ["no%20such%20key!", "..%2F..%2Fetc", "zzzzzzzzzz"] {
+        let path = format!("/admin/v1/keys/{key}");
         assert!(
-            client
-                .post::<KeyView>("/v1/keys/revoke", &key)
-                .await
-                .is_err(),
+            delete::<KeyView>(&mut client, &path).await.is_err(),
             "{key}"
         );
     }
     let big = "x".repeat(100_000);
     assert!(
         client
-            .post::<KeyView>("/v1/keys/revoke", &big)
+            .post::<KeyMade>("/admin/v1/keys", &big)
             .await
             .is_err()
     );
-    assert!(client.get::<Status>("/v1/elsewhere").await.is_err());
+    assert!(client.get::<Status>("/admin/v1/elsewhere").await.is_err());
     assert!(desk.store.keys().await.unwrap().is_empty());
 }
 

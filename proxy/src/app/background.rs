@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::ids::NodeId;
+use config::settings::plan::Zone;
+use config::settings::proxy::Usage;
 use config::tier::Tier;
-use config::wire::node::TierState;
 use policy::breaker::Phase;
+use policy::calendar::Today;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tunnel::Tunnel;
 
@@ -18,11 +20,17 @@ use crate::nodes::members::Members;
 use crate::nodes::peers::Peers;
 use crate::nodes::upstream::Upstream;
 use crate::observe::metrics::{BreakerGauge, Metrics};
+use crate::store::Store;
+use crate::store::ledger::Keep;
 
 /// A silent node is noticed at most so late.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// A node registered or revoked at another proxy is noticed at most so late.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
+/// Sums are so much behind, where the store does not add up by itself.
+const FOLD_EVERY: Duration = Duration::from_secs(5);
+/// Each time at most so much goes that nobody waits for it.
+const PRUNE_EVERY: Duration = Duration::from_mins(10);
 /// How exact `last seen` is.
 const SEEN_EVERY: Duration = Duration::from_mins(1);
 
@@ -35,15 +43,20 @@ pub(super) struct Background {
     pub(super) upstream: Upstream,
     pub(super) tunnel: Tunnel,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) usage: Usage,
 }
 
 impl Background {
     /// Starts the tasks.
     pub(super) fn start(self, crew: &Crew) {
         let (syncing, seeing) = (self.clone(), self.clone());
+        let (booking, pruning) = (self.clone(), self.clone());
         crew.employ(async move { self.sweep().await });
         crew.employ(async move { syncing.sync().await });
         crew.employ(async move { seeing.note_seen().await });
+        crew.employ(async move { booking.keep_books().await });
+        crew.employ(async move { pruning.prune_books().await });
     }
 
     async fn sweep(&self) {
@@ -71,6 +84,41 @@ impl Background {
         // Packets still come: it is the agent that is late, answers under way may finish.
         if heard.is_none_or(|heard| heard > SYNC_EVERY) {
             self.upstream.cut(member.address);
+        }
+    }
+
+    /// Adds up what was settled since.
+    async fn keep_books(&self) {
+        let mut ticks = ticks(FOLD_EVERY);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.store.fold().await {
+                tracing::debug!(%error, "usage is added up later");
+            }
+        }
+    }
+
+    /// Removes what is older than the settings keep.
+    async fn prune_books(&self) {
+        let mut ticks = ticks(PRUNE_EVERY);
+        loop {
+            ticks.tick().await;
+            let now_ms = crate::admin::server::now_unix_ms();
+            let before = |kept: Duration| {
+                now_ms.saturating_sub(u64::try_from(kept.as_millis()).unwrap_or(u64::MAX))
+            };
+            let day = Today::at(Zone::default(), before(self.usage.retention))
+                .day
+                .label;
+            let keep = Keep {
+                records_from_ms: before(self.usage.records_retention),
+                sums_from_day: day.to_string(),
+            };
+            match self.store.prune(&keep).await {
+                Ok(0) => {}
+                Ok(gone) => tracing::info!(gone, "old usage was removed"),
+                Err(error) => tracing::warn!(%error, "old usage cannot be removed"),
+            }
         }
     }
 
@@ -124,9 +172,8 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
     let phases = fleet.phases(now);
     let (ready, depths) = fleet.with(|router| {
         let registry = router.registry();
-        let is_ready = |node: &&policy::registry::Node| {
-            node.tiers.iter().any(|tier| tier.state == TierState::Ready)
-        };
+        let is_ready =
+            |node: &&policy::registry::Node| node.tiers.iter().any(|tier| tier.state.answers());
         let depth = |tier: Tier| -> u32 {
             let backends = registry
                 .backends()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use config::settings::proxy::{Limits, Settings};
+use config::settings::proxy::{Limits, Settings, Usage};
 use config::wire::node::HUB_ADDRESS;
 use policy::classify::Thresholds;
 use policy::router::Router;
@@ -14,7 +14,7 @@ use tunnel::{PrivateKey, Tunnel};
 use super::background::{self, Background};
 use super::{AppError, Crew, EdgeFacts};
 use crate::admin::server::AdminSocket;
-use crate::admin::{Live, Operations};
+use crate::admin::{Api, ApiFacts, Live, Operations};
 use crate::auth::Authenticator;
 use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
@@ -56,7 +56,12 @@ impl Ground {
     pub(super) async fn lay(settings: &Settings) -> Result<Self, AppError> {
         let metrics = Arc::new(Metrics::new());
         let state_dir = &settings.server.state_dir;
-        let store = store::open(&settings.store, state_dir, Arc::clone(&metrics)).await?;
+        let store = store::open(
+            &settings.store,
+            (state_dir, settings.limits.table_max),
+            Arc::clone(&metrics),
+        )
+        .await?;
         let authenticator = Authenticator::new(
             &settings.auth,
             &settings.limits.plans,
@@ -108,7 +113,23 @@ impl Ground {
         }
     }
 
-    pub(super) fn gateway(&self, settings: &Settings, readiness: Readiness) -> Gateway {
+    /// Administration. Join links get the certificate's pin when the edge is there.
+    pub(super) fn admin(&self, settings: &Settings, readiness: &Readiness) -> Arc<Api> {
+        let (store, url) = (Arc::clone(&self.store), settings.server.public_url.clone());
+        let operations = Operations::new(store, url, None, Some(self.live(readiness)));
+        let facts = ApiFacts {
+            limits: Arc::clone(&self.limits),
+            prices: settings.prices.clone(),
+        };
+        Arc::new(Api::new(operations, facts))
+    }
+
+    pub(super) fn gateway(
+        &self,
+        settings: &Settings,
+        readiness: Readiness,
+        admin: Arc<Api>,
+    ) -> Gateway {
         let (store, limits, metrics) = (
             Arc::clone(&self.store),
             Arc::clone(&self.limits),
@@ -127,6 +148,7 @@ impl Ground {
             },
             desk: Arc::clone(&self.desk),
             readiness,
+            admin,
             metrics: Arc::clone(&self.metrics),
         };
         let figures = Figures {
@@ -138,7 +160,7 @@ impl Ground {
         Gateway::new(rooms, figures)
     }
 
-    pub(super) fn background(self) -> Background {
+    pub(super) fn background(self, usage: Usage) -> Background {
         Background {
             fleet: self.fleet,
             members: self.members,
@@ -146,6 +168,8 @@ impl Ground {
             upstream: self.upstream,
             tunnel: self.tunnel,
             metrics: self.metrics,
+            store: self.store,
+            usage,
         }
     }
 
@@ -153,21 +177,15 @@ impl Ground {
     pub(super) async fn manage(
         &self,
         settings: &Settings,
-        readiness: &Readiness,
+        (readiness, admin): (&Readiness, Arc<Api>),
         (edge, crew): (EdgeFacts, &Crew),
     ) -> Result<(), AppError> {
         let server = &settings.server;
         let socket = AdminSocket::bind(&server.state_dir).await;
         let socket = socket
             .map_err(|error| AppError::Admin(server.state_dir.display().to_string(), error))?;
-        let (store, url) = (Arc::clone(&self.store), server.public_url.clone());
-        let operations = Operations::new(
-            store,
-            url,
-            edge.certificates.pin(),
-            Some(self.live(readiness)),
-        );
-        crew.employ(socket.serve(Arc::new(operations), crew.stop.clone()));
+        admin.operations().pinned(edge.certificates.pin());
+        crew.employ(socket.serve(admin, crew.stop.clone()));
         self.measure(edge);
         let Some(address) = server.admin_listen else {
             return Ok(());

@@ -7,6 +7,10 @@ use policy::refusal::Refusal;
 /// A credential at most (contract A2.2).
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Azure's spelling, where the settings allow it.
+const AZURE_KEY: HeaderName = HeaderName::from_static("api-key");
+/// Names the end user of a trusted front end.
+const END_USER: HeaderName = HeaderName::from_static("x-hearth-user");
 
 /// What was shown.
 pub(super) enum Credential<'a> {
@@ -17,12 +21,15 @@ pub(super) enum Credential<'a> {
 }
 
 /// The credential of a request. The same one twice counts once.
-pub(super) fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Refusal> {
+pub(super) fn credential(headers: &HeaderMap, azure: bool) -> Result<Credential<'_>, Refusal> {
     let mut shown = None;
     for value in headers.get_all(AUTHORIZATION) {
         keep(&mut shown, bearer(text(value)?)?)?;
     }
     for value in headers.get_all(API_KEY) {
+        keep(&mut shown, text(value)?.trim())?;
+    }
+    for value in headers.get_all(AZURE_KEY).iter().filter(|_| azure) {
         keep(&mut shown, text(value)?.trim())?;
     }
     let text = shown.ok_or(Refusal::MissingCredential)?;
@@ -35,6 +42,25 @@ pub(super) fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Refusal>
     Err(invalid(
         "it is neither an API key (hearth_sk_...) nor a JWT",
     ))
+}
+
+/// The end user that the request names; `None` when it names none.
+pub(super) fn end_user(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let malformed = |why: &str| Refusal::BadRequest {
+        code: "invalid_value".into(),
+        param: Some(END_USER.as_str().to_owned()),
+        message: format!("`x-hearth-user` {why}"),
+    };
+    let mut named: Option<&str> = None;
+    for value in headers.get_all(END_USER) {
+        // HeaderValue::to_str takes visible ASCII alone; names are UTF-8.
+        let text = std::str::from_utf8(value.as_bytes()).map_err(|_| malformed("is not UTF-8"))?;
+        if named.is_some_and(|known| known != text) {
+            return Err(malformed("stands twice with two names: send one"));
+        }
+        named = Some(text);
+    }
+    Ok(named)
 }
 
 /// A refusal whose reason the caller may read.

@@ -1,8 +1,7 @@
-//! API keys: looks them up, compares hashes in constant time, and remembers the answer for a moment. A key that is revoked by
-//! this process is refused from the next request on; one that another proxy revoked, within [`REMEMBERED`].
+//! API keys: looks them up, compares hashes in constant time, and remembers the answer for a moment. A key that this process or
+//! another proxy revoked is refused as soon as the store pushes that, and within 2 s when the push is lost.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use config::ids::KeyId;
@@ -13,34 +12,24 @@ use policy::refusal::Refusal;
 use tokio::time::Instant;
 
 use super::header::invalid;
+use super::lookups::Lookups;
+use super::recent::Recent;
+use super::{Seen, StoreOr};
+use crate::store::changes::WATCHED;
 use crate::store::{KeyRecord, PEPPER, SecretHash, Store, StoreError};
 
-/// How long a look-up is believed. Revocation must count everywhere within 2 s.
-const REMEMBERED: Duration = Duration::from_millis(1_500);
-/// Look-ups remembered at most, those that found nothing included.
-const REMEMBERED_MAX: usize = 10_000;
 /// Time between two notes that a key was used.
 const TOUCH_EVERY_SECS: i64 = 60;
+/// Keys whose last note is remembered.
+const TOUCHED_MAX: usize = 20_000;
 
 /// All API keys.
 pub(super) struct ApiKeys {
     store: Arc<dyn Store>,
     pepper: Mutex<Option<(Secret<[u8; 32]>, Instant)>>,
-    remembered: Mutex<Remembered>,
-}
-
-#[derive(Default)]
-struct Remembered {
-    keys: HashMap<KeyId, Known>,
-    /// Counts revocations, so that a look-up from before one is not remembered after it.
-    epoch: u64,
-}
-
-#[derive(Clone)]
-struct Known {
-    key: Option<Arc<KeyRecord>>,
-    at: Instant,
-    touched_unix: i64,
+    lookups: Lookups<KeyId, KeyRecord>,
+    touched: Mutex<Recent<KeyId, i64>>,
+    stale: Duration,
 }
 
 impl std::fmt::Debug for ApiKeys {
@@ -50,16 +39,18 @@ impl std::fmt::Debug for ApiKeys {
 }
 
 impl ApiKeys {
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, stale: Duration) -> Self {
         Self {
             store,
             pepper: Mutex::default(),
-            remembered: Mutex::default(),
+            lookups: Lookups::new(stale, false),
+            touched: Mutex::new(Recent::new(TOUCHED_MAX)),
+            stale,
         }
     }
 
     /// Whether the key may enter, and as whom.
-    pub(super) async fn check(&self, token: &Token, now_unix: i64) -> Result<Principal, StoreOr> {
+    pub(super) async fn check(&self, token: &Token, now_unix: i64) -> Result<Seen, StoreOr> {
         let admin = match token.kind() {
             TokenKind::Client => false,
             TokenKind::Admin => true,
@@ -68,11 +59,16 @@ impl ApiKeys {
             }
         };
         let id = KeyId::new(token.id());
-        let key = self.look_up(&id).await?;
+        let watched = self.store.watched_until();
+        let key = self.lookups.get(&id, watched, self.store.key(&id)).await?;
         let shown = SecretHash::of(self.pepper().await?.expose(), token.secret().expose());
-        // An unknown id and a wrong secret look the same, so that ids cannot be probed.
-        let key = key
-            .filter(|key| key.admin == admin && key.secret_hash.matches(&shown))
+        // An unknown id, a wrong secret and one that was rotated away look the same, so that ids cannot be probed.
+        let (key, made) = key
+            .filter(|key| key.admin == admin)
+            .and_then(|key| {
+                let made = key.secret_made(&shown, now_unix)?;
+                Some((key, made))
+            })
             .ok_or_else(|| invalid("no such API key"))?;
         if key.revoked_unix.is_some() {
             return Err(Refusal::RevokedCredential.into());
@@ -81,33 +77,21 @@ impl ApiKeys {
             return Err(Refusal::ExpiredCredential.into());
         }
         self.touch(&key, now_unix);
-        Ok(principal(&key))
+        Ok(Seen {
+            principal: principal(&key),
+            made: Some(made),
+            person: None,
+        })
     }
 
     /// Looks the key up again at its next use.
     pub(super) fn forget(&self, id: &KeyId) {
-        let mut remembered = self.lock();
-        remembered.epoch = remembered.epoch.wrapping_add(1);
-        remembered.keys.remove(id);
+        self.lookups.forget(id);
     }
 
-    async fn look_up(&self, id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let epoch = {
-            let remembered = self.lock();
-            if let Some(known) = remembered.keys.get(id)
-                && known.at.elapsed() < REMEMBERED
-            {
-                return Ok(known.key.clone());
-            }
-            remembered.epoch
-        };
-        let asked_at = Instant::now();
-        let key = self.store.key(id).await?.map(Arc::new);
-        let mut remembered = self.lock();
-        if remembered.epoch == epoch {
-            remembered.insert(id.clone(), key.clone(), asked_at);
-        }
-        Ok(key)
+    /// Looks every key up again at its next use.
+    pub(super) fn doubt_all(&self) {
+        self.lookups.doubt_all();
     }
 
     /// Asked for again now and then: a store that lost its data may have a new one.
@@ -117,29 +101,37 @@ impl ApiKeys {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        if let Some((pepper, asked_at)) = known
-            && asked_at.elapsed() < REMEMBERED
+        let watched = self.store.watched_until();
+        let age = |at: Instant| watched.map_or(at, |watched| watched.max(at)).elapsed();
+        if let Some((pepper, asked_at)) = &known
+            && age(*asked_at) < WATCHED
         {
-            return Ok(pepper);
+            return Ok(pepper.clone());
         }
         let asked_at = Instant::now();
-        let pepper = self.store.secret(PEPPER).await?;
-        let mut known = self.pepper.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = Some((pepper.clone(), asked_at));
-        Ok(pepper)
+        match (self.store.secret(PEPPER).await, known) {
+            (Ok(pepper), _) => {
+                let mut known = self.pepper.lock().unwrap_or_else(PoisonError::into_inner);
+                *known = Some((pepper.clone(), asked_at));
+                Ok(pepper)
+            }
+            (Err(_), Some((pepper, at))) if age(at) < self.stale => Ok(pepper),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Notes the use of a key, not more than once a minute, beside the request.
     fn touch(&self, key: &KeyRecord, now_unix: i64) {
         {
-            let mut remembered = self.lock();
-            let Some(known) = remembered.keys.get_mut(&key.id) else {
-                return;
-            };
-            if now_unix.saturating_sub(known.touched_unix) < TOUCH_EVERY_SECS {
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = touched
+                .get(&key.id)
+                .map(|last| *last)
+                .max(key.last_used_unix);
+            if last.is_some_and(|last| now_unix.saturating_sub(last) < TOUCH_EVERY_SECS) {
                 return;
             }
-            known.touched_unix = now_unix;
+            touched.insert(key.id.clone(), now_unix);
         }
         let (store, id) = (Arc::clone(&self.store), key.id.clone());
         tokio::spawn(async move {
@@ -148,62 +140,19 @@ impl ApiKeys {
             }
         });
     }
-
-    fn lock(&self) -> MutexGuard<'_, Remembered> {
-        self.remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Remembered {
-    fn insert(&mut self, id: KeyId, key: Option<Arc<KeyRecord>>, at: Instant) {
-        if self.keys.len() >= REMEMBERED_MAX {
-            self.keys.retain(|_, known| known.at.elapsed() < REMEMBERED);
-        }
-        if self.keys.len() >= REMEMBERED_MAX {
-            self.keys.clear();
-        }
-        let touched_unix = key
-            .as_ref()
-            .and_then(|key| key.last_used_unix)
-            .unwrap_or(i64::MIN);
-        let known = Known {
-            key,
-            at,
-            touched_unix,
-        };
-        self.keys.insert(id, known);
-    }
 }
 
 fn principal(key: &KeyRecord) -> Principal {
     Principal {
-        user: key.owner.clone(),
+        tenant: key.tenant.clone(),
+        groups: key.groups.clone(),
         key: Some(key.id.clone()),
         scopes: key.scopes.clone(),
         tiers: key.tiers.clone(),
         models: key.models.clone(),
-        plan: key.plan,
+        key_plan: key.limits,
+        may_act_as: key.act_as,
         admin: key.admin || key.scopes.contains(&Scope::Admin),
-    }
-}
-
-/// Why a key did not pass: our no, or no answer from the store.
-#[derive(Debug)]
-pub(super) enum StoreOr {
-    Refused(Refusal),
-    Store(StoreError),
-}
-
-impl From<Refusal> for StoreOr {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<StoreError> for StoreOr {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
+        ..Principal::person(key.owner.clone(), key.plan)
     }
 }

@@ -1,9 +1,14 @@
 //! Credentials as strangers send them, against a real store and real, tiny key servers.
 
+mod cost;
+mod elsewhere;
 mod issuer;
 mod keys;
+mod life;
 mod refusals;
 mod rotation;
+mod seed;
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,22 +33,32 @@ struct House {
     authenticator: Authenticator,
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl House {
     fn trusting(issuers: Vec<Issuer>) -> Self {
-        // Another test may have been first.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
+        Self::with_store(issuers, store, Some(folder))
+    }
+
+    fn with_store(issuers: Vec<Issuer>, store: Arc<dyn Store>, folder: Option<TempDir>) -> Self {
+        // Another test may have been first.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let metrics = Arc::new(Metrics::new());
-        let authenticator = Authenticator::new(
-            &Auth { issuers },
-            &BTreeMap::new(),
-            Arc::clone(&store),
-            Arc::clone(&metrics),
-        );
+        let auth = Auth {
+            azure_header: true,
+            stale: Duration::from_secs(30),
+            issuers,
+        };
+        let family = Plan {
+            text_per_day: Some(1_000),
+            ..Plan::default()
+        };
+        let plans = BTreeMap::from([("family".to_owned(), family)]);
+        let authenticator =
+            Authenticator::new(&auth, &plans, Arc::clone(&store), Arc::clone(&metrics));
         Self {
             authenticator: authenticator.unwrap(),
             store,
@@ -76,7 +91,14 @@ fn issuer(keys: IssuerKeys) -> Issuer {
         .map(str::to_owned)
         .to_vec(),
         keys,
+        aliases: Vec::new(),
+        tenant: config::ids::Tenant::default(),
         user_claim: "sub".into(),
+        groups_claim: None,
+        plan_claim: None,
+        admin_claim: None,
+        admin_values: Vec::new(),
+        require: Vec::new(),
         firebase: false,
         leeway: Duration::from_secs(30),
         email_verified: false,

@@ -1,27 +1,31 @@
 //! JWTs: reads the header strictly, picks the issuer, verifies the signature with a key pinned to its algorithm, and leaves the
 //! claims to policy. Nothing that the token says about keys or places is followed (`jku`, `x5u`, `jwk`, `x5c`).
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use config::ids::Tenant;
 use config::settings::proxy::{Auth, Plan};
 use jsonwebtoken::Algorithm;
-use policy::claims::{self, ClaimSet, IssuerRules, Members};
-use policy::identity::Principal;
+use policy::claims::{self, ClaimSet, IssuerRules, Members, Verified};
+use policy::identity::{Principal, Subject};
 use policy::refusal::Refusal;
 use ring::digest::{SHA256, digest};
 use serde_json::Value;
 
+use super::Seen;
 use super::fetch;
 use super::header::invalid;
 use super::jwks::{Jwks, NoKey};
 use super::keyset::{self, KID_BYTES_MAX, allowed_algorithms};
+use super::people::Person;
+use super::recent::Recent;
 use crate::observe::metrics::Metrics;
 
-/// A verified token is not verified again for this long.
-const REMEMBERED_SECS: i64 = 60;
+/// A verified token is not verified again for this long; who it names is asked of the deny list and the store every time.
+const REMEMBERED_SECS: i64 = 300;
 /// Verified tokens remembered at most.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -29,20 +33,20 @@ const REMEMBERED_MAX: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Tokens {
     issuers: Vec<TrustedIssuer>,
-    remembered: Mutex<HashMap<[u8; 32], Passed>>,
+    remembered: Mutex<Recent<[u8; 32], Passed>>,
 }
 
 #[derive(Debug)]
 struct TrustedIssuer {
     rules: IssuerRules,
-    plan: Plan,
+    tenant: Tenant,
     algorithms: Vec<Algorithm>,
     keys: Arc<Jwks>,
 }
 
 #[derive(Debug)]
 struct Passed {
-    principal: Principal,
+    seen: Seen,
     until_unix: i64,
     issuer: usize,
     generation: u64,
@@ -73,13 +77,8 @@ impl Tokens {
             .issuers
             .iter()
             .map(|issuer| TrustedIssuer {
-                rules: IssuerRules::from(issuer),
-                plan: issuer
-                    .plan
-                    .as_ref()
-                    .and_then(|name| plans.get(name))
-                    .copied()
-                    .unwrap_or_default(),
+                rules: IssuerRules::new(issuer, plans.keys()),
+                tenant: issuer.tenant.clone(),
                 algorithms: allowed_algorithms(issuer),
                 keys: Jwks::new(issuer, client.clone(), Arc::clone(metrics)),
             })
@@ -89,7 +88,7 @@ impl Tokens {
         }
         Ok(Self {
             issuers,
-            remembered: Mutex::default(),
+            remembered: Mutex::new(Recent::new(REMEMBERED_MAX)),
         })
     }
 
@@ -98,10 +97,10 @@ impl Tokens {
     }
 
     /// Whether the token may enter, and as whom.
-    pub(super) async fn check(&self, token: &str, now_unix: i64) -> Result<Principal, Refusal> {
+    pub(super) async fn check(&self, token: &str, now_unix: i64) -> Result<Seen, Refusal> {
         let fingerprint = fingerprint(token);
-        if let Some(principal) = self.recall(&fingerprint, now_unix) {
-            return Ok(principal);
+        if let Some(seen) = self.recall(&fingerprint, now_unix) {
+            return Ok(seen);
         }
         let parts = Parts::of(token)?;
         let (index, issuer) = self.issuer_of(&parts)?;
@@ -109,58 +108,81 @@ impl Tokens {
         let generation = issuer.keys.generation();
         issuer.verify(&parts).await?;
         let verified = claims::check(&parts.claims, &issuer.rules, now_unix)?;
-        let principal = Principal::person(verified.user, issuer.plan);
+        let until_unix = verified
+            .expires_at
+            .min(now_unix.saturating_add(REMEMBERED_SECS));
+        let seen = issuer.seen(verified);
         let passed = Passed {
-            principal: principal.clone(),
-            until_unix: verified
-                .expires_at
-                .min(now_unix.saturating_add(REMEMBERED_SECS)),
+            seen: seen.clone(),
+            until_unix,
             issuer: index,
             generation,
         };
-        self.remember(fingerprint, passed, now_unix);
-        Ok(principal)
+        self.lock().insert(fingerprint, passed);
+        Ok(seen)
+    }
+
+    /// Verifies every token again at its next use.
+    pub(super) fn forget_all(&self) {
+        self.lock().clear();
     }
 
     /// The issuer that the token claims; believed only once the signature fits that issuer's key.
     fn issuer_of(&self, parts: &Parts<'_>) -> Result<(usize, &TrustedIssuer), Refusal> {
         let claimed = parts.claims.iss.as_deref();
-        self.issuers
-            .iter()
-            .enumerate()
-            .find(|(_, issuer)| claimed == Some(issuer.rules.issuer.as_str()))
+        let mut speaking =
+            self.issuers.iter().enumerate().filter(|(_, issuer)| {
+                claimed.is_some_and(|claimed| issuer.rules.speaks_for(claimed))
+            });
+        let first = speaking.next();
+        // One issuer may stand in the settings once for each audience.
+        first
+            .filter(|(_, issuer)| issuer.rules.is_addressed_by(&parts.claims))
+            .or_else(|| speaking.find(|(_, issuer)| issuer.rules.is_addressed_by(&parts.claims)))
+            .or(first)
             .ok_or_else(|| invalid("its issuer is not trusted here"))
     }
 
-    fn recall(&self, fingerprint: &[u8; 32], now_unix: i64) -> Option<Principal> {
-        let remembered = self
-            .remembered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn recall(&self, fingerprint: &[u8; 32], now_unix: i64) -> Option<Seen> {
+        let mut remembered = self.lock();
         let passed = remembered.get(fingerprint)?;
         let issuer = self.issuers.get(passed.issuer)?;
         let fresh = now_unix < passed.until_unix
             && passed.generation == issuer.keys.generation()
             && issuer.keys.is_loaded();
-        fresh.then(|| passed.principal.clone())
+        if fresh {
+            return Some(passed.seen.clone());
+        }
+        remembered.remove(fingerprint);
+        None
     }
 
-    fn remember(&self, fingerprint: [u8; 32], passed: Passed, now_unix: i64) {
-        let mut remembered = self
-            .remembered
+    fn lock(&self) -> MutexGuard<'_, Recent<[u8; 32], Passed>> {
+        self.remembered
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.retain(|_, passed| now_unix < passed.until_unix);
-        }
-        if remembered.len() >= REMEMBERED_MAX {
-            remembered.clear();
-        }
-        remembered.insert(fingerprint, passed);
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl TrustedIssuer {
+    fn seen(&self, verified: Verified) -> Seen {
+        let principal = Principal {
+            tenant: self.tenant.clone(),
+            groups: verified.groups,
+            plan_name: verified.plan,
+            admin: verified.admin,
+            ..Principal::person(verified.user, Plan::default())
+        };
+        Seen {
+            principal,
+            made: verified.issued_at,
+            person: Some(Person {
+                issuer: self.rules.issuer.clone(),
+                email: verified.email.as_deref().map(Subject::of_email),
+            }),
+        }
+    }
+
     async fn verify(&self, parts: &Parts<'_>) -> Result<(), Refusal> {
         let algorithm = keyset::algorithm(&parts.header.alg)
             .filter(|algorithm| self.algorithms.contains(algorithm))

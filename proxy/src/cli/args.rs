@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use config::settings::proxy::Plan;
 use config::tier::Tier;
 use config::units::{UnitError, parse_duration};
 use policy::identity::Scope;
@@ -21,8 +22,9 @@ use policy::identity::Scope;
   hearth-proxy node invite
   hearth-proxy route explain 'prove that there are infinitely many primes'
 
-Key, node and status commands talk to the running proxy through admin.sock in its state directory; when no proxy runs they open
-the store themselves. Exit codes: 0 done, 1 failed, 64 the settings or the command line are wrong."
+Key, user, plan, node, usage, audit and status commands speak /admin/v1: to the running proxy through admin.sock in its state
+directory, to another one with --server URL --admin-key-file FILE; when no proxy runs here they open the store themselves.
+Exit codes: 0 done, 1 failed or refused, 64 the settings or the command line are wrong."
 )]
 pub struct Cli {
     /// The settings file; without one the defaults hold.
@@ -31,6 +33,26 @@ pub struct Cli {
     /// How results look.
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// The same as --output json.
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub json: bool,
+    /// Administer the proxy at this address instead of the one on this machine.
+    #[arg(long, global = true, value_name = "URL", env = "HEARTH_SERVER")]
+    pub server: Option<String>,
+    /// An administrator's key for --server, in a file.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "HEARTH_ADMIN_KEY_FILE"
+    )]
+    pub admin_key_file: Option<PathBuf>,
+    /// The same key from the environment; there is no flag for it, because everybody on a machine can read command lines.
+    #[arg(skip = std::env::var("HEARTH_ADMIN_KEY").ok())]
+    pub admin_key: Option<String>,
+    /// Accept any certificate of --server or of `health --url`.
+    #[arg(long, global = true)]
+    pub insecure: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -79,6 +101,43 @@ SIGTERM drains and ends, a second one ends at once; SIGHUP reads the certificate
   hearth-proxy node revoke den"
     )]
     Node(NodeCommand),
+    /// See who was here; change plan and limits, close accounts, shut people out.
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hearth-proxy user list
+  hearth-proxy user set 'https://login.example.org|ada' --plan family --tokens-per-day 200000
+  hearth-proxy user deny 'https://login.example.org|ada' --reason 'left the company'
+  hearth-proxy user export ada > ada.json"
+    )]
+    User(UserCommand),
+    /// The plans of the settings.
+    #[command(subcommand)]
+    Plan(PlanCommand),
+    /// What was used, by whom, and what it cost.
+    #[command(after_help = "Examples:
+  hearth-proxy usage
+  hearth-proxy usage --by model --per month --from 2026-01-01 --to 2026-12-31
+  hearth-proxy usage --user ada --by model
+  hearth-proxy usage --records --format csv > usage.csv")]
+    Usage(UsageAsk),
+    /// Who administered what.
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hearth-proxy audit list
+  hearth-proxy audit verify"
+    )]
+    Audit(AuditCommand),
+    /// Print completions for a shell.
+    #[command(after_help = "Examples:
+  hearth-proxy completions bash > /etc/bash_completion.d/hearth-proxy
+  hearth-proxy completions zsh > ~/.zfunc/_hearth-proxy
+  hearth-proxy completions fish > ~/.config/fish/completions/hearth-proxy.fish")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
     /// See how requests are routed.
     #[command(
         subcommand,
@@ -98,9 +157,6 @@ SIGTERM drains and ends, a second one ends at once; SIGHUP reads the certificate
         /// Ask this address instead of the admin socket: 200 is healthy.
         #[arg(long, value_name = "URL")]
         url: Option<String>,
-        /// Accept any certificate of that address.
-        #[arg(long, requires = "url")]
-        insecure: bool,
     },
 }
 
@@ -130,6 +186,26 @@ pub enum KeyCommand {
     #[command(after_help = "Example:
   hearth-proxy key list --output json")]
     List,
+    /// Show one key.
+    Show {
+        /// Its id (ten characters), or the whole key.
+        key: String,
+    },
+    /// Change what a key may do.
+    #[command(after_help = "Examples:
+  hearth-proxy key set 4fJ0aXb2Qz --name phone --tier fast
+  hearth-proxy key set 4fJ0aXb2Qz --all-tiers --act-as true")]
+    Set(KeySet),
+    /// Give a key a new secret and print it, once; the old one stays good for a while.
+    #[command(after_help = "Example:
+  hearth-proxy key rotate 4fJ0aXb2Qz --grace 1h")]
+    Rotate {
+        /// Its id (ten characters), or the whole key.
+        key: String,
+        /// How long the old secret stays good; 0s ends it now.
+        #[arg(long, default_value = "24h", value_parser = duration)]
+        grace: Duration,
+    },
     /// End a key, at once and for ever.
     #[command(after_help = "Example:
   hearth-proxy key revoke 4fJ0aXb2Qz")]
@@ -163,9 +239,66 @@ pub struct KeyCreate {
     /// Life, as 12h or 30d; default for ever.
     #[arg(long, value_parser = duration)]
     pub expires: Option<Duration>,
+    /// A group of the owner that its requests count for. Again for more.
+    #[arg(long)]
+    pub group: Vec<String>,
+    /// Whose house it belongs to; default home.
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// It may name end users (x-hearth-user).
+    #[arg(long)]
+    pub act_as: bool,
+    /// Making it again with the same name for the request makes nothing new.
+    #[arg(long, value_name = "TEXT")]
+    pub idempotency_key: Option<String>,
     /// Figures of a plan of the settings ([limits.plans.NAME]).
     #[arg(long)]
     pub plan: Option<String>,
+    /// Figures.
+    #[command(flatten)]
+    pub figures: Figures,
+}
+
+/// `key set`
+#[derive(Args, Debug)]
+pub struct KeySet {
+    /// Its id (ten characters), or the whole key.
+    pub key: String,
+    /// What people call it.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What it may do. Again for more.
+    #[arg(long)]
+    pub scope: Vec<Scope>,
+    /// A tier it may use. Again for more.
+    #[arg(long)]
+    pub tier: Vec<Tier>,
+    /// It may use every tier.
+    #[arg(long, conflicts_with = "tier")]
+    pub all_tiers: bool,
+    /// A model it may use. Again for more.
+    #[arg(long)]
+    pub model: Vec<String>,
+    /// It may use every model.
+    #[arg(long, conflicts_with = "model")]
+    pub all_models: bool,
+    /// A group that its requests count for. Again for more.
+    #[arg(long)]
+    pub group: Vec<String>,
+    /// Whether it may name end users.
+    #[arg(long)]
+    pub act_as: Option<bool>,
+    /// When it ends, Unix seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub expires_unix: Option<i64>,
+    /// Figures; they replace all that the key had.
+    #[command(flatten)]
+    pub figures: Figures,
+}
+
+/// Figures of a plan.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Figures {
     /// Text requests a minute.
     #[arg(long, value_name = "N")]
     pub text_per_minute: Option<u32>,
@@ -181,6 +314,166 @@ pub struct KeyCreate {
     /// Open requests.
     #[arg(long, value_name = "N")]
     pub concurrent: Option<u32>,
+    /// Tokens a minute.
+    #[arg(long, value_name = "N")]
+    pub tokens_per_minute: Option<u64>,
+    /// Tokens a day.
+    #[arg(long, value_name = "N")]
+    pub tokens_per_day: Option<u64>,
+    /// Tokens a month.
+    #[arg(long, value_name = "N")]
+    pub tokens_per_month: Option<u64>,
+}
+
+impl Figures {
+    /// These figures, and those of a plan where there are none.
+    pub(super) fn over(self, plan: Plan) -> Plan {
+        Plan {
+            text_per_minute: self.text_per_minute,
+            media_per_minute: self.media_per_minute,
+            text_per_day: self.text_per_day,
+            media_per_day: self.media_per_day,
+            concurrent: self.concurrent,
+            tokens_per_minute: self.tokens_per_minute,
+            tokens_per_day: self.tokens_per_day,
+            tokens_per_month: self.tokens_per_month,
+            ..Plan::default()
+        }
+        .over(plan)
+    }
+}
+
+/// `user ...`
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// List everybody who came through an issuer or owns a key.
+    List,
+    /// Show one person.
+    Show {
+        /// As the list shows it.
+        user: String,
+    },
+    /// Change plan, limits or groups, close or open the account.
+    Set(UserSet),
+    /// Shut a person out of every proxy, whatever the issuer says.
+    Deny {
+        /// As the list shows it.
+        user: String,
+        /// For administrators.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Only what was signed in before now: whoever signs in again enters.
+        #[arg(long)]
+        sessions: bool,
+        /// Life, as 12h or 30d; default until it is taken back.
+        #[arg(long, value_parser = duration)]
+        expires: Option<Duration>,
+    },
+    /// Let a person in again.
+    Undeny {
+        /// As the list shows it.
+        user: String,
+    },
+    /// The deny list.
+    Denials,
+    /// Print everything that is kept about a person, as JSON.
+    Export {
+        /// As the list shows it.
+        user: String,
+    },
+    /// Forget a person: account, keys and usage. There is no way back.
+    Erase {
+        /// As the list shows it.
+        user: String,
+        /// Yes.
+        #[arg(long, required = true)]
+        yes: bool,
+    },
+}
+
+/// `user set`
+#[derive(Args, Debug)]
+pub struct UserSet {
+    /// As the list shows it.
+    pub user: String,
+    /// A plan of the settings.
+    #[arg(long, conflicts_with = "no_plan")]
+    pub plan: Option<String>,
+    /// The issuer's plan again, or the defaults.
+    #[arg(long)]
+    pub no_plan: bool,
+    /// A group. Again for more.
+    #[arg(long)]
+    pub group: Vec<String>,
+    /// Close the account.
+    #[arg(long, conflicts_with = "enable")]
+    pub disable: bool,
+    /// Open it again.
+    #[arg(long)]
+    pub enable: bool,
+    /// Take all figures of this person back.
+    #[arg(long)]
+    pub no_figures: bool,
+    /// Figures that win over every plan; they replace all that the person had.
+    #[command(flatten)]
+    pub figures: Figures,
+}
+
+/// `plan ...`
+#[derive(Debug, Subcommand)]
+pub enum PlanCommand {
+    /// List the plans of the settings.
+    List,
+}
+
+/// `audit ...`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List every administrative act, the oldest first.
+    List,
+    /// Look whether a line was changed or removed; exit 1 if so.
+    Verify,
+}
+
+/// `usage`
+#[derive(Args, Debug)]
+pub struct UsageAsk {
+    /// The first day; default 29 days before the last.
+    #[arg(long, value_name = "DAY")]
+    pub from: Option<String>,
+    /// The last day; default today.
+    #[arg(long, value_name = "DAY")]
+    pub to: Option<String>,
+    /// A row for each day, month, or one for all: day, month, total.
+    #[arg(long, value_name = "TIME")]
+    pub per: Option<String>,
+    /// A row for each user, key, model, tier or node.
+    #[arg(long, value_name = "WHAT")]
+    pub by: Option<String>,
+    /// Only this person.
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only this key.
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only this model.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only this tier.
+    #[arg(long)]
+    pub tier: Option<Tier>,
+    /// Only this node.
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Whose house; default home.
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// Request by request.
+    #[arg(long, conflicts_with_all = ["per", "by"])]
+    pub records: bool,
+    /// Lines for a spreadsheet instead of a table: csv.
+    #[arg(long, value_name = "FORMAT", value_parser = ["csv", "json"])]
+    pub format: Option<String>,
 }
 
 /// `node ...`

@@ -1,15 +1,16 @@
 //! `node invite`, `node list`, `node revoke`.
 
-use config::settings::proxy::Settings;
+use http::Method;
 
 use super::CliError;
 use super::args::{NodeInvite, Output};
 use super::print::{self, Table};
-use super::reach::{Need, Reach};
+use super::reach::Reach;
+use crate::admin::routes::encoded;
 use crate::admin::words::{Invite, InviteOrder, NodeView};
 
 pub(super) async fn invite(
-    settings: &Settings,
+    reach: &mut Reach,
     wanted: NodeInvite,
     output: Output,
 ) -> Result<(), CliError> {
@@ -19,10 +20,9 @@ pub(super) async fn invite(
         expires_secs: Some(wanted.expires.as_secs()),
         tiers: Some(wanted.tier).filter(|tiers| !tiers.is_empty()),
     };
-    let invite: Invite = match Reach::open(settings, Need::Pin).await? {
-        Reach::Running(mut proxy) => proxy.post("/v1/invites", &order).await?,
-        Reach::Alone(operations) => operations.invite(order).await?,
-    };
+    let invite: Invite = reach
+        .send(Method::POST, "/admin/v1/join-tokens", Some(&order))
+        .await?;
     if output == Output::Json {
         return print::json(&invite);
     }
@@ -41,11 +41,8 @@ pub(super) async fn invite(
     ))
 }
 
-pub(super) async fn list(settings: &Settings, output: Output) -> Result<(), CliError> {
-    let nodes: Vec<NodeView> = match Reach::open(settings, Need::Records).await? {
-        Reach::Running(mut proxy) => proxy.get("/v1/nodes").await?,
-        Reach::Alone(operations) => operations.nodes().await?,
-    };
+pub(super) async fn list(reach: &mut Reach, output: Output) -> Result<(), CliError> {
+    let nodes: Vec<NodeView> = reach.all("/admin/v1/nodes").await?;
     if output == Output::Json {
         return print::json(&nodes);
     }
@@ -66,14 +63,10 @@ pub(super) async fn list(settings: &Settings, output: Output) -> Result<(), CliE
     print::line(&table.to_string())
 }
 
-pub(super) async fn revoke(
-    settings: &Settings,
-    node: &str,
-    output: Output,
-) -> Result<(), CliError> {
-    let revoked: NodeView = match Reach::open(settings, Need::Records).await? {
-        Reach::Running(mut proxy) => proxy.post("/v1/nodes/revoke", &node).await?,
-        Reach::Alone(operations) => operations.revoke_node(node).await?,
+pub(super) async fn revoke(reach: &mut Reach, node: &str, output: Output) -> Result<(), CliError> {
+    let revoked: NodeView = {
+        let path = format!("/admin/v1/nodes/{}", encoded(node));
+        reach.delete(&path).await?
     };
     if output == Output::Json {
         return print::json(&revoked);

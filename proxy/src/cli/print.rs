@@ -24,6 +24,32 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     line(&text)
 }
 
+/// Prints text that ends its own lines.
+pub(super) fn raw(text: &str) -> Result<(), CliError> {
+    Ok(write!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// The figures of a plan that are set: `text_per_day 100, tokens_per_day 5000`.
+pub(super) fn figures(plan: &impl Serialize) -> String {
+    let Ok(serde_json::Value::Object(figures)) = serde_json::to_value(plan) else {
+        return String::new();
+    };
+    let set: Vec<String> = figures
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    if set.is_empty() {
+        return "-".to_owned();
+    }
+    set.join(", ")
+}
+
+/// Millionths of a currency as people write them: `1.234567`.
+pub(super) fn money(micros: u64) -> String {
+    format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+}
+
 /// Columns as wide as their widest cell.
 pub(super) struct Table {
     rows: Vec<Vec<String>>,

@@ -4,13 +4,14 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use clap::CommandFactory as _;
 use config::settings::proxy::{Settings, Store};
 use policy::classify::{Ask, Features, Speaker, Thresholds, Turn, classify};
 
 use super::CliError;
-use super::args::Output;
+use super::args::{Cli, Output};
 use super::print;
-use super::reach::{Need, Reach};
+use super::reach::Reach;
 use crate::admin::client::AdminClient;
 use crate::admin::words::Status;
 
@@ -76,11 +77,8 @@ pub(super) fn explain(settings: &Settings, text: &str, output: Output) -> Result
     ))
 }
 
-pub(super) async fn status(settings: &Settings, output: Output) -> Result<(), CliError> {
-    let status: Status = match Reach::open(settings, Need::Records).await? {
-        Reach::Running(mut proxy) => proxy.get("/v1/status").await?,
-        Reach::Alone(operations) => operations.status().await,
-    };
+pub(super) async fn status(reach: &mut Reach, output: Output) -> Result<(), CliError> {
+    let status: Status = reach.get("/admin/v1/status").await?;
     if output == Output::Json {
         return print::json(&status);
     }
@@ -110,11 +108,18 @@ fn uptime(secs: u64) -> String {
     }
 }
 
+/// Completions for a shell.
+pub(super) fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
+    let mut bytes = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hearth-proxy", &mut bytes);
+    print::raw(&String::from_utf8_lossy(&bytes))
+}
+
 /// A proxy that answers at its socket lives.
 pub(super) async fn health(settings: &Settings) -> Result<(), CliError> {
     let ask = async {
         let mut proxy = AdminClient::connect(&settings.server.state_dir).await?;
-        proxy.get::<Status>("/v1/status").await
+        proxy.get::<Status>("/admin/v1/status").await
     };
     let status = tokio::time::timeout(HEALTH_TIMEOUT, ask)
         .await

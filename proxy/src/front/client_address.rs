@@ -24,7 +24,7 @@ impl Subnet {
 /// The client's address: the peer's, unless the peer is trusted to say otherwise.
 pub(crate) fn client_address(peer: IpAddr, trusted: &[Cidr], fields: &[(&str, &[u8])]) -> IpAddr {
     let peer = peer.to_canonical();
-    if !is_trusted(peer, trusted) {
+    if !is_within(peer, trusted) {
         return peer;
     }
     let values = |wanted: &'static str| {
@@ -66,7 +66,7 @@ fn walk<'a>(
             .and_then(parse);
         let Some(next) = parsed else { break };
         address = next.to_canonical();
-        if !is_trusted(address, trusted) {
+        if !is_within(address, trusted) {
             break;
         }
     }
@@ -96,8 +96,9 @@ fn parse_forwarded(element: &str) -> Option<IpAddr> {
     parse_address(quoted.unwrap_or(pair))
 }
 
-fn is_trusted(address: IpAddr, trusted: &[Cidr]) -> bool {
-    trusted.iter().any(|range| contains(range, address))
+/// Whether one of the ranges holds the address.
+pub(super) fn is_within(address: IpAddr, ranges: &[Cidr]) -> bool {
+    ranges.iter().any(|range| contains(range, address))
 }
 
 fn contains(range: &Cidr, address: IpAddr) -> bool {
@@ -220,7 +221,7 @@ mod tests {
             let peer = IpAddr::from(peer);
             let name = if standard { "forwarded" } else { "x-forwarded-for" };
             let found = client_address(peer, &TRUSTED, &[(name, soup.as_bytes())]);
-            if !is_trusted(peer, &TRUSTED) {
+            if !is_within(peer, &TRUSTED) {
                 prop_assert_eq!(found, peer);
             }
         }
@@ -228,7 +229,7 @@ mod tests {
         #[test]
         fn what_stands_left_of_the_first_stranger_is_never_believed(forged in ".{0,60}", real in any::<[u8; 4]>()) {
             let real = IpAddr::from(real);
-            prop_assume!(!is_trusted(real, &TRUSTED));
+            prop_assume!(!is_within(real, &TRUSTED));
             let chain = format!("{forged}, {real}, 10.2.3.4");
             let found = client_address(ip("10.0.0.1"), &TRUSTED, &[("x-forwarded-for", chain.as_bytes())]);
             prop_assert_eq!(found, real);

@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use config::settings::proxy::Cidr;
 use pingora::listeners::{ConnectionFilter, PreTlsProcess};
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, Peek};
 use pingora::{Error, ErrorType};
 
-use super::client_address::Subnet;
-use super::plain;
+use super::client_address::{Subnet, is_within};
+use super::{plain, proxy_protocol};
 
 /// Who is connected, and how often.
 #[derive(Debug)]
@@ -61,6 +62,16 @@ impl Connections {
         open.total < self.max && own < self.per_address_max
     }
 
+    /// A place in the total alone, for a connection whose client is not known yet.
+    fn wait(self: &Arc<Self>) -> Option<Waiting> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.total >= self.max {
+            return None;
+        }
+        open.total += 1;
+        Some(Waiting(Arc::clone(self)))
+    }
+
     /// A seat for as long as it is kept; `None` when all of the address or of the house are taken.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
         let subnet = Subnet::of(address);
@@ -78,6 +89,17 @@ impl Connections {
             connections: Arc::clone(self),
             subnet,
         })
+    }
+}
+
+/// One connection that waits for its PROXY protocol header.
+#[derive(Debug)]
+struct Waiting(Arc<Connections>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.total = open.total.saturating_sub(1);
     }
 }
 
@@ -108,12 +130,29 @@ impl Drop for Seat {
 
 /// Both hooks of the listener: a quick look before anything is spawned, then the seat itself.
 #[derive(Clone, Debug)]
-pub(crate) struct Door(pub(crate) Arc<Connections>);
+pub(crate) struct Door {
+    pub(crate) connections: Arc<Connections>,
+    /// Ranges whose connections begin with a PROXY protocol header.
+    pub(crate) balancers: Arc<[Cidr]>,
+}
+
+/// What hangs on a socket for as long as it lives.
+pub(crate) struct Entrance {
+    _seat: Seat,
+    /// Whose connection it is: the socket's peer, or whom the load balancer named.
+    pub(crate) client: IpAddr,
+}
 
 #[async_trait]
 impl ConnectionFilter for Door {
     async fn should_accept(&self, address: Option<&SocketAddr>) -> bool {
-        address.is_none_or(|address| self.0.has_room(address.ip()))
+        address.is_none_or(|address| {
+            let ip = address.ip().to_canonical();
+            if is_within(ip, &self.balancers) {
+                return self.connections.open() < self.connections.max;
+            }
+            self.connections.has_room(ip)
+        })
     }
 }
 
@@ -126,14 +165,20 @@ impl PreTlsProcess for Door {
         let Some(peer) = peer else {
             return Error::e_explain(ErrorType::AcceptError, "the peer has no address");
         };
-        let Some(seat) = self.0.enter(peer.ip()) else {
+        let client = self.client(stream, peer.ip().to_canonical()).await?;
+        let Some(seat) = self.connections.enter(client) else {
             return Error::e_explain(ErrorType::AcceptError, "too many connections");
         };
         // the one place on a socket where something of ours can live as long as the socket itself
         let status = pingora::http::ResponseHeader::build(200, None)?;
-        stream.set_proxy_digest(ProxyDigest::new(Box::new(status), Some(Box::new(seat))));
+        let entrance = Entrance {
+            _seat: seat,
+            client,
+        };
+        stream.set_proxy_digest(ProxyDigest::new(Box::new(status), Some(Box::new(entrance))));
         let mut first = [0; 1];
-        match tokio::time::timeout(self.0.first_byte, stream.try_peek(&mut first)).await {
+        let patience = self.connections.first_byte;
+        match tokio::time::timeout(patience, stream.try_peek(&mut first)).await {
             Ok(Ok(_)) if plain::is_tls(first[0]) => Ok(()),
             Ok(Ok(_)) => {
                 plain::turn_away(stream).await;
@@ -142,6 +187,29 @@ impl PreTlsProcess for Door {
             Ok(Err(_)) | Err(_) => {
                 Error::e_explain(ErrorType::ConnectionClosed, "silent connection")
             }
+        }
+    }
+}
+
+impl Door {
+    /// Whose connection it is. From the ranges of load balancers a header must come first; from anywhere else none is looked
+    /// for, and one that is there is no TLS.
+    async fn client(&self, stream: &mut L4Stream, peer: IpAddr) -> pingora::Result<IpAddr> {
+        if !is_within(peer, &self.balancers) {
+            return Ok(peer);
+        }
+        // Load balancers have no share of their own, so what waits for their headers is counted here.
+        let Some(_waiting) = self.connections.wait() else {
+            return Error::e_explain(ErrorType::AcceptError, "too many connections");
+        };
+        let header = proxy_protocol::read(stream);
+        match tokio::time::timeout(self.connections.first_byte, header).await {
+            Ok(Ok(named)) => Ok(named.map_or(peer, |named| named.ip().to_canonical())),
+            Ok(Err(error)) => {
+                tracing::warn!(%peer, %error, "a load balancer's connection was closed");
+                Error::e_explain(ErrorType::AcceptError, "no good PROXY protocol header")
+            }
+            Err(_) => Error::e_explain(ErrorType::AcceptError, "a slow PROXY protocol header"),
         }
     }
 }

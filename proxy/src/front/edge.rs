@@ -17,6 +17,7 @@ use policy::refusal::Refusal;
 
 use super::Shared;
 use super::client_address::{Subnet, client_address};
+use super::connections::Entrance;
 use super::decoration::Decoration;
 use super::gate::{Admitted, Candidate, HeadRefusal};
 use super::lifecycle::Counted;
@@ -67,9 +68,15 @@ impl ServerApp for Edge {
         };
         let peer: SocketAddr = inet(digest.peer_addr())?;
         let local = inet(digest.local_addr());
+        // What the door learned before TLS: behind a load balancer the socket's peer is not the client.
+        let entrance = stream.get_proxy_digest();
+        let client = entrance
+            .as_ref()
+            .and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Entrance>())
+            .map_or(peer.ip(), |entrance| entrance.client);
         let connection = Connection {
             shared: Arc::clone(&self.shared),
-            peer: peer.ip(),
+            peer: client,
             loopback: local.is_some_and(|local| self.shared.loopback_listeners.contains(&local)),
         };
         let _tally = self.shared.census.count(Counted::Connection);
@@ -172,6 +179,7 @@ impl Arrival {
             ip: self.ip,
             method: self.admitted.method,
             path: self.admitted.path,
+            query: self.admitted.query,
             headers: self.admitted.headers,
             received_at: self.received_at,
             unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),

@@ -11,7 +11,7 @@ const VALUE_BYTES_MAX: usize = 8 * 1024 + 64;
 const TARGET_BYTES_MAX: usize = 4 * 1024;
 
 /// The fields the gateway may see. Everything else a client says about itself ends here.
-const PASSED: [&str; 14] = [
+const PASSED: [&str; 16] = [
     "accept",
     "anthropic-version",
     "api-key",
@@ -19,17 +19,19 @@ const PASSED: [&str; 14] = [
     "content-length",
     "content-type",
     "idempotency-key",
+    "if-match",
     "if-none-match",
     "origin",
     "traceparent",
     "tracestate",
     "user-agent",
     "x-api-key",
+    "x-hearth-user",
     "x-stainless-retry-count",
 ];
 
 /// Fields that may stand once only: two of them could be read differently by two readers.
-const SINGLE: [&str; 12] = [
+const SINGLE: [&str; 13] = [
     "api-key",
     "authorization",
     "content-encoding",
@@ -41,6 +43,7 @@ const SINGLE: [&str; 12] = [
     "origin",
     "transfer-encoding",
     "x-api-key",
+    "x-hearth-user",
     "x-request-id",
 ];
 
@@ -118,6 +121,8 @@ pub(crate) struct Admitted {
     pub(crate) method: Method,
     /// The raw path, never normalised, without the query.
     pub(crate) path: String,
+    /// What follows the `?`, as sent.
+    pub(crate) query: Option<String>,
     pub(crate) framing: Framing,
     pub(crate) expects_continue: bool,
     /// The client's own request id, if it may be used.
@@ -150,6 +155,7 @@ impl Candidate<'_> {
         Ok(Admitted {
             method,
             path: path.to_owned(),
+            query: self.query(),
             framing,
             expects_continue: self.expects_continue()?,
             request_id: self.request_id(),
@@ -206,8 +212,9 @@ impl Candidate<'_> {
             "HEAD" => Ok(Method::HEAD),
             "POST" => Ok(Method::POST),
             "DELETE" => Ok(Method::DELETE),
+            "PATCH" => Ok(Method::PATCH),
             "OPTIONS" => Ok(Method::OPTIONS),
-            "PUT" | "PATCH" | "TRACE" | "CONNECT" => Err(HeadRefusal::MethodNotAllowed),
+            "PUT" | "TRACE" | "CONNECT" => Err(HeadRefusal::MethodNotAllowed),
             _ => Err(HeadRefusal::MethodUnknown),
         }
     }
@@ -262,6 +269,11 @@ impl Candidate<'_> {
             return Err(HeadRefusal::Malformed("the request target is not a path"));
         }
         Ok(target.split_once('?').map_or(target, |(path, _)| path))
+    }
+
+    fn query(&self) -> Option<String> {
+        let (_, query) = self.target.split_once('?')?;
+        Some(query.to_owned())
     }
 
     fn framing(&self) -> Result<Framing, HeadRefusal> {
@@ -319,7 +331,11 @@ impl Candidate<'_> {
                 headers.append(HeaderName::from_static(passed), value);
             }
         }
-        for secret in [header::AUTHORIZATION, HeaderName::from_static("x-api-key")] {
+        for secret in [
+            header::AUTHORIZATION,
+            HeaderName::from_static("x-api-key"),
+            HeaderName::from_static("api-key"),
+        ] {
             if let Some(value) = headers.get_mut(secret) {
                 value.set_sensitive(true);
             }

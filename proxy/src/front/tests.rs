@@ -5,3 +5,4 @@ mod desync;
 mod ending;
 mod harness;
 mod leaving;
+mod load_balancers;

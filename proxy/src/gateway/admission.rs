@@ -1,20 +1,34 @@
-//! Charges requests: all counters or none, and so many open requests a user. What was charged for nothing goes back. The
-//! arithmetic is policy's, the numbers are the store's.
+//! Charges requests: all counters or none, and so many open requests a user. What was reserved is settled once, when the
+//! guard goes. The arithmetic is policy's, the numbers are the store's.
+
+mod settling;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use config::ids::Tenant;
 use config::settings::proxy::Limits;
+use policy::calendar::Calendar;
 use policy::identity::{Principal, Subject};
-use policy::limit::{Concurrency, Counter, Kind, concurrent_max, counters, ip_counters};
+use policy::limit::{Concurrency, Counter, Decision, Kind};
 use policy::open::OpenRequests;
+use policy::plan::{self, Outcome, Spend};
 use policy::refusal::Refusal;
 
+use self::settling::Settling;
 use super::Call;
 use super::exchange::Exchange;
 use crate::observe::metrics::Metrics;
-use crate::store::{Store, StoreError};
+use crate::store::{Reservation, ReservationId, Settlement, Store, StoreError};
+
+/// A request in progress whose settlement is under way still counts for a moment: so long a new one waits for it.
+const PATIENCE: [Duration; 3] = [
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(60),
+];
 
 /// Who asks for what, and when.
 #[derive(Clone, Copy, Debug)]
@@ -33,34 +47,48 @@ pub struct Asking<'a> {
 pub struct Admission {
     store: Arc<dyn Store>,
     limits: Arc<ArcSwap<Limits>>,
+    /// Days and months as they are now; made again at each midnight.
+    calendar: ArcSwap<Calendar>,
     open: Arc<Mutex<OpenRequests>>,
+    settling: Arc<Settling>,
     metrics: Arc<Metrics>,
 }
 
 impl Admission {
     /// Admits by these limits, which may be swapped while running.
     pub fn new(store: Arc<dyn Store>, limits: Arc<ArcSwap<Limits>>, metrics: Arc<Metrics>) -> Self {
+        let lease = limits.load().lease;
         Self {
+            settling: Arc::new(Settling::new(
+                Arc::clone(&store),
+                Arc::clone(&metrics),
+                lease,
+            )),
             store,
             limits,
+            calendar: ArcSwap::default(),
             open: Arc::default(),
             metrics,
         }
     }
 
-    /// Counts one more open request of the user, until the guard is dropped.
+    /// Counts one more open request of the user in this process, until the guard is dropped: before a body is read, so that
+    /// whoever may have few requests open may not fill the memory with many.
     pub fn enter(
         &self,
         principal: &Principal,
         exchange: &mut Exchange<'_>,
     ) -> Result<OpenRequest, Refusal> {
-        let limit = concurrent_max(principal, &self.limits.load());
+        let limit = plan::concurrent_max(principal, &self.limits.load());
         let subject = principal.subject();
         let (entered, open) = {
             let mut all = lock(&self.open);
             (all.enter(&subject, limit), all.of(&subject))
         };
-        exchange.concurrency(Concurrency { limit, open });
+        exchange.concurrency(Concurrency {
+            limit: u64::from(limit),
+            open: u64::from(open),
+        });
         entered?;
         Ok(OpenRequest {
             open: Arc::clone(&self.open),
@@ -68,60 +96,127 @@ impl Admission {
         })
     }
 
-    /// Charges a request.
+    /// Charges a request without tokens: what it costs is known now.
     pub async fn charge(
         &self,
         asking: Asking<'_>,
         exchange: &mut Exchange<'_>,
-    ) -> Result<Charged, Refusal> {
-        let counters = self.counters(asking);
-        let decision = self.store.admit(&counters, asking.now_unix_ms).await;
+    ) -> Result<Admitted, Refusal> {
+        let spend = Spend {
+            in_progress: asking.kind != Kind::Health,
+            ..Spend::default()
+        };
+        self.reserve(asking, spend, exchange).await
+    }
+
+    /// Reserves all that a request may spend. The guard says how many tokens were granted, and settles when it goes.
+    pub async fn reserve(
+        &self,
+        asking: Asking<'_>,
+        spend: Spend,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<Admitted, Refusal> {
+        let limits = self.limits.load();
+        let counters = self.counters(asking, spend, &limits);
+        // What is never corrected needs no settlement.
+        let is_final = !spend.in_progress && spend.answer.want == 0;
+        let reservation = Reservation {
+            id: ReservationId::random(),
+            tenant: plan::slot(asking.principal.tenant(), &limits),
+            counters,
+            elastic: spend.answer,
+            lease_ms: if is_final { 0 } else { millis(limits.lease) },
+        };
+        drop(limits);
+        let decision = self.decide(&reservation, asking.now_unix_ms).await;
         let decision = decision.map_err(|error| self.store_away(&error))?;
         exchange.limits(decision.states());
         if let Some(refusal) = decision.refusal() {
-            if let Refusal::RateLimited { state, .. } | Refusal::QuotaExceeded { state, .. } =
-                &refusal
-            {
-                self.metrics.limit_rejection(state.name);
-            }
+            self.note(&decision);
             return Err(refusal);
         }
-        Ok(Charged { counters })
+        let Reservation {
+            id,
+            tenant,
+            counters,
+            ..
+        } = reservation;
+        if !is_final {
+            self.settling.opened((id, &tenant), asking.now_unix_ms);
+        }
+        Ok(Admitted {
+            settling: (!is_final).then(|| Arc::clone(&self.settling)),
+            id,
+            tenant,
+            counters,
+            granted: decision.granted(),
+            outcome: Outcome::Unknown,
+            since: (asking.now_unix_ms, Instant::now()),
+        })
+    }
+
+    /// Asks the store; while settlements of requests that have ended are under way, a refusal for too many in progress is not
+    /// the last word.
+    async fn decide(
+        &self,
+        reservation: &Reservation,
+        now_unix_ms: u64,
+    ) -> Result<Decision, StoreError> {
+        let mut decision = self.store.reserve(reservation, now_unix_ms).await?;
+        for wait in PATIENCE {
+            let crowded = matches!(decision.refusal(), Some(Refusal::TooManyOpen { .. }));
+            if !crowded || self.settling.is_idle() {
+                break;
+            }
+            tokio::time::sleep(wait).await;
+            decision = self.store.reserve(reservation, now_unix_ms).await?;
+        }
+        Ok(decision)
+    }
+
+    fn note(&self, decision: &Decision) {
+        if let Decision::Refused {
+            refused, states, ..
+        } = decision
+            && let Some(state) = states.get(*refused)
+        {
+            self.metrics.limit_rejection(state.name);
+        }
     }
 
     /// Reads where the limits stand and charges nothing: a request refused for another reason tells them too.
     pub async fn look(&self, asking: Asking<'_>, exchange: &mut Exchange<'_>) {
-        let counters = self.counters(asking);
-        self.read(counters, asking.now_unix_ms, exchange).await;
+        let limits = self.limits.load();
+        let counters = self.counters(asking, Spend::default(), &limits);
+        let slot = plan::slot(asking.principal.tenant(), &limits);
+        drop(limits);
+        self.read((slot, counters), asking.now_unix_ms, exchange)
+            .await;
     }
 
     /// The same for somebody unknown: only the address has limits yet. The guard bounds how often this is asked.
     pub async fn look_at_address(&self, call: &Call, exchange: &mut Exchange<'_>) {
-        let counters = ip_counters(call.ip, Kind::Text, &self.limits.load());
-        self.read(counters, call.unix_ms, exchange).await;
+        let limits = self.limits.load();
+        let tenant = Tenant::default();
+        let counters = plan::ip_counters(call.ip, Kind::Text, &limits, &tenant);
+        let slot = plan::slot(&tenant, &limits);
+        drop(limits);
+        self.read((slot, counters), call.unix_ms, exchange).await;
     }
 
     async fn read(
         &self,
-        mut counters: Vec<Counter>,
+        (slot, mut counters): (Tenant, Vec<Counter>),
         now_unix_ms: u64,
         exchange: &mut Exchange<'_>,
     ) {
         for counter in &mut counters {
             counter.cost = 0;
         }
-        match self.store.admit(&counters, now_unix_ms).await {
+        match self.store.look(&slot, &counters, now_unix_ms).await {
             Ok(decision) => exchange.limits(decision.states()),
             // The answer is an error already; without these headers it is still right.
             Err(error) => self.metrics.store_error(error.label()),
-        }
-    }
-
-    /// Gives back what was charged for a request that nobody answered.
-    pub async fn give_back(&self, charged: &Charged, now_unix_ms: u64) {
-        if let Err(error) = self.store.give_back(&charged.counters, now_unix_ms).await {
-            self.metrics.store_error(error.label());
-            tracing::warn!(%error, "a request that was not answered stays charged");
         }
     }
 
@@ -130,14 +225,32 @@ impl Admission {
         self.limits.load().max_tokens_default
     }
 
-    fn counters(&self, asking: Asking<'_>) -> Vec<Counter> {
+    /// Waits until every settlement is in the store, so long; for the end of the process.
+    pub async fn flush(&self, patience: Duration) {
+        self.settling.flush(patience).await;
+    }
+
+    fn counters(&self, asking: Asking<'_>, spend: Spend, limits: &Limits) -> Vec<Counter> {
         let Asking {
             principal,
             ip,
             kind,
             now_unix_ms,
         } = asking;
-        counters(principal, ip, kind, &self.limits.load(), now_unix_ms)
+        let mut calendar = self.calendar.load_full();
+        if !calendar.holds(now_unix_ms) {
+            calendar = Arc::new(Calendar::new(limits, now_unix_ms));
+            self.calendar.store(Arc::clone(&calendar));
+        }
+        plan::counters(&plan::Asking {
+            principal,
+            ip,
+            kind,
+            spend,
+            limits,
+            calendar: &calendar,
+            now_unix_ms,
+        })
     }
 
     fn store_away(&self, error: &StoreError) -> Refusal {
@@ -147,10 +260,55 @@ impl Admission {
     }
 }
 
-/// What a request was charged to.
+/// What a request was charged to. Settles once, when it is dropped: as served or given back if that was said, and as all that
+/// was granted if nothing was.
 #[derive(Debug)]
-pub struct Charged {
+pub struct Admitted {
+    /// `None`: the charge is final.
+    settling: Option<Arc<Settling>>,
+    id: ReservationId,
+    tenant: Tenant,
     counters: Vec<Counter>,
+    granted: u64,
+    outcome: Outcome,
+    /// When it was admitted, on the clock of the calls and on one that never jumps.
+    since: (u64, Instant),
+}
+
+impl Admitted {
+    /// Tokens that the answer may have.
+    pub const fn granted(&self) -> u64 {
+        self.granted
+    }
+
+    /// How the request ended, as far as is known; the last word counts.
+    pub const fn ended(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+
+    /// Nobody answered, through no fault of the caller: all goes back.
+    pub const fn give_back(&mut self) {
+        self.outcome = Outcome::GivenBack;
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let Some(settling) = self.settling.take() else {
+            return;
+        };
+        let counters = std::mem::take(&mut self.counters);
+        let spent = plan::spent(&counters, self.granted, &self.outcome);
+        let settlement = Settlement {
+            id: self.id,
+            tenant: self.tenant.clone(),
+            counters,
+            spent,
+            entry: None,
+        };
+        let (at, since) = self.since;
+        settling.settle(settlement, at.saturating_add(millis(since.elapsed())));
+    }
 }
 
 /// One open request of a user.
@@ -168,4 +326,8 @@ impl Drop for OpenRequest {
 
 fn lock(open: &Mutex<OpenRequests>) -> MutexGuard<'_, OpenRequests> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use config::tier::Tier;
 use config::wire::chat::{Content, Message, Part};
-use config::wire::valid::{Invalid, Prompt, ValidChat, ValidCompletion};
+use config::wire::valid::{AskKind, Invalid, Prompt, ValidAsk, ValidChat, ValidCompletion};
 use http::{HeaderMap, header};
 use policy::classify::{Features, Thresholds, Verdict, classify};
 use policy::limit;
 use policy::refusal::Refusal;
-use policy::route::Needs;
+use policy::route::{Craft, Needs};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
@@ -53,7 +53,7 @@ impl Reader {
         check_media_type(headers)?;
         let limit = match surface {
             Surface::Chat => self.media_max,
-            Surface::Completion => self.text_max,
+            Surface::Completion | Surface::Other(_) => self.text_max,
         };
         let announced = content_length(headers);
         if announced.is_some_and(|bytes| bytes > limit) {
@@ -132,13 +132,15 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         .ok()
 }
 
-/// A checked request for tokens, of either surface.
+/// A checked request, of any surface.
 #[derive(Debug)]
 pub enum Inference {
     /// `/v1/chat/completions`
     Chat(Box<ValidChat>),
     /// `/v1/completions`
     Completion(Box<ValidCompletion>),
+    /// Vectors and the like.
+    Other(Box<ValidAsk>),
 }
 
 impl Inference {
@@ -148,6 +150,18 @@ impl Inference {
             Surface::Chat => ValidChat::parse(bytes).map(|chat| Self::Chat(Box::new(chat))),
             Surface::Completion => ValidCompletion::parse(bytes)
                 .map(|completion| Self::Completion(Box::new(completion))),
+            Surface::Other(kind) => {
+                ValidAsk::parse(kind, bytes).map(|ask| Self::Other(Box::new(ask)))
+            }
+        }
+    }
+
+    /// The end user whom a trusted front end names.
+    pub fn end_user(&self) -> Option<&str> {
+        match self {
+            Self::Chat(chat) => chat.user.as_deref(),
+            Self::Completion(completion) => completion.user.as_deref(),
+            Self::Other(ask) => ask.user.as_deref(),
         }
     }
 
@@ -156,6 +170,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => chat.kind().into(),
             Self::Completion(completion) => completion.kind().into(),
+            Self::Other(_) => limit::Kind::Text,
         }
     }
 
@@ -164,6 +179,15 @@ impl Inference {
         match self {
             Self::Chat(chat) => Needs::of(chat),
             Self::Completion(_) => Needs::default(),
+            Self::Other(ask) => Needs {
+                craft: match ask.kind {
+                    AskKind::Embeddings => Craft::Embedding,
+                    AskKind::Rerank => Craft::Rerank,
+                    AskKind::Infill | AskKind::ApplyTemplate => Craft::Text,
+                    AskKind::Tokenize | AskKind::Detokenize => Craft::Any,
+                },
+                ..Needs::default()
+            },
         }
     }
 
@@ -172,6 +196,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => (Some(chat.model.as_str()), chat.tier),
             Self::Completion(completion) => (Some(completion.model.as_str()), completion.tier),
+            Self::Other(ask) => (Some(ask.model.as_str()), ask.tier),
         }
     }
 
@@ -180,6 +205,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => chat.stream,
             Self::Completion(completion) => completion.stream,
+            Self::Other(_) => false,
         }
     }
 
@@ -188,6 +214,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => chat.include_usage(),
             Self::Completion(completion) => completion.include_usage(),
+            Self::Other(_) => false,
         }
     }
 
@@ -196,6 +223,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => chat.unknown.count,
             Self::Completion(completion) => completion.unknown.count,
+            Self::Other(ask) => ask.unknown.count,
         }
     }
 
@@ -204,6 +232,24 @@ impl Inference {
         match self {
             Self::Chat(_) => "/v1/chat/completions",
             Self::Completion(_) => "/v1/completions",
+            Self::Other(ask) => ask.kind.path(),
+        }
+    }
+
+    /// The member that every whole answer of a node has.
+    pub fn answer_key(&self) -> &'static str {
+        match self {
+            Self::Chat(_) | Self::Completion(_) => "choices",
+            Self::Other(ask) => ask.kind.answer_key(),
+        }
+    }
+
+    /// Whether another model can answer in place of the one that was named: never where numbers of one model mean nothing beside
+    /// those of another.
+    pub fn may_change_model(&self) -> bool {
+        match self {
+            Self::Chat(_) | Self::Completion(_) => true,
+            Self::Other(ask) => ask.model == "auto" && ask.tier.is_none(),
         }
     }
 
@@ -212,6 +258,7 @@ impl Inference {
         let prefix = match self {
             Self::Chat(_) => "chatcmpl",
             Self::Completion(_) => "cmpl",
+            Self::Other(ask) => ask.kind.label(),
         };
         format!("{prefix}-{:032x}", rand::random::<u128>())
     }
@@ -221,6 +268,7 @@ impl Inference {
         match self {
             Self::Chat(chat) => chat.to_node_body(),
             Self::Completion(completion) => completion.to_node_body(),
+            Self::Other(ask) => ask.to_node_body(),
         }
     }
 
@@ -228,7 +276,11 @@ impl Inference {
     pub fn prompt_bytes(&self) -> u64 {
         let bytes: usize = match self {
             Self::Chat(chat) => chat.messages.iter().map(message_bytes).sum(),
-            Self::Completion(completion) => completion.prompts.iter().map(prompt_bytes).sum(),
+            Self::Completion(completion) => {
+                let suffix = completion.suffix.as_ref().map_or(0, String::len);
+                completion.prompts.iter().map(prompt_bytes).sum::<usize>() + suffix
+            }
+            Self::Other(ask) => ask.text_bytes,
         };
         bytes as u64
     }
@@ -238,6 +290,8 @@ impl Inference {
         let features = match self {
             Self::Chat(chat) => Features::of(chat),
             Self::Completion(completion) => Features::of_completion(completion),
+            // What it costs does not depend on what it says.
+            Self::Other(_) => Features::default(),
         };
         classify(&features, thresholds)
     }

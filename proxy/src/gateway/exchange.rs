@@ -9,7 +9,9 @@ use policy::refusal::Refusal;
 use tokio::time::Instant;
 
 use super::Call;
+use super::operation::ADMIN;
 use super::reply::{self, ReplyContext};
+use crate::admin::api;
 use crate::front::sink::{BodyError, ClientGone, ClientSink};
 
 /// Why a request ended before its answer was whole.
@@ -88,6 +90,11 @@ impl<'a> Exchange<'a> {
     /// The user's open requests, for the same headers.
     pub const fn concurrency(&mut self, concurrency: Concurrency) {
         self.concurrency = Some(concurrency);
+    }
+
+    /// The limits as they were last looked at.
+    pub fn states(&self) -> &[CounterState] {
+        &self.states
     }
 
     /// Whether the limits were looked at.
@@ -233,7 +240,12 @@ impl<'a> Exchange<'a> {
             request_id: self.record.request_id.clone(),
             limit_headers,
         };
-        let (status, headers, body) = reply::refuse(refusal, &context);
+        let (status, mut headers, mut body) = reply::refuse(refusal, &context);
+        if self.record.route == ADMIN {
+            let told = api::told(status, &refusal.to_string(), &context.request_id);
+            headers.extend(told.headers);
+            body = told.body;
+        }
         self.reply(status, headers, body).await
     }
 

@@ -81,9 +81,10 @@ pub async fn page_config(exchange: &mut Exchange<'_>, auth: &Auth) -> Result<(),
 
 fn has_ready_tier(fleet: &Fleet) -> bool {
     fleet.with(|router| {
-        router.registry().backends().any(|backend| {
-            backend.tier.state == config::wire::node::TierState::Ready && !backend.node.draining
-        })
+        router
+            .registry()
+            .backends()
+            .any(|backend| backend.tier.state.answers() && !backend.node.draining)
     })
 }
 

@@ -1,8 +1,13 @@
-//! The route table: which method and path mean which operation, and what each operation demands. A route without a
-//! stated policy cannot be written: `policy` matches every operation. Never reads a header or a body.
+//! The route table: which method and path mean which operation, and what each operation demands. A route without a stated
+//! policy cannot be written: a line of the table needs an operation, and every operation is open or has a scope. Never reads a
+//! header or a body.
 
+use config::wire::valid::AskKind;
 use http::Method;
 use policy::identity::Scope;
+
+/// The word for everything under `/admin/v1`, whose errors are told as RFC 9457 has it.
+pub const ADMIN: &str = "admin";
 
 /// What a client can ask for. Which half an operation is in says whether a stranger may ask.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,6 +42,8 @@ pub enum Open {
 pub enum Closed {
     /// Runs a model: charged as text or media, once the body says which.
     Ask(Surface),
+    /// `/admin/v1/...`: which path and method mean what is the table of `admin::routes`.
+    Admin,
     /// Runs nothing: charged to the counters for health and lists.
     Look(Look),
 }
@@ -48,6 +55,8 @@ pub enum Surface {
     Chat,
     /// `POST /v1/completions`
     Completion,
+    /// Vectors, ranks, tokens, a rendered prompt, the middle of a text.
+    Other(AskKind),
 }
 
 /// What can be looked at.
@@ -61,14 +70,21 @@ pub enum Look {
     Health,
     /// `GET /metrics`
     Metrics,
+    /// `GET /api/user`: who asks, and what is left.
+    Profile,
+    /// `GET /v1/usage`, `GET /api/user/usage`: what the caller used.
+    Usage,
 }
 
 impl Closed {
     /// The scope that the credential must have.
     pub const fn scope(&self) -> Scope {
         match self {
-            Self::Ask(Surface::Chat | Surface::Completion) => Scope::Inference,
-            Self::Look(Look::Models | Look::Model(_) | Look::Health) => Scope::Models,
+            Self::Ask(Surface::Chat | Surface::Completion | Surface::Other(_)) => Scope::Inference,
+            Self::Look(
+                Look::Models | Look::Model(_) | Look::Health | Look::Profile | Look::Usage,
+            ) => Scope::Models,
+            Self::Admin => Scope::Admin,
             Self::Look(Look::Metrics) => Scope::Metrics,
         }
     }
@@ -80,10 +96,14 @@ impl Operation {
         match self {
             Self::Closed(Closed::Ask(Surface::Chat)) => "chat_completions",
             Self::Closed(Closed::Ask(Surface::Completion)) => "completions",
+            Self::Closed(Closed::Ask(Surface::Other(kind))) => kind.label(),
             Self::Closed(Closed::Look(Look::Models)) => "models",
             Self::Closed(Closed::Look(Look::Model(_))) => "model",
             Self::Closed(Closed::Look(Look::Health)) => "health",
             Self::Closed(Closed::Look(Look::Metrics)) => "metrics",
+            Self::Closed(Closed::Look(Look::Profile)) => "profile",
+            Self::Closed(Closed::Look(Look::Usage)) => "usage",
+            Self::Closed(Closed::Admin) => ADMIN,
             Self::Open(Open::Alive) => "healthz",
             Self::Open(Open::Ready) => "readyz",
             Self::Open(Open::Page(_)) => "page",
@@ -95,14 +115,25 @@ impl Operation {
     }
 
     /// The methods it answers, as in `Allow`.
-    const fn allow(&self) -> &'static str {
+    pub const fn allow(&self) -> &'static str {
         match self {
             Self::Closed(Closed::Ask(_)) => "POST, OPTIONS",
             Self::Open(Open::NodeNonce | Open::NodeEnroll | Open::NodeRegister) => "POST, OPTIONS",
+            Self::Closed(Closed::Admin) => "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
             Self::Closed(Closed::Look(_)) => "GET, HEAD, OPTIONS",
             Self::Open(Open::Alive | Open::Ready | Open::Page(_) | Open::PageConfig) => {
                 "GET, HEAD, OPTIONS"
             }
+        }
+    }
+
+    /// The operation about what the path names.
+    fn about(self, id: &str) -> Self {
+        match self {
+            Self::Closed(Closed::Look(Look::Model(_))) => {
+                Self::Closed(Closed::Look(Look::Model(model_id(id))))
+            }
+            other @ (Self::Open(_) | Self::Closed(_)) => other,
         }
     }
 
@@ -150,63 +181,115 @@ pub fn resolve(method: &Method, path: &str, is_page_file: impl Fn(&str) -> bool)
     }
 }
 
+/// Every path that is ours and what it means; the chat page's files come besides. `{id}` stands for the rest of the path.
+/// Whoever adds a line says with the operation who may ask: there is no line without. Paths under `/v1` that take a credential
+/// are found without it too: clients disagree on whether their base URL ends in `/v1`.
+static ROUTES: [(&str, Operation); 23] = [
+    ("/admin/v1/{id}", Operation::Closed(Closed::Admin)),
+    ("/api/user", Operation::Closed(Closed::Look(Look::Profile))),
+    (
+        "/api/user/usage",
+        Operation::Closed(Closed::Look(Look::Usage)),
+    ),
+    ("/v1/usage", Operation::Closed(Closed::Look(Look::Usage))),
+    ("/healthz", Operation::Open(Open::Alive)),
+    ("/readyz", Operation::Open(Open::Ready)),
+    ("/config.json", Operation::Open(Open::PageConfig)),
+    ("/v1/nodes/nonce", Operation::Open(Open::NodeNonce)),
+    ("/v1/nodes/enroll", Operation::Open(Open::NodeEnroll)),
+    ("/v1/nodes/register", Operation::Open(Open::NodeRegister)),
+    ("/metrics", Operation::Closed(Closed::Look(Look::Metrics))),
+    (
+        "/v1/chat/completions",
+        Operation::Closed(Closed::Ask(Surface::Chat)),
+    ),
+    (
+        "/v1/completions",
+        Operation::Closed(Closed::Ask(Surface::Completion)),
+    ),
+    (
+        "/v1/embeddings",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::Embeddings))),
+    ),
+    (
+        "/v1/rerank",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::Rerank))),
+    ),
+    (
+        "/v1/infill",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::Infill))),
+    ),
+    (
+        "/v1/tokenize",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::Tokenize))),
+    ),
+    (
+        "/v1/detokenize",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::Detokenize))),
+    ),
+    (
+        "/v1/apply-template",
+        Operation::Closed(Closed::Ask(Surface::Other(AskKind::ApplyTemplate))),
+    ),
+    ("/v1/models", Operation::Closed(Closed::Look(Look::Models))),
+    (
+        "/v1/models/{id}",
+        Operation::Closed(Closed::Look(Look::Model(String::new()))),
+    ),
+    ("/health", Operation::Closed(Closed::Look(Look::Health))),
+    ("/v1/health", Operation::Closed(Closed::Look(Look::Health))),
+];
+/// The rest of a path.
+const ID: &str = "{id}";
+
+/// Every path with its operation, for tests that walk them all.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static Operation)> {
+    ROUTES.iter().map(|(path, operation)| (*path, operation))
+}
+
 fn operation_of(path: &str, is_page_file: impl Fn(&str) -> bool) -> Option<Operation> {
-    if let Some(open) = open_operation(path) {
-        return Some(Operation::Open(open));
-    }
-    if let Some(closed) = closed_operation(path) {
-        return Some(Operation::Closed(closed));
-    }
-    is_page_file(path).then(|| Operation::Open(Open::Page(path.to_owned())))
+    ROUTES
+        .iter()
+        .find_map(|(known, operation)| matched(known, operation, path))
+        .or_else(|| is_page_file(path).then(|| Operation::Open(Open::Page(path.to_owned()))))
 }
 
-fn open_operation(path: &str) -> Option<Open> {
-    match path {
-        "/healthz" => Some(Open::Alive),
-        "/readyz" => Some(Open::Ready),
-        "/config.json" => Some(Open::PageConfig),
-        "/v1/nodes/nonce" => Some(Open::NodeNonce),
-        "/v1/nodes/enroll" => Some(Open::NodeEnroll),
-        "/v1/nodes/register" => Some(Open::NodeRegister),
-        _ => None,
-    }
-}
-
-fn closed_operation(path: &str) -> Option<Closed> {
-    if path == "/metrics" {
-        return Some(Closed::Look(Look::Metrics));
-    }
-    // Clients disagree on whether their base URL ends in /v1.
-    let rest = path.strip_prefix("/v1").unwrap_or(path);
-    match rest {
-        "/chat/completions" => Some(Closed::Ask(Surface::Chat)),
-        "/completions" => Some(Closed::Ask(Surface::Completion)),
-        "/models" => Some(Closed::Look(Look::Models)),
-        "/health" => Some(Closed::Look(Look::Health)),
-        _ => rest
-            .strip_prefix("/models/")
-            .filter(|id| !id.is_empty())
-            .map(|id| Closed::Look(Look::Model(model_id(id)))),
-    }
+fn matched(known: &str, operation: &Operation, path: &str) -> Option<Operation> {
+    let bare = match operation {
+        Operation::Open(_) => None,
+        Operation::Closed(_) => known.strip_prefix("/v1"),
+    };
+    let Some(known) = known.strip_suffix(ID) else {
+        return (path == known || Some(path) == bare).then(|| operation.clone());
+    };
+    let bare = bare.and_then(|bare| bare.strip_suffix(ID));
+    let id = path
+        .strip_prefix(known)
+        .or_else(|| path.strip_prefix(bare?))
+        .filter(|id| !id.is_empty())?;
+    Some(operation.clone().about(id))
 }
 
 /// The path a client most likely meant, for the message of a 404.
 fn nearest(path: &str) -> &'static str {
-    const PATHS: [&str; 5] = [
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/models",
-        "/health",
-        "/v1/nodes/register",
-    ];
+    let known = || {
+        ROUTES
+            .iter()
+            .map(|(path, _)| *path)
+            .filter(|path| !path.ends_with(ID))
+    };
     // Longer than any of ours can match: the rest of a long path tells nothing.
     let asked: String = path.trim_end_matches('/').chars().take(64).collect();
     let asked = asked.replace("//", "/");
-    if let Some(begun) = PATHS.into_iter().find(|known| known.starts_with(&asked)) {
+    // What begins so and asks a model is meant more often than what begins so and looks at something.
+    let begun = || known().filter(|path| path.starts_with(&asked));
+    if let Some(begun) = begun()
+        .find(|path| path.starts_with("/v1/chat"))
+        .or_else(|| begun().min_by_key(|path| path.len()))
+    {
         return begun;
     }
-    PATHS
-        .into_iter()
+    known()
         .min_by_key(|known| distance(&asked, known))
         .unwrap_or("/v1/chat/completions")
 }

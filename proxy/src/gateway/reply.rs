@@ -142,10 +142,14 @@ fn body(refusal: &Refusal) -> ErrorBody {
     if let Some(wait) = refusal.retry_after() {
         body = body.with("retry_after_s", seconds_up(wait));
     }
-    if let Refusal::RateLimited { state, .. } | Refusal::QuotaExceeded { state, .. } = refusal {
+    if let Refusal::RateLimited { state, .. }
+    | Refusal::QuotaExceeded { state, .. }
+    | Refusal::NeverFits { state } = refusal
+    {
         body = body
             .with("limit", state.limit)
-            .with("limit_name", state.name);
+            .with("limit_name", state.name.to_string())
+            .with("remaining", state.remaining);
     }
     if let Refusal::TooManyOpen { limit } = refusal {
         body = body.with("limit", *limit).with("limit_name", "concurrency");
@@ -193,7 +197,7 @@ fn face(refusal: &Refusal) -> Face {
             CALLER,
             "header_too_large",
         ),
-        Refusal::QuotaExceeded { .. } => (
+        Refusal::QuotaExceeded { .. } | Refusal::NeverFits { .. } => (
             StatusCode::TOO_MANY_REQUESTS,
             "insufficient_quota",
             "insufficient_quota",

@@ -6,5 +6,6 @@ mod hostile;
 mod house;
 mod limits;
 mod node;
+mod routes;
 mod stream;
 mod whole;

@@ -28,6 +28,8 @@ mod places;
 const BODY_MAX: usize = 64 * 1024;
 /// Between the start of a request and its end; also the longest a connection may idle.
 const CONNECTION_IDLE_MAX: Duration = Duration::from_mins(1);
+/// Other names of one model.
+const ALIASES_MAX: usize = 16;
 /// Characters of a text in a report that somebody may see.
 const TEXT_MAX: usize = 200;
 
@@ -192,6 +194,8 @@ fn allowed(mut report: Report, member: &Member) -> Report {
             ] {
                 shorten(text);
             }
+            model.aliases.truncate(ALIASES_MAX);
+            model.aliases.iter_mut().for_each(shorten);
             model.modalities.truncate(8);
             model.modalities.iter_mut().for_each(shorten);
         }

@@ -278,6 +278,7 @@ fn ready(node_id: &str, seq: u64, tiers: &[Tier]) -> Report {
         reason: None,
         model: Some(ModelReport {
             id: format!("tiny-{tier}"),
+            aliases: Vec::new(),
             file_sha256: String::new(),
             size_bytes: 1,
             n_ctx: 512,

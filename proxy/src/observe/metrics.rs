@@ -4,6 +4,7 @@
 mod labels;
 
 use std::fmt;
+use std::fmt::Display;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
@@ -359,9 +360,11 @@ impl Metrics {
     }
 
     /// A limit or quota refused; `policy` is its name in the headers, e.g. `text-min`.
-    pub fn limit_rejection(&self, policy: &'static str) {
+    pub fn limit_rejection(&self, policy: impl Display) {
         self.limit_rejections
-            .get_or_create(&PolicyLabel { policy })
+            .get_or_create(&PolicyLabel {
+                policy: policy.to_string(),
+            })
             .inc();
     }
 

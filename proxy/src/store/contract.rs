@@ -1,20 +1,19 @@
 //! What every store must do, run against each of them.
 
-use std::net::{IpAddr, Ipv4Addr};
+pub(crate) mod counting;
+
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use config::ids::{KeyId, NodeId, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
-use policy::gcra::Rate;
-use policy::identity::Scope;
-use policy::limit::{Counter, Decision, Rule};
-use policy::quota::Day;
 
 use super::embedded::Embedded;
 use super::redis::tests::RedisServer;
 use super::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, SecretHash, Store};
+
+pub(crate) use counting::{day, minute};
 
 const PEPPER: [u8; 32] = [7; 32];
 
@@ -23,46 +22,17 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap()
 }
 
-pub(crate) fn minute(key: &str, limit: u32) -> Counter {
-    Counter {
-        key: key.into(),
-        name: "text-min",
-        rule: Rule::Gcra(Rate {
-            limit,
-            period_ms: 60_000,
-        }),
-        cost: 1,
-    }
-}
-
-pub(crate) fn day(subject: &str, limit: u32, now_ms: u64) -> Counter {
-    let day = Day::at(limit, now_ms);
-    Counter {
-        key: format!("{subject}:text-day:{}", day.day),
-        name: "text-day",
-        rule: Rule::Day(day),
-        cost: 1,
-    }
-}
-
 pub(crate) fn api_key(id: &str) -> KeyRecord {
+    let hash = SecretHash::of(&PEPPER, "secret");
     KeyRecord {
-        id: KeyId::new(id),
-        secret_hash: SecretHash::of(&PEPPER, "secret"),
-        admin: false,
         name: "laptop".into(),
-        owner: UserId::new("ada"),
-        scopes: Scope::CLIENT.to_vec(),
         tiers: Some(vec![Tier::Fast]),
-        models: None,
         plan: Plan {
             text_per_day: Some(5),
             ..Plan::default()
         },
-        created_unix: 100,
         expires_unix: Some(2_000),
-        last_used_unix: None,
-        revoked_unix: None,
+        ..KeyRecord::plain(KeyId::new(id), hash, UserId::new("ada"), 100)
     }
 }
 
@@ -103,156 +73,7 @@ fn node(id: &str) -> NodeRecord {
     }
 }
 
-fn admitted(decision: &Decision) -> bool {
-    matches!(decision, Decision::Admitted { .. })
-}
-
-/// Runs a check against a fresh store of each kind.
-async fn each_store(check: impl AsyncFn(Arc<dyn Store>)) {
-    let folder = tempfile::tempdir().unwrap();
-    check(Arc::new(Embedded::open(folder.path()).unwrap())).await;
-    let server = RedisServer::start().await;
-    check(server.store().await).await;
-}
-
-#[tokio::test]
-async fn a_limit_admits_exactly_its_units_and_names_the_one_that_refused() {
-    each_store(async |store| {
-        let now = now_ms();
-        let counters = [minute("u:a:text-min", 3), day("u:a", 100, now)];
-        for left in [2, 1, 0] {
-            let decision = store.admit(&counters, now).await.unwrap();
-            assert!(admitted(&decision));
-            assert_eq!(decision.states()[0].remaining, left);
-            assert_eq!(decision.states()[1].remaining, 97 + left);
-        }
-        let Decision::Refused {
-            refused,
-            retry_after,
-            states,
-        } = store.admit(&counters, now).await.unwrap()
-        else {
-            panic!("the fourth of three was admitted");
-        };
-        assert_eq!((refused, states[0].remaining), (0, 0));
-        assert!(retry_after <= Duration::from_secs(20) && retry_after > Duration::from_secs(15));
-        assert_eq!(states[1].remaining, 97, "a refusal charges nothing");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_refusal_of_one_counter_charges_none_of_the_others() {
-    each_store(async |store| {
-        let now = now_ms();
-        let (full, other) = (minute("u:full", 1), minute("u:other", 2));
-        assert!(admitted(
-            &store.admit(std::slice::from_ref(&full), now).await.unwrap()
-        ));
-        for _ in 0..5 {
-            let both = [other.clone(), full.clone()];
-            assert!(!admitted(&store.admit(&both, now).await.unwrap()));
-        }
-        let alone = store
-            .admit(std::slice::from_ref(&other), now)
-            .await
-            .unwrap();
-        assert_eq!(alone.states()[0].remaining, 1);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_parallel_admissions_admit_exactly_the_limit() {
-    each_store(async |store| {
-        let now = now_ms();
-        let tasks: Vec<_> = (0..1_000)
-            .map(|_| {
-                let store = Arc::clone(&store);
-                let counters = [day("u:crowd", 137, now), minute("i:crowd", 100_000)];
-                tokio::spawn(async move { store.admit(&counters, now).await.unwrap() })
-            })
-            .collect();
-        let mut granted = 0;
-        for task in tasks {
-            granted += u32::from(admitted(&task.await.unwrap()));
-        }
-        assert_eq!(granted, 137);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_new_day_is_a_new_budget() {
-    each_store(async |store| {
-        let today = now_ms();
-        let tomorrow = today + 86_400_000;
-        for (now, want) in [
-            (today, true),
-            (today, false),
-            (tomorrow, true),
-            (tomorrow, false),
-        ] {
-            let decision = store.admit(&[day("u:d", 1, now)], now).await.unwrap();
-            assert_eq!(admitted(&decision), want);
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn what_was_given_back_can_be_used_again_and_never_more() {
-    each_store(async |store| {
-        let now = now_ms();
-        let counters = [minute("u:g", 2), day("u:g", 2, now)];
-        store.give_back(&counters, now).await.unwrap();
-        assert!(admitted(&store.admit(&counters, now).await.unwrap()));
-        assert!(admitted(&store.admit(&counters, now).await.unwrap()));
-        assert!(!admitted(&store.admit(&counters, now).await.unwrap()));
-        store.give_back(&counters, now).await.unwrap();
-        assert!(admitted(&store.admit(&counters, now).await.unwrap()));
-        assert!(!admitted(&store.admit(&counters, now).await.unwrap()));
-        for _ in 0..5 {
-            store.give_back(&counters, now).await.unwrap();
-        }
-        assert!(admitted(&store.admit(&counters, now).await.unwrap()));
-        assert!(admitted(&store.admit(&counters, now).await.unwrap()));
-        assert!(!admitted(&store.admit(&counters, now).await.unwrap()));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn no_counters_are_always_admitted() {
-    each_store(async |store| {
-        assert!(admitted(&store.admit(&[], now_ms()).await.unwrap()));
-        store.give_back(&[], now_ms()).await.unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn policy_counters_fit_the_store() {
-    each_store(async |store| {
-        let principal = policy::identity::Principal::person(
-            UserId::new("https://issuer|na:me*\r\n\"{}"),
-            Plan::default(),
-        );
-        let limits = limits();
-        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let now = now_ms();
-        let counters =
-            policy::limit::counters(&principal, ip, policy::limit::Kind::Text, &limits, now);
-        let mut granted = 0;
-        for _ in 0..40 {
-            granted += u32::from(admitted(&store.admit(&counters, now).await.unwrap()));
-        }
-        assert_eq!(granted, 30);
-    })
-    .await;
-}
-
-fn limits() -> config::settings::proxy::Limits {
+pub(crate) fn limits() -> config::settings::proxy::Limits {
     let minute = config::settings::proxy::PerMinute {
         text: 30,
         media: 10,
@@ -265,11 +86,26 @@ fn limits() -> config::settings::proxy::Limits {
         per_user: minute,
         text_per_day: 100,
         media_per_day: 20,
+        stored_bytes: 500_000_000,
         concurrent_per_user: 16,
         max_tokens_default: 2_048,
         table_max: 100_000,
+        lease: std::time::Duration::from_mins(1),
+        time_zone: config::settings::proxy::Zone::default(),
+        everyone: Plan::default(),
+        service: None,
         plans: std::collections::BTreeMap::new(),
+        groups: std::collections::BTreeMap::new(),
+        tenants: std::collections::BTreeMap::new(),
     }
+}
+
+/// Runs a check against a fresh store of each kind.
+pub(crate) async fn each_store(check: impl AsyncFn(Arc<dyn Store>)) {
+    let folder = tempfile::tempdir().unwrap();
+    check(Arc::new(Embedded::open(folder.path()).unwrap())).await;
+    let server = RedisServer::start().await;
+    check(server.store().await).await;
 }
 
 #[tokio::test]

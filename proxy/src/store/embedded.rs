@@ -1,7 +1,15 @@
-//! The store of a single proxy: a redb file in the state directory. Counters are decided in memory and written together at
-//! least once a second, so a crash forgets at most [`COUNTERS_LOST_MAX`] of counting; keys, join tokens, nodes and secrets are
-//! on disk before their call returns. One thread owns the file; its queue is bounded.
+//! The store of a single proxy: a redb file in the state directory. One thread writes it; its queue is bounded.
+//!
+//! Counters and reservations are decided in memory and written together [`COMMIT_EVERY`] after the first change. A settlement
+//! returns when it is on disk, so whatever was acknowledged as settled survives `kill -9`. What such a crash can lose is the
+//! last [`COMMIT_EVERY`] of admissions and of settlements that nobody was told of. An admission whose settlement was lost
+//! stays charged until its lease passes after the restart. Keys, join tokens, nodes and secrets are on disk before their
+//! call returns.
 
+mod backup;
+mod counters;
+mod ledger;
+mod record_calls;
 mod records;
 mod worker;
 
@@ -10,34 +18,79 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use config::ids::{KeyId, NodeId};
-use config::secret::Secret;
+use config::ids::Tenant;
 use policy::limit::{Counter, Decision};
+use tokio::sync::broadcast;
 
+use super::changes::BACKLOG;
+use super::counting::{Reservation, ReservationId, Settlement};
 use super::memory::CounterTable;
-use super::{
-    Counting, JoinToken, KeyRecord, NodeRecord, Records, Redeemed, Redemption, StoreError, local,
-};
-use worker::Worker;
+use super::{Change, Counting, StoreError, local};
+use counters::FileDisk;
+use worker::{Started, Worker};
 
 /// The file inside the state directory.
 pub const FILE_NAME: &str = "store.redb";
-/// Counting that a crash forgets at most.
-pub const COUNTERS_LOST_MAX: Duration = Duration::from_secs(1);
+/// How long the first change waits for others to be written together with them.
+pub const COMMIT_EVERY: Duration = Duration::from_millis(50);
+/// Longest wait for a settlement to be on disk; beyond it the disk hangs.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses and users in memory when nothing else is said.
+const SUBJECTS_DEFAULT: usize = 100_000;
 
 /// A redb file and the counters in memory.
 #[derive(Debug)]
 pub struct Embedded {
     counters: Arc<Mutex<CounterTable>>,
+    disk: Arc<FileDisk>,
     worker: Worker,
+    changes: broadcast::Sender<Change>,
 }
 
 impl Embedded {
     /// Opens or makes the file. Only one process can have it open.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_for(state_dir, SUBJECTS_DEFAULT)
+    }
+
+    /// The same with a bound on the addresses and users that are kept in memory; more than these are read from the file.
+    pub fn open_for(state_dir: &Path, subjects_max: usize) -> Result<Self, StoreError> {
         local::private_folder(state_dir)?;
-        let (worker, counters) = Worker::start(&state_dir.join(FILE_NAME))?;
-        Ok(Self { counters, worker })
+        let path = state_dir.join(FILE_NAME);
+        let Started {
+            worker,
+            counters,
+            disk,
+        } = Worker::start(&path, subjects_max)?;
+        Ok(Self {
+            counters,
+            disk,
+            worker,
+            changes: broadcast::Sender::new(BACKLOG),
+        })
+    }
+
+    /// Writes a copy of the file while the proxy runs: all that was acknowledged when the call began, as one moment. The copy
+    /// is a store of its own: put it in place of [`FILE_NAME`] of a stopped proxy. Refuses to replace a file.
+    pub async fn backup(&self, to: &Path) -> Result<u64, StoreError> {
+        let to = to.to_owned();
+        let batch = lock(&self.counters).batch();
+        self.on_disk(batch).await?;
+        self.worker.backup(to).await
+    }
+
+    /// Waits until a batch is on disk.
+    async fn on_disk(&self, batch: u64) -> Result<(), StoreError> {
+        self.worker.wake();
+        let mut written = self.worker.written();
+        let wait = written.wait_for(|&written| written >= batch);
+        match tokio::time::timeout(COMMIT_TIMEOUT, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(StoreError::Unavailable(
+                "the store's thread has stopped".into(),
+            )),
+            Err(_) => Err(StoreError::Unavailable("the disk does not answer".into())),
+        }
     }
 }
 
@@ -48,106 +101,57 @@ fn lock(counters: &Mutex<CounterTable>) -> MutexGuard<'_, CounterTable> {
 
 #[async_trait]
 impl Counting for Embedded {
-    async fn admit(&self, counters: &[Counter], now_unix_ms: u64) -> Result<Decision, StoreError> {
-        lock(&self.counters).admit(counters, now_unix_ms)
+    async fn reserve(
+        &self,
+        reservation: &Reservation,
+        now_unix_ms: u64,
+    ) -> Result<Decision, StoreError> {
+        let decision = lock(&self.counters).reserve(reservation, now_unix_ms, &*self.disk);
+        self.worker.wake();
+        decision
     }
 
-    async fn give_back(&self, counters: &[Counter], _now_unix_ms: u64) -> Result<(), StoreError> {
-        lock(&self.counters).give_back(counters);
+    async fn settle(&self, settlement: &Settlement, now_unix_ms: u64) -> Result<(), StoreError> {
+        let batch = lock(&self.counters).settle(settlement, now_unix_ms, &*self.disk)?;
+        self.on_disk(batch).await
+    }
+
+    async fn extend(
+        &self,
+        ids: &[(Tenant, ReservationId)],
+        lease_ms: u64,
+        now_unix_ms: u64,
+    ) -> Result<(), StoreError> {
+        let mut counters = lock(&self.counters);
+        for (_, id) in ids {
+            counters.extend(id, lease_ms, now_unix_ms);
+        }
+        drop(counters);
+        self.worker.wake();
         Ok(())
+    }
+
+    async fn look(
+        &self,
+        _tenant: &Tenant,
+        counters: &[Counter],
+        now_unix_ms: u64,
+    ) -> Result<Decision, StoreError> {
+        lock(&self.counters).look(counters, now_unix_ms, &*self.disk)
+    }
+
+    async fn release(
+        &self,
+        _tenant: &Tenant,
+        counters: &[Counter],
+        now_unix_ms: u64,
+    ) -> Result<(), StoreError> {
+        let batch = lock(&self.counters).release(counters, now_unix_ms, &*self.disk)?;
+        self.on_disk(batch).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.worker.ask(records::ping).await
-    }
-}
-
-#[async_trait]
-impl Records for Embedded {
-    async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
-        let key = key.clone();
-        self.worker
-            .ask(move |file| records::put_key(file, &key))
-            .await
-    }
-
-    async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        let id = id.clone();
-        self.worker.ask(move |file| records::key(file, &id)).await
-    }
-
-    async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        self.worker.ask(records::keys).await
-    }
-
-    async fn revoke_key(&self, id: &KeyId, now_unix: i64) -> Result<Option<KeyRecord>, StoreError> {
-        let id = id.clone();
-        self.worker
-            .ask(move |file| records::revoke_key(file, &id, now_unix))
-            .await
-    }
-
-    async fn touch_key(&self, id: &KeyId, now_unix: i64) -> Result<(), StoreError> {
-        let id = id.clone();
-        self.worker
-            .ask_lightly(move |file| records::touch_key(file, &id, now_unix))
-            .await
-    }
-
-    async fn put_join_token(&self, token: &JoinToken) -> Result<(), StoreError> {
-        let token = token.clone();
-        self.worker
-            .ask(move |file| records::put_join_token(file, &token))
-            .await
-    }
-
-    async fn redeem_join_token(
-        &self,
-        redemption: &Redemption,
-        now_unix: i64,
-    ) -> Result<Redeemed, StoreError> {
-        let redemption = redemption.clone();
-        self.worker
-            .ask(move |file| records::redeem_join_token(file, &redemption, now_unix))
-            .await
-    }
-
-    async fn join_tokens(&self) -> Result<Vec<JoinToken>, StoreError> {
-        self.worker.ask(records::join_tokens).await
-    }
-
-    async fn put_node(&self, node: &NodeRecord) -> Result<(), StoreError> {
-        let node = node.clone();
-        self.worker
-            .ask(move |file| records::put_node(file, node))
-            .await
-    }
-
-    async fn node(&self, id: &NodeId) -> Result<Option<NodeRecord>, StoreError> {
-        let id = id.clone();
-        self.worker.ask(move |file| records::node(file, &id)).await
-    }
-
-    async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
-        self.worker.ask(records::nodes).await
-    }
-
-    async fn revoke_node(
-        &self,
-        id: &NodeId,
-        now_unix: i64,
-    ) -> Result<Option<NodeRecord>, StoreError> {
-        let id = id.clone();
-        self.worker
-            .ask(move |file| records::revoke_node(file, &id, now_unix))
-            .await
-    }
-
-    async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {
-        let name = name.to_owned();
-        self.worker
-            .ask(move |file| records::secret(file, &name))
-            .await
     }
 }
 

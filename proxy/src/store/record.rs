@@ -1,9 +1,11 @@
-//! What the store keeps about keys, join tokens and nodes. Holds hashes, never secrets.
+//! What the store keeps about keys, people, denials, join tokens and nodes. Holds hashes, never secrets.
 
-use config::ids::{KeyId, NodeId, UserId};
+use std::sync::Arc;
+
+use config::ids::{KeyId, NodeId, Tenant, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
-use policy::identity::Scope;
+use policy::identity::{Scope, Subject};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
 
@@ -33,20 +35,38 @@ pub struct KeyRecord {
     pub id: KeyId,
     /// What the secret must hash to.
     pub secret_hash: SecretHash,
+    /// The secret before the last rotation, while it is still good.
+    #[serde(default)]
+    pub previous: Option<PreviousSecret>,
+    /// When the current secret was made, Unix seconds; 0: with the key.
+    #[serde(default)]
+    pub secret_unix: i64,
     /// `hearth_ak_` instead of `hearth_sk_`.
     pub admin: bool,
     /// What people call it.
     pub name: String,
     /// Whose it is; limits count per owner.
     pub owner: UserId,
+    /// Whose house it belongs to.
+    #[serde(default)]
+    pub tenant: Tenant,
+    /// Groups of the owner that requests with this key count for.
+    #[serde(default)]
+    pub groups: Vec<Arc<str>>,
     /// What it may do.
     pub scopes: Vec<Scope>,
     /// Tiers it may use; `None`: all.
     pub tiers: Option<Vec<Tier>>,
     /// Models it may use; `None`: all.
     pub models: Option<Vec<String>>,
-    /// Figures that replace the defaults.
+    /// Figures that replace the owner's defaults.
     pub plan: Plan,
+    /// Figures of the key itself, counted besides the owner's.
+    #[serde(default)]
+    pub limits: Option<Plan>,
+    /// Whether it may name end users, who are then counted instead of the owner.
+    #[serde(default)]
+    pub act_as: bool,
     /// Unix seconds.
     pub created_unix: i64,
     /// Unix seconds; `None`: never.
@@ -55,6 +75,120 @@ pub struct KeyRecord {
     pub last_used_unix: Option<i64>,
     /// Unix seconds; `None`: still good.
     pub revoked_unix: Option<i64>,
+}
+
+/// A secret that was replaced and has some time left, so that a rotation interrupts nobody.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct PreviousSecret {
+    /// What the old secret must hash to.
+    pub secret_hash: SecretHash,
+    /// Refused from here on, Unix seconds.
+    pub until_unix: i64,
+    /// When it was made, Unix seconds.
+    pub secret_unix: i64,
+}
+
+impl KeyRecord {
+    /// A client key without restrictions, limits or an end; the rest is said with `..`.
+    pub fn plain(id: KeyId, secret_hash: SecretHash, owner: UserId, created_unix: i64) -> Self {
+        Self {
+            id,
+            secret_hash,
+            previous: None,
+            secret_unix: created_unix,
+            admin: false,
+            name: String::new(),
+            owner,
+            tenant: Tenant::default(),
+            groups: Vec::new(),
+            scopes: Scope::CLIENT.to_vec(),
+            tiers: None,
+            models: None,
+            plan: Plan::default(),
+            limits: None,
+            act_as: false,
+            created_unix,
+            expires_unix: None,
+            last_used_unix: None,
+            revoked_unix: None,
+        }
+    }
+
+    /// When the secret that was shown was made; `None` when the hash is of no secret that is good now.
+    pub fn secret_made(&self, shown: &SecretHash, now_unix: i64) -> Option<i64> {
+        // Both are compared whatever the first one says: the time tells nothing.
+        let current = self.secret_hash.matches(shown);
+        let previous = self.previous.as_ref().filter(|previous| {
+            previous.secret_hash.matches(shown) & (now_unix < previous.until_unix)
+        });
+        if current {
+            return Some(self.secret_unix.max(self.created_unix));
+        }
+        previous.map(|previous| previous.secret_unix.max(self.created_unix))
+    }
+}
+
+/// A person who came through an issuer, or who owns keys.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct UserRecord {
+    /// `issuer|name`, or as an administrator named the owner of a key.
+    pub id: UserId,
+    /// Whose house the person belongs to.
+    pub tenant: Tenant,
+    /// The issuer; empty for owners of keys.
+    pub issuer: String,
+    /// The hashed e-mail address, so that an administrator who knows the address finds the person.
+    pub email: Option<Subject>,
+    /// Groups at the last sign-in that was noted.
+    pub groups: Vec<Arc<str>>,
+    /// The plan that an administrator chose; `None`: the issuer's, or the defaults.
+    pub plan: Option<String>,
+    /// Figures that an administrator set for this person; they win over every plan.
+    pub overrides: Plan,
+    /// Unix seconds; `None`: welcome.
+    pub disabled_unix: Option<i64>,
+    /// Unix seconds.
+    pub first_seen_unix: i64,
+    /// Unix seconds, to the hour.
+    pub last_seen_unix: i64,
+}
+
+/// Whom a denial is about.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Denied {
+    /// A person.
+    User(UserId),
+    /// An API key.
+    Key(KeyId),
+    /// Everybody of a tenant.
+    Tenant(Tenant),
+}
+
+impl Denied {
+    /// The text under which it is stored and listed.
+    pub fn text(&self) -> String {
+        match self {
+            Self::User(id) => format!("user:{id}"),
+            Self::Key(id) => format!("key:{id}"),
+            Self::Tenant(id) => format!("tenant:{id}"),
+        }
+    }
+}
+
+/// Whom we no longer let in, whatever their issuer says.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Denial {
+    /// Whom.
+    pub whom: Denied,
+    /// Only credentials made before this are refused, Unix seconds: whoever signs in again enters. `None`: all are.
+    pub not_before_unix: Option<i64>,
+    /// For administrators.
+    pub reason: String,
+    /// Unix seconds.
+    pub created_unix: i64,
+    /// Unix seconds; `None`: until it is taken back.
+    pub expires_unix: Option<i64>,
 }
 
 /// A token that lets nodes enrol.

@@ -1,16 +1,22 @@
-//! The records of a store: keys, join tokens, nodes and our own secrets. Counts nothing.
+//! The records of a store: keys, people, denials, join tokens, nodes and our own secrets. Counts nothing. Every change that
+//! another proxy must hear of is pushed to it; see [`super::Changes`].
 
 use async_trait::async_trait;
-use config::ids::{KeyId, NodeId};
+use config::ids::{KeyId, NodeId, UserId};
 use config::secret::Secret;
 
-use super::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError};
+use super::{
+    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError, UserRecord,
+};
 
 /// Records, shared by every proxy of the store.
 #[async_trait]
 pub trait Records: Send + Sync {
     /// Adds or replaces an API key.
     async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError>;
+
+    /// Replaces an API key if it still is what was read; `false` when somebody else was faster.
+    async fn swap_key(&self, before: &KeyRecord, after: &KeyRecord) -> Result<bool, StoreError>;
 
     /// One API key.
     async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError>;
@@ -23,6 +29,37 @@ pub trait Records: Send + Sync {
 
     /// Notes that a key was used. Coarse: callers do it at most once a minute and key.
     async fn touch_key(&self, id: &KeyId, now_unix: i64) -> Result<(), StoreError>;
+
+    /// Adds a person who is not there yet; returns what stands there afterwards.
+    async fn create_user(&self, user: &UserRecord) -> Result<UserRecord, StoreError>;
+
+    /// Replaces a person's record if it still is what was read; `false` when somebody else was faster.
+    async fn swap_user(&self, before: &UserRecord, after: &UserRecord) -> Result<bool, StoreError>;
+
+    /// One person.
+    async fn user(&self, id: &UserId) -> Result<Option<UserRecord>, StoreError>;
+
+    /// People by id, from the one after `after` on, `limit` at most.
+    async fn users(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserRecord>, StoreError>;
+
+    /// Notes that a person was here. Coarse: callers do it at most once an hour and person. Nobody is told.
+    async fn touch_user(&self, id: &UserId, now_unix: i64) -> Result<(), StoreError>;
+
+    /// Forgets a person; `false` when there was none of that id.
+    async fn remove_user(&self, id: &UserId) -> Result<bool, StoreError>;
+
+    /// Adds or replaces a denial.
+    async fn deny(&self, denial: &Denial) -> Result<(), StoreError>;
+
+    /// Takes a denial back; `false` when there was none.
+    async fn undeny(&self, whom: &Denied) -> Result<bool, StoreError>;
+
+    /// All denials, by [`Denied::text`].
+    async fn denials(&self) -> Result<Vec<Denial>, StoreError>;
 
     /// Adds a join token.
     async fn put_join_token(&self, token: &JoinToken) -> Result<(), StoreError>;

@@ -224,6 +224,76 @@ fn firebase_preset_fixes_issuer_audience_algorithm_and_keys() {
 }
 
 #[test]
+fn google_preset_fixes_both_spellings_of_the_issuer() {
+    let settings = proxy_of("[[auth.issuers]]\ngoogle_client_ids = [\"1.apps.example\"]\n");
+    let issuer = settings.auth.issuers.first().expect("one issuer");
+    assert_eq!(issuer.issuer, "https://accounts.google.com");
+    assert_eq!(issuer.aliases, ["accounts.google.com"]);
+    assert_eq!(issuer.audiences, ["1.apps.example"]);
+    assert!(matches!(issuer.keys, IssuerKeys::Discovery));
+}
+
+#[test]
+fn claims_are_mapped_by_name_or_path() {
+    let settings = proxy_of(concat!(
+        "[auth]\nazure_header = true\nstale_secs = \"1m\"\n",
+        "[[auth.issuers]]\nissuer = \"https://id.example.org\"\naudiences = [\"hearth\"]\n",
+        "tenant = \"lab-1\"\ngroups_claim = \"realm_access.roles\"\n",
+        "plan_claim = \"https://example.org/plan\"\n",
+        "admin_claim = \"roles\"\nadmin_values = [\"admin\"]\n",
+        "require = [\"hd=b.org\", \"hd=a.org\", \"amr=otp\"]\n",
+    ));
+    assert!(settings.auth.azure_header);
+    assert_eq!(settings.auth.stale.as_secs(), 60);
+    let issuer = settings.auth.issuers.first().expect("one issuer");
+    assert_eq!(issuer.tenant.as_str(), "lab-1");
+    assert_eq!(issuer.groups_claim.as_deref(), Some("realm_access.roles"));
+    assert_eq!(issuer.admin_values, ["admin"]);
+    let want = [
+        ("amr".to_owned(), vec!["otp".to_owned()]),
+        (
+            "hd".to_owned(),
+            vec!["a.org".to_owned(), "b.org".to_owned()],
+        ),
+    ];
+    assert_eq!(issuer.require, want);
+}
+
+#[test]
+fn what_is_wrong_with_issuers_is_said() {
+    let base = "[[auth.issuers]]\nissuer = \"https://id.example.org\"\naudiences = [\"a\"]\n";
+    let second = base.replace("[\"a\"]", "[\"b\"]\ntenant = \"lab\"");
+    for (text, part) in [
+        (format!("{base}tenant = \"My Lab\"\n"), "small letters"),
+        (
+            format!("{base}admin_values = [\"a\"]\n"),
+            "admin_claim is missing",
+        ),
+        (format!("{base}require = [\"hd\"]\n"), "claim=value"),
+        (
+            format!("{base}google_client_ids = [\"a\"]\n"),
+            "google_client_ids decides this",
+        ),
+        (
+            format!("{base}groups_claim = \".a\"\n"),
+            "the name of a claim",
+        ),
+        (format!("{base}{base}"), "comes twice for one audience"),
+        (format!("{base}{second}"), "two tenants"),
+    ] {
+        let problems = parse_proxy("proxy.toml", &text, &outside(&[])).expect_err(&text);
+        let said = problems.to_string();
+        assert!(said.contains(part), "{said}");
+    }
+    let twice = format!("{base}{}", base.replace("[\"a\"]", "[\"b\"]"));
+    assert_eq!(
+        proxy_of(&twice).auth.issuers.len(),
+        2,
+        "two audiences, one tenant"
+    );
+}
+
+#[test]
 fn secrets_come_from_the_text_the_environment_or_a_file() {
     let read = |path: &Path| {
         assert_eq!(path, Path::new("/run/secrets/redis"));

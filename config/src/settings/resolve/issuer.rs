@@ -1,9 +1,10 @@
 //! One issuer of JWTs, and the preset that turns a Firebase project into one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::is_safe_url;
+use crate::ids::Tenant;
 use crate::settings::proxy::{Issuer, IssuerKeys, Plan};
 use crate::settings::read::Section;
 
@@ -15,9 +16,13 @@ const ALGORITHMS: [&str; 9] = [
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA",
 ];
 const DEFAULT_ALGORITHMS: [&str; 3] = ["RS256", "ES256", "EdDSA"];
-/// Keys that a Firebase project already decides.
-const DECIDED_BY_FIREBASE: [&str; 6] = [
+/// Google Sign-In: both spellings of `iss` that Google documents.
+const GOOGLE: &str = "https://accounts.google.com";
+const GOOGLE_ALIAS: &str = "accounts.google.com";
+/// Keys that a preset already decides.
+const DECIDED_BY_PRESET: [&str; 7] = [
     "issuer",
+    "issuer_aliases",
     "audiences",
     "algorithms",
     "jwks_url",
@@ -32,6 +37,7 @@ pub(super) fn issuer(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         (4..=30).contains(&project.len()) && project.chars().all(plain)
     });
+    let google: Option<Vec<String>> = section.list("google_client_ids", 64, "a text");
     let name = section.checked_text(
         "issuer",
         "an https:// URL (http:// only on this machine)",
@@ -40,13 +46,23 @@ pub(super) fn issuer(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -
     let audiences = section.list("audiences", 64, "a text").unwrap_or_default();
     let algorithms = algorithms(&mut section);
     let keys = keys(&mut section);
-    let claim = section.text("user_claim");
     let issuer = Issuer {
         issuer: name.unwrap_or_default(),
+        aliases: section
+            .list("issuer_aliases", 8, "a text")
+            .unwrap_or_default(),
+        tenant: tenant(&mut section),
         audiences,
         algorithms,
         keys,
-        user_claim: claim.unwrap_or_else(|| "sub".to_owned()),
+        user_claim: claim(&mut section, "user_claim").unwrap_or_else(|| "sub".to_owned()),
+        groups_claim: claim(&mut section, "groups_claim"),
+        plan_claim: claim(&mut section, "plan_claim"),
+        admin_claim: claim(&mut section, "admin_claim"),
+        admin_values: section
+            .list("admin_values", 64, "a text")
+            .unwrap_or_default(),
+        require: require(&mut section),
         firebase: false,
         leeway: section
             .secs("leeway_secs", 0..=60)
@@ -55,12 +71,28 @@ pub(super) fn issuer(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -
         allow: allow(&mut section),
         plan: plan(&mut section, plans),
     };
-    let issuer = if let Some(project) = firebase {
-        of_firebase(&section, &project, issuer)
-    } else {
-        rules(&section, &issuer);
-        issuer
+    let issuer = match (firebase, google) {
+        (Some(project), google) => {
+            if google.is_some() {
+                section.problem(
+                    "google_client_ids",
+                    "firebase_project is set too: set one of them",
+                );
+            }
+            of_firebase(&section, &project, issuer)
+        }
+        (None, Some(clients)) => of_google(&section, clients, issuer),
+        (None, None) => {
+            rules(&section, &issuer);
+            issuer
+        }
     };
+    if !issuer.admin_values.is_empty() && issuer.admin_claim.is_none() {
+        section.problem(
+            "admin_values",
+            "admin_claim is missing: the claim that has these values",
+        );
+    }
     section.close();
     issuer
 }
@@ -81,12 +113,35 @@ fn rules(section: &Section<'_>, issuer: &Issuer) {
     }
 }
 
-fn of_firebase(section: &Section<'_>, project: &str, issuer: Issuer) -> Issuer {
-    for key in DECIDED_BY_FIREBASE {
+fn decided_by(section: &Section<'_>, preset: &str) {
+    for key in DECIDED_BY_PRESET {
         if section.was_given(key) {
-            section.problem(key, "firebase_project decides this: remove one of them");
+            section.problem(key, format!("{preset} decides this: remove one of them"));
         }
     }
+}
+
+fn of_google(section: &Section<'_>, clients: Vec<String>, issuer: Issuer) -> Issuer {
+    decided_by(section, "google_client_ids");
+    if clients.is_empty() {
+        section.problem(
+            "google_client_ids",
+            "empty: without one, tokens for other pages would be let in",
+        );
+    }
+    Issuer {
+        issuer: GOOGLE.to_owned(),
+        aliases: vec![GOOGLE_ALIAS.to_owned()],
+        audiences: clients,
+        algorithms: vec!["RS256".to_owned()],
+        keys: IssuerKeys::Discovery,
+        user_claim: "sub".to_owned(),
+        ..issuer
+    }
+}
+
+fn of_firebase(section: &Section<'_>, project: &str, issuer: Issuer) -> Issuer {
+    decided_by(section, "firebase_project");
     Issuer {
         issuer: format!("https://securetoken.google.com/{project}"),
         audiences: vec![project.to_owned()],
@@ -153,4 +208,44 @@ fn plan(section: &mut Section<'_>, plans: &BTreeMap<String, Plan>) -> Option<Str
         section.problem("plan", message);
     }
     Some(plan)
+}
+
+fn tenant(section: &mut Section<'_>) -> Tenant {
+    let Some(text) = section.text("tenant") else {
+        return Tenant::default();
+    };
+    text.parse().unwrap_or_else(|why| {
+        section.problem("tenant", format!("{text:?}: {why}"));
+        Tenant::default()
+    })
+}
+
+/// A claim's name or path.
+fn claim(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    section.checked_text(key, "the name of a claim, at most 200 characters", |path| {
+        (1..=200).contains(&path.len()) && !path.starts_with('.') && !path.ends_with('.')
+    })
+}
+
+/// `claim=value`; a claim that comes several times may have any of its values.
+fn require(section: &mut Section<'_>) -> Vec<(String, Vec<String>)> {
+    let mut demanded: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let given: Vec<String> = section.list("require", 64, "a text").unwrap_or_default();
+    for entry in given {
+        match entry.split_once('=') {
+            Some((path, value)) if !path.is_empty() && !value.is_empty() => {
+                let values = demanded.entry(path.to_owned()).or_default();
+                values.insert(value.to_owned());
+            }
+            Some(_) | None => {
+                let message =
+                    format!("{entry:?} is not \"claim=value\", such as \"hd=example.org\"");
+                section.problem("require", message);
+            }
+        }
+    }
+    demanded
+        .into_iter()
+        .map(|(path, values)| (path, values.into_iter().collect()))
+        .collect()
 }

@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::log;
-use crate::settings::node::{KvType, Node, SamplingDefaults, Settings, TierSettings};
+use crate::settings::node::{
+    EngineSettings, KvType, LoraSettings, MetricsCompat, Node, Pooling, SamplingDefaults, Settings,
+    Split, TierKind, TierSettings, Upstream,
+};
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
+use crate::units::{UnitError, parse_duration};
 
 const TIERS: [(&str, Tier); 3] = [
     ("fast", Tier::Fast),
@@ -20,12 +25,32 @@ const KV_TYPES: [(&str, KvType); 3] = [
     ("q8_0", KvType::Q8),
     ("q4_0", KvType::Q4),
 ];
+const KINDS: [(&str, TierKind); 3] = [
+    ("chat", TierKind::Chat),
+    ("embedding", TierKind::Embedding),
+    ("rerank", TierKind::Rerank),
+];
+const POOLINGS: [(&str, Pooling); 3] = [
+    ("mean", Pooling::Mean),
+    ("cls", Pooling::Cls),
+    ("last", Pooling::Last),
+];
+const SPLITS: [(&str, Split); 3] = [
+    ("none", Split::None),
+    ("layer", Split::Layer),
+    ("row", Split::Row),
+];
+/// The binding of llama.cpp replaces an adapter by the next one.
+const LORAS_MAX: usize = 1;
 const NAME_CHARS_MAX: usize = 64;
+const MODEL_NAME: &str = "1 to 128 letters, digits, _ - . : or /";
+const ALIASES_MAX: usize = 16;
+const SYSTEM_BYTES_MAX: usize = 64 * 1024;
 
 /// Everything. Missing and wrong values are noted in the document; what comes back then is not used.
 pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
     let node = node(root.section("node"));
-    let mut seen = BTreeSet::new();
+    let mut seen = Seen::default();
     let mut tiers = Vec::new();
     let sections = root.sections("tiers", Tier::ALL.len());
     let sections_are_empty = root.was_given("tiers") && sections.is_empty();
@@ -79,12 +104,44 @@ fn node(mut section: Section<'_>) -> Node {
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
         admin_listen: section.loopback("admin_listen").and_then(Loopback::address),
         api_listen: section.loopback("api_listen").and_then(Loopback::address),
+        memory_max: section.bytes("memory_max", 1..=u64::MAX),
+        watts: watts(&mut section),
+        metrics_compat: section
+            .list("metrics_compat", 2, "llamacpp or vllm")
+            .unwrap_or_default()
+            .into_iter()
+            .map(|Compat(compat)| compat)
+            .collect(),
         grace: section
             .secs("grace_secs", 0..=3600)
             .unwrap_or(Duration::from_secs(30)),
     };
     section.close();
     node
+}
+
+/// A name of another server's metrics.
+struct Compat(MetricsCompat);
+
+impl FromStr for Compat {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "llamacpp" => Ok(Self(MetricsCompat::Llamacpp)),
+            "vllm" => Ok(Self(MetricsCompat::Vllm)),
+            _other => Err(()),
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "bounded to 1..=100,000 just before"
+)]
+fn watts(section: &mut Section<'_>) -> Option<f32> {
+    let watts = section.float("watts", 1.0..=100_000.0);
+    watts.map(|watts| watts as f32)
 }
 
 /// The host's name without its domain, within the bounds of a node's name.
@@ -102,20 +159,67 @@ fn host_name(full: &str) -> String {
     }
 }
 
-fn tier(mut section: Section<'_>, seen: &mut BTreeSet<Tier>) -> Option<TierSettings> {
+/// What other sections took already.
+#[derive(Default)]
+struct Seen {
+    tiers: BTreeSet<Tier>,
+    names: BTreeSet<String>,
+}
+
+/// A name that clients write for a model.
+struct ModelName(String);
+
+impl FromStr for ModelName {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        is_model_name(text)
+            .then(|| Self(text.to_owned()))
+            .ok_or(())
+    }
+}
+
+fn is_model_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/');
+    (1..=128).contains(&name.len()) && name.chars().all(plain)
+}
+
+fn aliases(section: &mut Section<'_>, seen: &mut BTreeSet<String>) -> Vec<String> {
+    let names: Vec<ModelName> = section
+        .list("aliases", ALIASES_MAX, MODEL_NAME)
+        .unwrap_or_default();
+    for ModelName(name) in &names {
+        if !seen.insert(name.clone()) {
+            section.problem("aliases", format!("\"{name}\" comes twice: it would mean two things"));
+        } else if name == "auto" || TIERS.iter().any(|(tier, _tier)| tier == name) {
+            section.problem("aliases", format!("\"{name}\" has a meaning already: auto and the tiers are no model's names"));
+        }
+    }
+    names.into_iter().map(|ModelName(name)| name).collect()
+}
+
+fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
     let tier = section.one_of("tier", &TIERS);
     section.missing("tier", "one of fast, primary, heavy");
     if let Some(tier) = tier
-        && !seen.insert(tier)
+        && !seen.tiers.insert(tier)
     {
         section.problem("tier", format!("\"{tier}\" comes twice: one model a tier"));
     }
+    let upstream = upstream(&mut section);
     let model = section.path("model");
-    section.missing("model", "the path of a GGUF file");
-    let want = "1 to 128 letters, digits, _ - . : or /";
-    let model_id = section.checked_text("model_id", want, |id| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/');
-        (1..=128).contains(&id.len()) && id.chars().all(plain)
+    if upstream.is_none() {
+        section.missing(
+            "model",
+            "the path of a GGUF file, or upstream = the address of a server",
+        );
+    } else if model.is_some() {
+        section.problem("model", "upstream is set too: set one of them".to_owned());
+    }
+    let model_id = section.checked_text("model_id", MODEL_NAME, is_model_name);
+    let aliases = aliases(&mut section, &mut seen.names);
+    let system = section.checked_text("system", "1 byte to 64 KiB of text", |text| {
+        (1..=SYSTEM_BYTES_MAX).contains(&text.len())
     });
     let context = section.integer("context", 64..=16_777_216);
     let slots = section.integer("slots", 1..=256).unwrap_or(4);
@@ -124,13 +228,37 @@ fn tier(mut section: Section<'_>, seen: &mut BTreeSet<Tier>) -> Option<TierSetti
     let gpu_layers = section.integer("gpu_layers", 0..=10_000);
     let kv_type = section.one_of("kv_type", &KV_TYPES).unwrap_or(KvType::F16);
     let mlock = section.boolean("mlock").unwrap_or(false);
+    let keep_alive = section
+        .parsed("keep_alive", "a time such as \"5m\", or \"forever\"")
+        .unwrap_or(KeepAlive(None));
+    let load_on_demand = section.boolean("load_on_demand").unwrap_or(false);
+    let kind = section.one_of("kind", &KINDS).unwrap_or_default();
+    let pooling = section.one_of("pooling", &POOLINGS);
+    if pooling.is_some() && kind != TierKind::Embedding {
+        section.problem("pooling", "means nothing without kind = \"embedding\"".to_owned());
+    }
+    if kind != TierKind::Chat && upstream.is_some() {
+        section.problem("kind", "a server elsewhere is asked for text alone; leave it out".to_owned());
+    }
+    let lora = section.sections("lora", LORAS_MAX).into_iter();
+    let lora = lora.filter_map(adapter).collect();
+    let engine = engine(section.section("engine"));
     let sampling = sampling(section.section("sampling"));
     section.close();
-    let model = model?;
+    let named = upstream.as_ref().map(|upstream| {
+        upstream
+            .model
+            .clone()
+            .unwrap_or_else(|| "remote".to_owned())
+    });
+    let model = model.or_else(|| upstream.is_some().then(PathBuf::new))?;
     Some(TierSettings {
         tier: tier?,
-        model_id: model_id.unwrap_or_else(|| model_id_of(&model)),
+        model_id: model_id.or(named).unwrap_or_else(|| model_id_of(&model)),
         model,
+        upstream,
+        aliases,
+        system,
         context,
         slots,
         queue_max,
@@ -138,8 +266,97 @@ fn tier(mut section: Section<'_>, seen: &mut BTreeSet<Tier>) -> Option<TierSetti
         gpu_layers,
         kv_type,
         mlock,
+        keep_alive: keep_alive.0,
+        load_on_demand,
+        kind,
+        pooling,
+        lora,
+        engine,
         sampling,
     })
+}
+
+/// An adapter of a tier.
+fn adapter(mut section: Section<'_>) -> Option<LoraSettings> {
+    let path = section.path("path");
+    section.missing("path", "the adapter's GGUF file");
+    // Within these bounds an f32 holds what anybody means.
+    #[expect(clippy::cast_possible_truncation, reason = "bounded to -100..=100")]
+    let scale = section.float("scale", -100.0..=100.0).unwrap_or(1.0) as f32;
+    section.close();
+    Some(LoraSettings { path: path?, scale })
+}
+
+/// Another server that runs the tier's model.
+fn upstream(section: &mut Section<'_>) -> Option<Upstream> {
+    let want = "an address such as \"http://192.168.1.20:11434/v1\"";
+    let url = section.checked_text("upstream", want, |url| {
+        let rest = url
+            .strip_prefix("http://")
+            .or_else(|| url.strip_prefix("https://"));
+        rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#', ' ']))
+    });
+    let model = section.checked_text("upstream_model", "1 to 256 characters", |id| {
+        (1..=256).contains(&id.len()) && !id.chars().any(char::is_control)
+    });
+    let key = section.secret("upstream_key", "upstream_key_file");
+    if url.is_none() {
+        for (key, given) in [
+            ("upstream_model", model.is_some()),
+            ("upstream_key", key.is_some()),
+        ] {
+            if given {
+                section.problem(key, "means nothing without upstream".to_owned());
+            }
+        }
+    }
+    Some(Upstream {
+        url: url?,
+        model,
+        key,
+    })
+}
+
+/// How long an unused model stays; `None`: for ever.
+struct KeepAlive(Option<Duration>);
+
+impl FromStr for KeepAlive {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        if text == "forever" {
+            return Ok(Self(None));
+        }
+        parse_duration(text).map(|duration| Self(Some(duration)))
+    }
+}
+
+fn engine(mut section: Section<'_>) -> EngineSettings {
+    let plain = EngineSettings::default();
+    let engine = EngineSettings {
+        flash_attention: section.boolean("flash_attention"),
+        batch: section.integer("batch", 32..=8_192).unwrap_or(plain.batch),
+        threads_batch: section.integer("threads_batch", 1..=512),
+        kv_unified: section.boolean("kv_unified").unwrap_or(plain.kv_unified),
+        kv_tokens: section.integer("kv_tokens", 64..=16_777_216),
+        swa_full: section.boolean("swa_full").unwrap_or(plain.swa_full),
+        mmap: section.boolean("mmap").unwrap_or(plain.mmap),
+        main_gpu: section.integer("main_gpu", 0..=64),
+        prompt_cache_bytes: section
+            .bytes("prompt_cache_bytes", 0..=1_099_511_627_776)
+            .unwrap_or(plain.prompt_cache_bytes),
+        prompt_dir: section.path("prompt_dir"),
+        draft_model: section.path("draft_model"),
+        draft_max: section
+            .integer("draft_max", 1..=64)
+            .unwrap_or(plain.draft_max),
+        ngram: section.boolean("ngram").unwrap_or(plain.ngram),
+        ubatch: section.integer("ubatch", 32..=8_192),
+        split: section.one_of("split", &SPLITS),
+        sandbox: section.boolean("sandbox").unwrap_or(plain.sandbox),
+    };
+    section.close();
+    engine
 }
 
 fn sampling(mut section: Section<'_>) -> SamplingDefaults {

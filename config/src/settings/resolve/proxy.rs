@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::limits::limits;
+use super::limits::{limits, prices};
 use super::tls::tls;
 use super::{is_host, issuer, log, origin_host, split_port, url_of_listener};
-use crate::settings::proxy::{Auth, OnFailure, Plan, Routing, Server, Settings, Store, Tunnel};
+use crate::settings::proxy::{
+    Auth, Issuer, OnFailure, Plan, Routing, Server, Settings, Store, Tunnel, Usage,
+};
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
 
@@ -23,6 +25,8 @@ pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
     let settings = Settings {
         tunnel: tunnel(root.section("tunnel")),
         auth: auth(root.section("auth"), &limits.plans),
+        prices: prices(root.section("prices")),
+        usage: usage(root.section("usage")),
         store: store(root.section("store")),
         routing: routing(root.section("routing"), &server),
         log: log(root.section("log")),
@@ -32,6 +36,21 @@ pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
     };
     root.close();
     settings
+}
+
+/// `[usage]`.
+fn usage(mut section: Section<'_>) -> Usage {
+    const DAY: u64 = 86_400;
+    let mut days = |key, default: u64| {
+        let days: u64 = section.integer(key, 1..=36_500).unwrap_or(default);
+        Duration::from_secs(days * DAY)
+    };
+    let usage = Usage {
+        retention: days("retention_days", 400),
+        records_retention: days("records_retention_days", 90),
+    };
+    section.close();
+    usage
 }
 
 fn server(mut section: Section<'_>) -> Server {
@@ -64,6 +83,9 @@ fn server(mut section: Section<'_>) -> Server {
         cors_origins: cors_origins(&mut section),
         trusted_proxies: section
             .list("trusted_proxies", 256, "a range such as 10.0.0.0/8")
+            .unwrap_or_default(),
+        proxy_protocol: section
+            .list("proxy_protocol", 256, "a range such as 10.0.0.0/8")
             .unwrap_or_default(),
         grace: secs(&mut section, "grace_secs", 0, 3600, 30),
         head_timeout: secs(&mut section, "head_timeout_secs", 1, 300, 10),
@@ -167,18 +189,40 @@ fn tunnel(mut section: Section<'_>) -> Tunnel {
 }
 
 fn auth(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -> Auth {
-    let mut issuers = Vec::new();
-    let mut names = BTreeSet::new();
+    let mut issuers: Vec<Issuer> = Vec::new();
     for inner in section.sections("issuers", 64) {
         let issuer = issuer::issuer(inner, plans);
-        if !issuer.issuer.is_empty() && !names.insert(issuer.issuer.clone()) {
-            let message = format!("the issuer {:?} comes twice", issuer.issuer);
-            section.problem("issuers", message);
+        for known in issuers.iter().filter(|known| known.issuer == issuer.issuer) {
+            if issuer.issuer.is_empty() {
+                continue;
+            }
+            if known
+                .audiences
+                .iter()
+                .any(|one| issuer.audiences.contains(one))
+            {
+                let message = format!(
+                    "the issuer {:?} comes twice for one audience",
+                    issuer.issuer
+                );
+                section.problem("issuers", message);
+            } else if known.tenant != issuer.tenant {
+                let message = format!(
+                    "the issuer {:?} has two tenants: its users would belong to both",
+                    issuer.issuer
+                );
+                section.problem("issuers", message);
+            }
         }
         issuers.push(issuer);
     }
+    let auth = Auth {
+        azure_header: section.boolean("azure_header").unwrap_or(false),
+        stale: secs(&mut section, "stale_secs", 0, 3600, 30),
+        issuers,
+    };
     section.close();
-    Auth { issuers }
+    auth
 }
 
 fn store(mut section: Section<'_>) -> Store {

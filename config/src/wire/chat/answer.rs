@@ -32,6 +32,9 @@ pub struct ChatResponse {
     /// Where the answer came from; written by the proxy alone.
     #[serde(rename = "_routing", skip_serializing_if = "Option::is_none")]
     pub routing: Option<Routing>,
+    /// Members that we do not know; kept so that a relay loses nothing.
+    #[serde(flatten)]
+    pub extra: IndexMap<String, Value>,
 }
 
 /// The `object` of [`ChatResponse`].

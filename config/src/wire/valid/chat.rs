@@ -51,7 +51,8 @@ impl ChatRequest {
             response_format: response_format(&mut body)?,
             reasoning_effort: reasoning_effort(&mut body)?,
             chat_template_kwargs: template_kwargs(&mut body)?,
-            user: body.string("user", USER_BYTES_MAX)?,
+            slides: slides(&mut body)?,
+            user: options::end_user(&mut body, USER_BYTES_MAX)?,
             metadata: metadata(&mut body)?,
             kind: if conversation.media == 0 {
                 Kind::Text
@@ -130,6 +131,9 @@ impl ValidChat {
         if !self.chat_template_kwargs.is_empty() {
             let variables = Value::Object(self.chat_template_kwargs.clone());
             body.insert("chat_template_kwargs".to_owned(), variables);
+        }
+        if self.slides {
+            body.insert("context_overflow".to_owned(), "slide".into());
         }
         Value::Object(body)
     }
@@ -231,6 +235,15 @@ fn reasoning_effort(body: &mut Object) -> Result<Option<ReasoningEffort>, Invali
     };
     let words = ReasoningEffort::ALL.map(|effort| (effort.as_str(), effort));
     word("reasoning_effort".to_owned(), &text, &words).map(Some)
+}
+
+/// What happens to a conversation that is longer than the model's context.
+fn slides(body: &mut Object) -> Result<bool, Invalid> {
+    let Some(text) = body.string("context_overflow", 64)? else {
+        return Ok(false);
+    };
+    let words = [("error", false), ("slide", true)];
+    word("context_overflow".to_owned(), &text, &words)
 }
 
 fn template_kwargs(body: &mut Object) -> Result<Map<String, Value>, Invalid> {

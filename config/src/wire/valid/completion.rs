@@ -10,6 +10,7 @@ use crate::wire::chat::StreamOptions;
 /// Tokens of one prompt given as ids, at most.
 const PROMPT_TOKENS_MAX: usize = 131_072;
 const LOGPROBS_MAX: u32 = 5;
+const SUFFIX_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// A text completion request as JSON, not yet checked.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct ValidCompletion {
     pub tier: Option<Tier>,
     /// 1 to 8 prompts; with `n`, at most 8 answers in all.
     pub prompts: Vec<Prompt>,
+    /// What comes after the answer: the model fills the hole between the prompt and this.
+    pub suffix: Option<String>,
     /// Answer as it is made.
     pub stream: bool,
     /// How the stream ends.
@@ -80,16 +83,18 @@ impl CompletionRequest {
                 format!("{answers} answers (prompts times n) are too many; at most {N_MAX}");
             return Err(invalid("n", message));
         }
+        let suffix = suffix(&mut body, &prompts)?;
         let logprobs = body.unsigned("logprobs", 0..=LOGPROBS_MAX)?;
         Ok(ValidCompletion {
             model,
             tier: options::tier(&mut body)?,
             prompts,
+            suffix,
             stream: body.boolean("stream")?.unwrap_or(false),
             stream_options: options::stream_options(&mut body)?,
             generation,
             logprobs: logprobs.and_then(|top| u8::try_from(top).ok()),
-            user: body.string("user", 512)?,
+            user: options::end_user(&mut body, 512)?,
             unknown: body.unknown(),
         })
     }
@@ -130,6 +135,9 @@ impl ValidCompletion {
             many => many.iter().map(Prompt::to_value).collect(),
         };
         body.insert("prompt".to_owned(), prompt);
+        if let Some(suffix) = &self.suffix {
+            body.insert("suffix".to_owned(), suffix.clone().into());
+        }
         options::write_stream(self.stream, &mut body);
         options::write(&self.generation, &mut body);
         if let Some(top) = self.logprobs {
@@ -144,21 +152,26 @@ fn refuse(body: &mut Object) -> Result<(), Invalid> {
         return Err(unsupported("echo", "echo is not offered; leave it out"));
     }
     if body
-        .string("suffix", usize::MAX)?
-        .is_some_and(|suffix| !suffix.is_empty())
-    {
-        return Err(unsupported(
-            "suffix",
-            "filling in the middle is not offered; leave it out",
-        ));
-    }
-    if body
         .integer("best_of", 1..=i64::from(u32::MAX))?
         .is_some_and(|best_of| best_of > 1)
     {
         return Err(unsupported("best_of", "best_of is not offered; use n"));
     }
     Ok(())
+}
+
+/// A text after the hole; an empty one is none, as with OpenAI.
+fn suffix(body: &mut Object, prompts: &[Prompt]) -> Result<Option<String>, Invalid> {
+    let suffix = body.string("suffix", SUFFIX_BYTES_MAX)?;
+    let suffix = suffix.filter(|text| !text.is_empty());
+    let tokens = |prompt: &Prompt| matches!(prompt, Prompt::Tokens(_));
+    if suffix.is_some() && prompts.iter().any(tokens) {
+        return Err(invalid(
+            "suffix",
+            "a suffix needs the prompt as text, not as token ids",
+        ));
+    }
+    Ok(suffix)
 }
 
 fn prompts(body: &mut Object) -> Result<Vec<Prompt>, Invalid> {

@@ -6,13 +6,7 @@ use crate::wire::chat::StreamOptions;
 use serde_json::Value;
 
 /// Fields without meaning here, named in the documentation: they change billing, caching or safety on OpenAI's side only.
-const IGNORED: [&str; 5] = [
-    "store",
-    "service_tier",
-    "prompt_cache_key",
-    "safety_identifier",
-    "verbosity",
-];
+const IGNORED: [&str; 4] = ["store", "service_tier", "prompt_cache_key", "verbosity"];
 const TOKENS_MAX: u32 = i32::MAX as u32;
 const STOP_BYTES_MAX: usize = 512;
 const MODEL_BYTES_MAX: usize = 256;
@@ -22,6 +16,13 @@ pub(super) fn ignore(body: &mut Object) {
     for key in IGNORED {
         drop(body.take(key));
     }
+}
+
+/// The end user, whom trusted front ends name: `safety_identifier`, or its older name `user`.
+pub(super) fn end_user(body: &mut Object, bytes_max: usize) -> Result<Option<String>, Invalid> {
+    let identifier = body.string("safety_identifier", bytes_max)?;
+    let user = body.string("user", bytes_max)?;
+    Ok(identifier.or(user))
 }
 
 /// `model`: required, printable.

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::*;
 
+mod ask;
 mod bounds;
 mod completion;
 mod conversation;

@@ -27,6 +27,8 @@ use super::words::LastWords;
 use crate::protocol;
 use crate::protocol::FromWorker;
 use crate::protocol::ToWorker;
+use crate::spec::EmbedError;
+use crate::spec::Embedded;
 use crate::spec::Event;
 use crate::spec::ModelCard;
 use crate::spec::Refusal;
@@ -42,6 +44,7 @@ const REST_MAX: Duration = Duration::from_secs(2);
 pub(super) enum Reply {
     Tokens(Vec<i32>),
     Text(String),
+    Embedded(Result<Embedded, EmbedError>),
 }
 
 /// The state shared by all tasks of one worker.
@@ -161,6 +164,7 @@ impl Link {
             FromWorker::Event { job, event } => self.deliver_event(job, event),
             FromWorker::Tokens { call, tokens } => self.answer(call, Reply::Tokens(tokens)),
             FromWorker::Text { call, text } => self.answer(call, Reply::Text(text)),
+            FromWorker::Embedded { call, result } => self.answer(call, Reply::Embedded(result)),
             FromWorker::Stats(stats) => {
                 self.stats.send_replace(stats);
             }
@@ -258,7 +262,13 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.link.lock().calls.remove(&self.number);
+        let mut table = self.link.lock();
+        let unanswered = table.calls.remove(&self.number).is_some();
+        if unanswered && !table.closed {
+            table.cancels.push(self.number);
+            drop(table);
+            self.link.wake.notify_one();
+        }
     }
 }
 

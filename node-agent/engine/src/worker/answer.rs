@@ -9,6 +9,7 @@ use scheduler::JobTimes;
 use scheduler::TextAssembler;
 use scheduler::Token;
 
+use super::media::PromptMedia;
 use crate::engine::Engine;
 use crate::protocol::PIECES_WINDOW;
 use crate::sampling::Sampler;
@@ -40,6 +41,8 @@ pub(super) struct Answer {
     /// With the place in the text where each token begins.
     unsent_logprobs: Vec<(usize, TokenLogprob)>,
     render_special: bool,
+    /// The pictures and sounds of the prompt.
+    pub(super) media: PromptMedia,
     /// Whether the cache is kept for the next prompt.
     pub(super) cache_prompt: bool,
     /// Pieces that the reader still has room for.
@@ -77,6 +80,7 @@ impl Answer {
             logprobs: spec.logprobs,
             unsent_logprobs: Vec::new(),
             render_special: spec.render_special,
+            media: PromptMedia::default(),
             cache_prompt: spec.cache_prompt,
             credit: PIECES_WINDOW,
             times: None,
@@ -160,12 +164,15 @@ impl Answer {
             prompt_ms: millis(times.prompt(now)),
             predicted_ms: millis(times.predicted()),
         });
+        let (image_tokens, audio_tokens) = self.media.tokens();
         Event::Done {
             finish,
             usage: Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.made,
                 cached_tokens: self.cached_tokens,
+                image_tokens,
+                audio_tokens,
             },
             timings: timings.unwrap_or_default(),
         }

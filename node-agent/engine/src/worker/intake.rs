@@ -2,13 +2,18 @@
 
 use std::time::Instant;
 
+use ring::digest::Context;
+use ring::digest::SHA256;
 use scheduler::Job;
 use scheduler::JobId;
 use scheduler::Principal;
 use scheduler::Token;
+use scheduler::Wall;
 use scheduler::admit;
 
 use super::answer::Answer;
+use super::media;
+use super::media::PromptMedia;
 use crate::check;
 use crate::engine::Engine;
 use crate::sampling::Sampler;
@@ -25,7 +30,7 @@ pub(super) fn prepare(
     now: Instant,
 ) -> Result<Job<Answer>, Refusal> {
     check::generate(spec)?;
-    let prompt = read_prompt(&spec.prompt, engine)?;
+    let (prompt, media) = read_prompt(spec, engine)?;
     let n_ctx = engine.card().n_ctx;
     let admission = admit(prompt.len(), spec.max_tokens, n_ctx).map_err(|long| {
         Refusal::ContextLengthExceeded {
@@ -34,7 +39,8 @@ pub(super) fn prepare(
             n_ctx: long.n_ctx,
         }
     })?;
-    let mut sampler = Sampler::new(spec.sampling.clone(), seed_default, &prompt);
+    let text: Vec<Token> = prompt.iter().copied().filter(|token| token.0 >= 0).collect();
+    let mut sampler = Sampler::new(spec.sampling.clone(), seed_default, &text);
     if let Some(grammar) = &spec.grammar {
         let constraint = engine
             .constraint(grammar)
@@ -44,22 +50,53 @@ pub(super) fn prepare(
     if spec.ignore_eos {
         sampler.ban(engine.end_tokens());
     }
+    let mut answer = Answer::new(spec, sampler, prompt.len(), admission.tokens_max);
+    answer.media = media;
     Ok(Job {
         id,
         principal: Principal(spec.principal),
+        wall: wall(spec),
+        cells: prompt.len() + usize::try_from(admission.tokens_max).unwrap_or(usize::MAX),
         arrived: now,
         deadline: spec.deadline.and_then(|left| now.checked_add(left)),
-        payload: Answer::new(spec, sampler, prompt.len(), admission.tokens_max),
+        payload: answer,
         prompt,
     })
 }
 
-fn read_prompt(prompt: &Prompt, engine: &dyn Engine) -> Result<Vec<Token>, Refusal> {
+/// Who may reuse this prompt: everybody with the same salt, or else the same principal.
+fn wall(spec: &GenerateSpec) -> Wall {
+    let mut named = Context::new(&SHA256);
+    if let Some(salt) = &spec.cache_salt {
+        named.update(b"salt");
+        named.update(salt.as_bytes());
+    } else {
+        named.update(b"principal");
+        named.update(&spec.principal.to_le_bytes());
+    }
+    let digest = named.finish();
+    let (half, _rest) = digest.as_ref().split_at(size_of::<u128>());
+    Wall(
+        half.iter()
+            .fold(0, |number, byte| number << 8 | u128::from(*byte)),
+    )
+}
+
+fn read_prompt(
+    spec: &GenerateSpec,
+    engine: &dyn Engine,
+) -> Result<(Vec<Token>, PromptMedia), Refusal> {
     let invalid = |reason: String| Refusal::Invalid {
         param: "prompt".to_owned(),
         reason,
     };
-    let tokens = match prompt {
+    let mut placed = PromptMedia::default();
+    let tokens = match &spec.prompt {
+        Prompt::Segments(segments) => {
+            let (tokens, found) = media::read_prompt(segments, &spec.media, engine)?;
+            placed = found;
+            tokens
+        }
         Prompt::Text {
             text,
             parse_special,
@@ -77,5 +114,5 @@ fn read_prompt(prompt: &Prompt, engine: &dyn Engine) -> Result<Vec<Token>, Refus
     if tokens.is_empty() {
         return Err(invalid("it has no tokens".to_owned()));
     }
-    Ok(tokens)
+    Ok((tokens, placed))
 }

@@ -4,7 +4,6 @@
 //! the agent may block; the agent's reader never does, so that is only ever for a moment.
 
 use std::io;
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -24,14 +23,17 @@ use scheduler::Slot;
 use scheduler::SlotId;
 use scheduler::Slots;
 use scheduler::Token;
-use scheduler::common_prefix;
 use scheduler::plan;
-use scheduler::reusable;
 
 use super::Mail;
 use super::answer::Answer;
 use super::answer::Next;
+use super::guess::Guesser;
 use super::intake;
+use super::media;
+use super::outbox::Outbox;
+use super::reuse::Reuse;
+use super::saved::Saved;
 use super::watchdog::Watchdog;
 use crate::engine::Engine;
 use crate::engine::EngineFault;
@@ -61,6 +63,9 @@ pub(super) struct Server<'engine> {
     slots: Slots<Answer>,
     pacer: Pacer,
     plan: BatchPlan,
+    reuse: Reuse,
+    guesser: Guesser,
+    saved: Option<Saved>,
     outbox: Outbox,
     seed_default: Option<u64>,
     meters: Meters,
@@ -91,10 +96,10 @@ impl<'engine> Server<'engine> {
             slots: Slots::new(engine.card().slots),
             pacer: Pacer::new(stall_max, engine.batch_max()),
             plan: BatchPlan::default(),
-            outbox: Outbox {
-                stream,
-                bytes: Vec::new(),
-            },
+            reuse: Reuse::new(spec.prompt_cache_bytes, engine),
+            guesser: Guesser::new(spec, engine),
+            saved: Saved::open(spec),
+            outbox: Outbox::new(stream),
             seed_default: spec.seed_default,
             meters: Meters::default(),
             reported: Stats::default(),
@@ -112,16 +117,19 @@ impl<'engine> Server<'engine> {
             version: protocol::VERSION,
             card,
         })?;
+        self.restore();
         while self.open {
             self.watchdog.allow(THINK_MAX);
             let now = Instant::now();
             self.expire(now)?;
             self.fill_slots(now)?;
-            let prefill_max = self.pacer.budget(self.slots.iter().any(makes_tokens));
+            self.guesser.guess(self.engine, &mut self.slots);
+            let prefill_max = self.prefill_max();
             let batch_max = self.engine.batch_max();
+            let reading = self.read_media(now)?;
             plan(&self.slots, batch_max, prefill_max, &mut self.plan);
-            let idle = self.plan.is_empty();
-            if !idle {
+            let idle = self.plan.is_empty() && !reading;
+            if !self.plan.is_empty() {
                 self.step(now)?;
             }
             self.report_stats(now)?;
@@ -134,7 +142,29 @@ impl<'engine> Server<'engine> {
                 self.take(mail)?;
             }
         }
+        self.watchdog.allow(THINK_MAX);
+        if let Some(saved) = &self.saved {
+            saved.save(self.engine, &self.slots, &mut self.reuse);
+        }
         Ok(())
+    }
+
+    fn restore(&mut self) {
+        self.watchdog.allow(COMPUTE_MAX);
+        if let Some(saved) = &self.saved {
+            saved.restore(self.engine, &mut self.reuse);
+        }
+    }
+
+    /// Prompt tokens in the next step.
+    fn prefill_max(&self) -> usize {
+        let running = self.slots.iter().any(makes_tokens);
+        let reading = self.slots.iter().filter(|slot| {
+            let work = slot.work();
+            work.is_some_and(|work| matches!(work.phase, Phase::Prefill { .. }))
+        });
+        let before = reading.map(|slot| slot.cached().len()).max();
+        self.pacer.budget(running, before.unwrap_or(0))
     }
 
     /// Waits for mail or the next deadline.
@@ -184,6 +214,14 @@ impl<'engine> Server<'engine> {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 self.outbox.send(&FromWorker::Text { call, text })
             }
+            Mail::Frame(ToWorker::Embed { call, .. }) => {
+                let refusal = Refusal::Invalid {
+                    param: "model".to_owned(),
+                    reason: "this model makes text, not vectors; ask a tier with kind = \"embedding\" or \"rerank\"".to_owned(),
+                };
+                let result = Err(refusal.into());
+                self.outbox.send(&FromWorker::Embedded { call, result })
+            }
         }
     }
 
@@ -191,16 +229,19 @@ impl<'engine> Server<'engine> {
         let now = Instant::now();
         let job = match intake::prepare(id, spec, &*self.engine, self.seed_default, now) {
             Ok(job) => job,
-            Err(refusal) => return self.outbox.event(id, Event::Refused(refusal)),
+            Err(refusal) => return self.outbox.refuse(id, refusal),
         };
+        if !job.payload.media.is_empty() && self.media_bytes() > media::WAITING_BYTES_MAX {
+            let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+            return self.outbox.refuse(id, Refusal::QueueFull { waiting });
+        }
         // Whoever waits already goes first, so the queue is only used when there is no slot.
         self.fill_slots(now)?;
         match self.queue.push(job) {
             Ok(()) => self.fill_slots(now),
             Err(full) => {
                 let waiting = u32::try_from(full.waiting).unwrap_or(u32::MAX);
-                self.outbox
-                    .event(id, Event::Refused(Refusal::QueueFull { waiting }))
+                self.outbox.refuse(id, Refusal::QueueFull { waiting })
             }
         }
     }
@@ -223,8 +264,7 @@ impl<'engine> Server<'engine> {
 
     fn expire(&mut self, now: Instant) -> io::Result<()> {
         for job in self.queue.expire(now) {
-            self.outbox
-                .event(job.id, Event::Refused(Refusal::DeadlineExceeded))?;
+            self.outbox.refuse(job.id, Refusal::DeadlineExceeded)?;
         }
         for slot in self.slots.expired(now) {
             let Some(mut job) = self.release(slot) else {
@@ -234,8 +274,7 @@ impl<'engine> Server<'engine> {
                 let (piece, _end) = job.payload.end(Finish::Deadline);
                 self.finish(&job, piece, Finish::Deadline, now)?;
             } else {
-                self.outbox
-                    .event(job.id, Event::Refused(Refusal::DeadlineExceeded))?;
+                self.outbox.refuse(job.id, Refusal::DeadlineExceeded)?;
             }
         }
         Ok(())
@@ -244,38 +283,70 @@ impl<'engine> Server<'engine> {
     /// Gives idle slots to waiting jobs.
     fn fill_slots(&mut self, now: Instant) -> io::Result<()> {
         while self.slots.busy() < self.slots.iter().len() {
+            let Some(cells) = self.queue.peek().map(|job| job.cells) else {
+                return Ok(());
+            };
+            // Whoever is next waits for room, and nobody overtakes: a large request would otherwise wait forever.
+            if self.slots.cells_promised() + cells > self.engine.kv_tokens_max() {
+                return Ok(());
+            }
             let Some(mut job) = self.queue.pop() else {
                 return Ok(());
             };
-            let Some((slot, common)) = self.slots.choose(job.principal, &job.prompt) else {
-                return Ok(());
+            let Some(mut place) = self.reuse.place(self.engine, &mut self.slots, &job) else {
+                self.outbox.fault(job.id, "no slot is idle")?;
+                continue;
             };
-            let common = if job.payload.cache_prompt { common } else { 0 };
-            let kept = self.cut_cache(slot, common, &job.prompt);
-            self.meters.cached_tokens += u64::try_from(kept).unwrap_or(0);
-            let started = job.payload.start(kept, JobTimes::started(job.arrived, now));
+            if job.payload.media.whole(place.kept) < place.kept {
+                // Two pictures that look alike to a hash are as good as impossible, and cost no more than time.
+                self.empty(place.slot);
+                place.kept = 0;
+            }
+            let solid = job.payload.media.places();
+            self.reuse
+                .make_room(self.engine, &mut self.slots, (cells, place.slot));
+            self.meters.cached_tokens += u64::try_from(place.kept).unwrap_or(0);
+            let started = job
+                .payload
+                .start(place.kept, JobTimes::started(job.arrived, now));
             self.outbox.event(job.id, started)?;
-            if let Err(job) = self.slots.begin(slot, job, kept) {
-                let reason = "its slot was taken".to_owned();
-                self.outbox
-                    .event(job.id, Event::Refused(Refusal::EngineFault { reason }))?;
+            if let Err(job) = self.slots.begin(place.slot, job, place.kept) {
+                self.outbox.fault(job.id, "its slot was taken")?;
+            }
+            if let Some(work) = self.slots.work_mut(place.slot) {
+                work.halt = place.halt;
+                work.solid = solid;
             }
         }
         Ok(())
     }
 
-    /// Cuts a slot's cache to what a prompt can reuse, and says how many tokens that is.
-    fn cut_cache(&mut self, slot: SlotId, common: usize, prompt: &[Token]) -> usize {
-        let cached = self.slots.iter().find(|candidate| candidate.id() == slot);
-        let cached = cached.map(Slot::cached).unwrap_or_default();
-        debug_assert!(common <= common_prefix(cached, prompt));
-        let len = cached.len();
-        let wanted = reusable(common, prompt.len(), self.engine.kv_state(slot, len));
-        if wanted == len || self.engine.keep_prefix(slot, wanted) {
-            wanted
-        } else {
-            0
+    /// Reads at most one picture or sound, so that running answers go on between two of them. Says whether there was one.
+    fn read_media(&mut self, now: Instant) -> io::Result<bool> {
+        self.watchdog.allow(COMPUTE_MAX);
+        let read = media::read_next(self.engine, &mut self.slots);
+        self.watchdog.allow(THINK_MAX);
+        let Some((slot, read)) = read else {
+            return Ok(false);
+        };
+        tracing::debug!(slot = slot.0, elapsed = ?now.elapsed(), "read a picture or sound");
+        match read {
+            Ok(()) => self.reuse.has_read(self.engine, &self.slots, slot),
+            Err(fault) => {
+                if let Some(job) = self.slots.release(slot) {
+                    self.outbox.fault(job.id, &fault.reason)?;
+                }
+                self.empty(slot);
+            }
         }
+        Ok(true)
+    }
+
+    /// Bytes of pictures and sounds that were not read yet.
+    fn media_bytes(&self) -> usize {
+        let working = self.slots.iter().filter_map(Slot::work).map(|work| &work.job);
+        let jobs = working.chain(self.queue.iter());
+        jobs.map(|job| job.payload.media.bytes()).sum()
     }
 
     /// Computes the plan and moves every answer in it on.
@@ -287,52 +358,111 @@ impl<'engine> Server<'engine> {
             return self.fail(&fault);
         }
         self.slots.commit(&self.plan);
+        let mut made = 0;
         for index in 0..self.plan.parts().len() {
             if let Some(part) = self.plan.parts().get(index).copied() {
-                self.advance(part, Instant::now())?;
+                if part.prefill {
+                    self.reuse.has_read(self.engine, &self.slots, part.slot);
+                }
+                made += self.advance(part)?;
             }
         }
         let elapsed = now.elapsed();
         self.pacer.observe(&self.plan, elapsed);
-        let made = self
-            .plan
-            .parts()
-            .iter()
-            .filter(|part| part.output.is_some())
-            .count();
         self.meters.made.observe(made, elapsed);
         self.meters.read.observe(self.plan.prefill_len(), elapsed);
         Ok(())
     }
 
-    fn advance(&mut self, part: Part, now: Instant) -> io::Result<()> {
-        let Some(output) = part.output else {
-            return Ok(());
-        };
-        let Some(work) = self.slots.work_mut(part.slot) else {
-            return Ok(());
-        };
+    /// Chooses the tokens of one answer: one, or as many as its guesses were right and one more. Says how many.
+    fn advance(&mut self, part: Part) -> io::Result<usize> {
+        let drafted = if part.prefill { 0 } else { part.len - 1 };
+        let outputs = part.outputs();
+        let mut accepted = 0;
+        for output in outputs.clone() {
+            let Some((id, piece, next)) = self.choose(part.slot, output) else {
+                return Ok(0);
+            };
+            if let Next::Token(token) = &next {
+                let guess = self
+                    .plan
+                    .tokens()
+                    .get(output + 1)
+                    .filter(|_guess| accepted < drafted);
+                let right = guess.is_some_and(|guess| guess.token == *token);
+                let paused = self
+                    .slots
+                    .work_mut(part.slot)
+                    .is_some_and(|work| work.paused);
+                if right && !paused {
+                    accepted += 1;
+                    piece.map_or(Ok(()), |piece| self.outbox.event(id, piece))?;
+                    continue;
+                }
+            }
+            self.guesser.observe(drafted, accepted);
+            if accepted < drafted && !self.take_back(part, accepted)? {
+                return Ok(accepted);
+            }
+            self.go_on(part.slot, id, piece, next)?;
+            return Ok(accepted + 1);
+        }
+        Ok(outputs.len())
+    }
+
+    /// Chooses a token of an answer from the logits at `output`.
+    fn choose(&mut self, slot: SlotId, output: usize) -> Option<(JobId, Option<Event>, Next)> {
+        let work = self.slots.work_mut(slot)?;
         let id = work.job.id;
         let answer = &mut work.job.payload;
         let (piece, next) = if let Some(logits) = self.engine.logits(output) {
-            answer.advance(logits, &*self.engine, now)
+            answer.advance(logits, &*self.engine, Instant::now())
         } else {
             let reason = "no logits".to_owned();
             (None, Next::Refuse(Refusal::EngineFault { reason }))
         };
         work.paused = answer.must_pause();
+        Some((id, piece, next))
+    }
+
+    /// Removes wrong guesses from a slot's cache; if that fails, its job is refused.
+    fn take_back(&mut self, part: Part, accepted: usize) -> io::Result<bool> {
+        let held = self
+            .slots
+            .get(part.slot)
+            .map_or(0, |slot| slot.cached().len());
+        let right = held.saturating_sub(part.len - 1 - accepted);
+        if self.engine.keep_prefix(part.slot, right) {
+            self.slots.truncate(part.slot, right);
+            return Ok(true);
+        }
+        if let Some(job) = self.slots.release(part.slot) {
+            self.outbox
+                .fault(job.id, "a guess could not be taken back")?;
+        }
+        self.empty(part.slot);
+        Ok(false)
+    }
+
+    fn go_on(
+        &mut self,
+        slot: SlotId,
+        id: JobId,
+        piece: Option<Event>,
+        next: Next,
+    ) -> io::Result<()> {
         match next {
             Next::Token(token) => {
-                self.slots.chose(part.slot, token);
+                self.slots.chose(slot, token);
                 piece.map_or(Ok(()), |piece| self.outbox.event(id, piece))
             }
-            Next::End(finish) => match self.release(part.slot) {
-                Some(job) => self.finish(&job, piece, finish, now),
+            Next::End(finish) => match self.release(slot) {
+                Some(job) => self.finish(&job, piece, finish, Instant::now()),
                 None => Ok(()),
             },
             Next::Refuse(refusal) => {
-                drop(self.release(part.slot));
-                self.outbox.event(id, Event::Refused(refusal))
+                drop(self.release(slot));
+                self.outbox.refuse(id, refusal)
             }
         }
     }
@@ -369,9 +499,7 @@ impl<'engine> Server<'engine> {
                 continue;
             }
             if let Some(job) = self.slots.release(slot) {
-                let reason = fault.reason.clone();
-                self.outbox
-                    .event(job.id, Event::Refused(Refusal::EngineFault { reason }))?;
+                self.outbox.fault(job.id, &fault.reason)?;
             }
             self.empty(slot);
         }
@@ -386,6 +514,7 @@ impl<'engine> Server<'engine> {
 
     fn report_stats(&mut self, now: Instant) -> io::Result<()> {
         let card = self.engine.card();
+        let (drafted_tokens_total, accepted_tokens_total) = self.guesser.totals();
         let stats = Stats {
             slots: card.slots,
             slots_busy: u16::try_from(self.slots.busy()).unwrap_or(u16::MAX),
@@ -393,10 +522,15 @@ impl<'engine> Server<'engine> {
             tokens_per_second: self.meters.made.per_second(),
             prompt_tokens_per_second: self.meters.read.per_second(),
             kv_tokens: u64::try_from(self.slots.cached_tokens()).unwrap_or(u64::MAX),
-            kv_tokens_max: u64::from(card.n_ctx) * u64::from(card.slots),
+            kv_tokens_max: u64::try_from(self.engine.kv_tokens_max()).unwrap_or(u64::MAX),
             prompt_tokens_total: self.meters.read.total(),
             cached_tokens_total: self.meters.cached_tokens,
             completion_tokens_total: self.meters.made.total(),
+            prompt_hits_total: self.reuse.hits(),
+            prompt_moves_total: self.reuse.moves(),
+            prompt_cache_bytes: u64::try_from(self.reuse.bytes()).unwrap_or(u64::MAX),
+            drafted_tokens_total,
+            accepted_tokens_total,
         };
         let moved = stats.slots_busy != self.reported.slots_busy
             || stats.queue_depth != self.reported.queue_depth;
@@ -414,26 +548,4 @@ impl<'engine> Server<'engine> {
 fn makes_tokens(slot: &Slot<Answer>) -> bool {
     slot.work()
         .is_some_and(|work| matches!(work.phase, Phase::Decode { .. }) && !work.paused)
-}
-
-/// Frames on their way to the agent, written once per step.
-struct Outbox {
-    stream: UnixStream,
-    bytes: Vec<u8>,
-}
-
-impl Outbox {
-    fn send(&mut self, frame: &FromWorker) -> io::Result<()> {
-        protocol::encode(frame, &mut self.bytes)
-    }
-
-    fn event(&mut self, job: JobId, event: Event) -> io::Result<()> {
-        self.send(&FromWorker::Event { job: job.0, event })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.write_all(&self.bytes)?;
-        self.bytes.clear();
-        Ok(())
-    }
 }

@@ -1,13 +1,25 @@
 //! Whole workers: a real child process behind the public API, with a script or with the tiny models.
 
+#[cfg(feature = "llama")]
+mod gguf_writer;
+#[cfg(feature = "llama")]
+mod guesses;
+#[cfg(feature = "llama")]
+mod interleaved;
 mod life;
+#[cfg(feature = "llama")]
+mod media;
+#[cfg(feature = "llama")]
+#[path = "../../../../tests/models/projector.rs"]
+mod projector;
+#[cfg(feature = "llama")]
+mod reuse;
 mod scripted;
 mod support;
 #[cfg(feature = "llama")]
 mod tiny;
 #[cfg(feature = "llama")]
 mod tiny_rules;
-#[cfg(feature = "llama")]
 #[cfg(feature = "llama")]
 mod walls;
 mod window;

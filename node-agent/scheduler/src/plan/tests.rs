@@ -8,6 +8,7 @@ use super::*;
 use crate::job::Job;
 use crate::job::JobId;
 use crate::job::Principal;
+use crate::job::Wall;
 
 #[expect(
     clippy::disallowed_methods,
@@ -23,6 +24,8 @@ fn slots_with(prompts: &[usize]) -> Slots<()> {
         let job = Job {
             id: JobId(u64::from(number)),
             principal: Principal(0),
+            wall: Wall(0),
+            cells: *length,
             prompt: vec![Token(7); *length],
             arrived: epoch(),
             deadline: None,
@@ -87,36 +90,30 @@ fn a_paused_answer_takes_no_part() {
 }
 
 #[test]
-fn the_budget_keeps_a_running_answer_from_stalling() {
-    let mut pacer = Pacer::new(Duration::from_millis(100), 512);
-    assert_eq!(pacer.budget(false), 512, "nobody to disturb");
-    assert_eq!(
-        pacer.budget(true),
-        BUDGET_FIRST,
-        "careful before the first measurement"
-    );
+fn a_draft_is_computed_with_the_token_it_follows() {
+    let mut slots = slots_with(&[1, 1]);
+    step(&mut slots, 8, 8);
+    slots.work_mut(SlotId(0)).expect("at work").draft = vec![Token(1), Token(2), Token(3)];
 
-    let mut slots = slots_with(&[200]);
-    let read = step(&mut slots, 200, 200);
-    pacer.observe(&read, Duration::from_millis(200));
-    let decode = step(&mut slots, 200, 200);
-    pacer.observe(&decode, Duration::from_millis(20));
+    let next = step(&mut slots, 4, 4);
 
-    assert_eq!(
-        pacer.budget(true),
-        80,
-        "1 ms per token and 20 ms for the answer itself"
-    );
+    let lengths: Vec<usize> = next.parts().iter().map(|part| part.len).collect();
+    assert_eq!(lengths, [3, 1], "the other answer goes on in any case");
+    assert_eq!(next.parts()[0].outputs(), 0..3);
+    assert_eq!(next.decode_len(), 2);
 }
 
 #[test]
-fn a_slow_machine_still_reads_prompts() {
-    let mut pacer = Pacer::new(Duration::from_millis(100), 512);
-    let mut slots = slots_with(&[200]);
-    let read = step(&mut slots, 200, 200);
-    pacer.observe(&read, Duration::from_mins(1));
+fn reading_halts_where_the_cache_is_to_be_kept() {
+    let mut slots = slots_with(&[100]);
+    slots.work_mut(SlotId(0)).expect("at work").halt = Some(30);
 
-    assert_eq!(pacer.budget(true), BUDGET_MIN);
+    assert_eq!(step(&mut slots, 64, 64).prefill_len(), 30);
+    assert_eq!(
+        step(&mut slots, 64, 64).prefill_len(),
+        64,
+        "then it goes on"
+    );
 }
 
 proptest! {

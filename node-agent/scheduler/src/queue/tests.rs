@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::job::Token;
+use crate::job::Wall;
 
 /// Any instant will do; the queue only compares.
 #[expect(
@@ -20,6 +21,8 @@ fn job(id: u64, principal: u64, start: Instant) -> Job<()> {
     Job {
         id: JobId(id),
         principal: Principal(principal),
+        wall: Wall(0),
+        cells: 1,
         prompt: vec![Token(1)],
         arrived: start,
         deadline: None,
@@ -107,4 +110,35 @@ proptest! {
         prop_assert_eq!(seen + taken, principals.len());
         prop_assert!(queue.is_empty());
     }
+}
+
+#[test]
+fn tokens_are_shared_fairly_and_not_requests() {
+    let start = epoch();
+    let mut queue = Queue::new(100, 100);
+    for id in 0..10 {
+        queue
+            .push(Job {
+                cells: 4 * 1_024,
+                ..job(id, 1, start)
+            })
+            .expect("there is room");
+        for small in 0..4 {
+            queue
+                .push(Job {
+                    cells: 1_024,
+                    ..job(100 + id * 4 + small, 2, start)
+                })
+                .expect("there is room");
+        }
+    }
+
+    let order = drain(&mut queue);
+
+    let large = |ids: &[u64]| ids.iter().filter(|id| **id < 100).count();
+    assert_eq!(large(&order[..25]), 5, "{order:?}");
+    assert!(
+        order[..6].contains(&0),
+        "the large ones do not starve: {order:?}"
+    );
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::job::Principal;
 use crate::plan::plan;
 
 #[expect(
@@ -21,6 +22,8 @@ fn job(id: u64, principal: u64, prompt: Vec<Token>) -> Job<()> {
     Job {
         id: JobId(id),
         principal: Principal(principal),
+        wall: Wall(u128::from(principal)),
+        cells: prompt.len(),
         prompt,
         arrived: epoch(),
         deadline: None,
@@ -44,10 +47,7 @@ fn the_slot_with_the_longest_common_prefix_is_chosen() {
     fill(&mut slots, SlotId(0), job(1, 1, tokens(0..20)));
     fill(&mut slots, SlotId(1), job(2, 1, tokens(0..30)));
 
-    assert_eq!(
-        slots.choose(Principal(1), &tokens(0..40)),
-        Some((SlotId(1), 30))
-    );
+    assert_eq!(slots.choose(Wall(1), &tokens(0..40)), Some((SlotId(1), 30)));
 }
 
 #[test]
@@ -55,10 +55,7 @@ fn another_principals_cache_is_never_compared() {
     let mut slots = Slots::new(1);
     fill(&mut slots, SlotId(0), job(1, 1, tokens(0..20)));
 
-    assert_eq!(
-        slots.choose(Principal(2), &tokens(0..20)),
-        Some((SlotId(0), 0))
-    );
+    assert_eq!(slots.choose(Wall(2), &tokens(0..20)), Some((SlotId(0), 0)));
 }
 
 #[test]
@@ -69,7 +66,7 @@ fn a_small_likeness_does_not_cost_a_large_cache() {
     other.extend(tokens(900..1_000));
 
     assert_eq!(
-        slots.choose(Principal(1), &other),
+        slots.choose(Wall(1), &other),
         Some((SlotId(1), 0)),
         "an empty slot is better"
     );
@@ -81,10 +78,7 @@ fn without_likeness_the_slot_idle_longest_is_taken() {
     fill(&mut slots, SlotId(1), job(1, 1, tokens(0..5)));
     fill(&mut slots, SlotId(0), job(2, 1, tokens(0..5)));
 
-    assert_eq!(
-        slots.choose(Principal(3), &tokens(50..60)),
-        Some((SlotId(1), 0))
-    );
+    assert_eq!(slots.choose(Wall(3), &tokens(50..60)), Some((SlotId(1), 0)));
 }
 
 #[test]
@@ -94,7 +88,7 @@ fn a_busy_slot_is_not_given_twice() {
         .begin(SlotId(0), job(1, 1, tokens(0..5)), 0)
         .expect("the slot is idle");
 
-    assert_eq!(slots.choose(Principal(1), &tokens(0..5)), None);
+    assert_eq!(slots.choose(Wall(1), &tokens(0..5)), None);
     assert!(slots.begin(SlotId(0), job(2, 1, tokens(0..5)), 0).is_err());
 }
 
@@ -113,7 +107,7 @@ fn a_job_cancelled_while_its_prompt_is_read_leaves_what_was_read() {
 
     assert_eq!(slots.busy(), 0);
     assert_eq!(
-        slots.choose(Principal(1), &tokens(0..100)),
+        slots.choose(Wall(1), &tokens(0..100)),
         Some((SlotId(0), 32))
     );
 }

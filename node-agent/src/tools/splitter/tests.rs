@@ -1,214 +1,333 @@
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 
-const TOOLS: SplitRules = SplitRules {
-    tools: true,
-    thoughts: true,
-    start: Start::Turn,
-};
+fn tool(name: &str) -> config::wire::chat::Tool {
+    config::wire::chat::Tool {
+        kind: config::wire::chat::ToolKind::Function,
+        function: config::wire::chat::Function {
+            name: name.to_owned(),
+            description: None,
+            parameters: Some(json!({
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "more": {}},
+            })),
+            strict: None,
+        },
+    }
+}
 
-/// Splits pieces and joins neighbours, because where text is cut does not matter.
-fn split<'a>(rules: SplitRules, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Part> {
-    let mut splitter = Splitter::new(rules);
+fn rules(format: ToolFormat, thoughts: Option<ThinkTags>, hold: bool) -> SplitRules {
+    let tools = [tool("weather"), tool("now")];
+    let tools: Vec<&config::wire::chat::Tool> = tools.iter().collect();
+    SplitRules {
+        calls: Some(format),
+        thoughts,
+        start: Start::Turn,
+        toolbox: Arc::new(Toolbox::new(&tools)),
+        hold,
+    }
+}
+
+/// The parts of one kind in one piece, as a client puts them together.
+#[derive(Debug, Default, PartialEq)]
+struct Whole {
+    thoughts: String,
+    text: String,
+    calls: Vec<(String, String)>,
+}
+
+fn split(rules: &SplitRules, pieces: &[&str]) -> Whole {
+    let mut splitter = Splitter::new(rules.clone());
     let mut parts = Vec::new();
     for piece in pieces {
         splitter.push(piece, &mut parts);
     }
     splitter.finish(&mut parts);
-    let mut joined: Vec<Part> = Vec::new();
+    let mut whole = Whole::default();
     for part in parts {
-        match (joined.last_mut(), part) {
-            (Some(Part::Text(all)), Part::Text(more)) => all.push_str(&more),
-            (Some(Part::Thought(all)), Part::Thought(more)) => all.push_str(&more),
-            (Some(Part::Arguments { text: all, .. }), Part::Arguments { text: more, .. }) => {
-                all.push_str(&more);
+        match part {
+            Part::Thought(text) => whole.thoughts.push_str(&text),
+            Part::Text(text) => whole.text.push_str(&text),
+            Part::Call { index, name } => {
+                assert_eq!(usize::try_from(index), Ok(whole.calls.len()), "in order");
+                whole.calls.push((name, String::new()));
             }
-            (_, part) => joined.push(part),
+            Part::Arguments { index, text } => {
+                let at = usize::try_from(index).expect("small");
+                assert_eq!(at + 1, whole.calls.len(), "of the last call");
+                whole.calls.last_mut().expect("a call").1.push_str(&text);
+            }
         }
     }
-    joined
+    whole
 }
 
-fn text(text: &str) -> Part {
-    Part::Text(text.to_owned())
-}
-
-fn thought(text: &str) -> Part {
-    Part::Thought(text.to_owned())
-}
-
-fn call(index: u32, name: &str) -> Part {
-    Part::Call {
-        index,
-        name: name.to_owned(),
-    }
-}
-
-fn arguments(index: u32, text: &str) -> Part {
-    Part::Arguments {
-        index,
-        text: text.to_owned(),
-    }
-}
-
-#[test]
-fn text_and_calls_are_told_apart() {
-    for (answer, want) in [
-        ("Hello\n", vec![text("Hello\n")]),
+/// Format, thoughts, answer; what comes of it.
+fn corpus() -> Vec<(
+    ToolFormat,
+    Option<ThinkTags>,
+    &'static str,
+    &'static str,
+    &'static str,
+    Vec<(&'static str, Value)>,
+)> {
+    use ToolFormat::{Gemma4, Hermes, Llama3, Mistral, MistralArgs, QwenXml};
+    let think = Some(ThinkTags::THINK);
+    let rome = || ("weather", json!({"city": "Rome"}));
+    vec![
         (
-            "\n<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": \"}</tool_call>\"}}\n</tool_call>\n",
-            vec![call(0, "a"), arguments(0, "{\"x\": \"}</tool_call>\"}")],
+            Hermes,
+            think,
+            "<think>\nhm <b\n</think>\n\nLet me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
+            "hm <b",
+            "Let me see.",
+            vec![rome(), ("now", json!({}))],
         ),
         (
-            "Sure. <tool_call>{\"name\":\"a\",\"parameters\":{}}</tool_call> <tool_call>{\"name\":\"b\",\"arguments\":[1]}</tool_call> Done",
+            Hermes,
+            think,
+            "just <text> and </tool_call> \"é\" \u{1f600}",
+            "",
+            "just <text> and </tool_call> \"é\" \u{1f600}",
+            vec![],
+        ),
+        (
+            Hermes,
+            None,
+            "<tool_call>{\"arguments\": {\"city\": \"Rome\"}, \"name\": \"weather\"}</tool_call>",
+            "",
+            "",
+            vec![rome()],
+        ),
+        (
+            Hermes,
+            None,
+            "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+            "",
+            "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+            vec![],
+        ),
+        (
+            Llama3,
+            None,
+            "{\"name\": \"weather\", \"parameters\": {\"city\": \"R}\\\"{\"}}",
+            "",
+            "",
+            vec![("weather", json!({"city": "R}\"{"}))],
+        ),
+        (
+            Llama3,
+            None,
+            "<|python_tag|>{\"type\": \"function\", \"name\": \"weather\", \"parameters\": {\"city\": \"Rome\"}}; {\"name\": \"now\", \"parameters\": {}}",
+            "",
+            "",
+            vec![rome(), ("now", json!({}))],
+        ),
+        (
+            Llama3,
+            None,
+            "{\"name\": \"Bob\", \"age\": 3} is he",
+            "",
+            "{\"name\": \"Bob\", \"age\": 3} is he",
+            vec![],
+        ),
+        (
+            Llama3,
+            None,
+            "<|python_tag|>search.call(query=\"x\")",
+            "",
+            "<|python_tag|>search.call(query=\"x\")",
+            vec![],
+        ),
+        (
+            Mistral,
+            None,
+            "[TOOL_CALLS][{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}, \"id\": \"abcdefghi\"}, {\"name\": \"now\", \"arguments\": {}}]",
+            "",
+            "",
+            vec![rome(), ("now", json!({}))],
+        ),
+        (
+            MistralArgs,
+            Some(ThinkTags::MISTRAL),
+            "[THINK]so[/THINK]Ok.[TOOL_CALLS]weather[ARGS]{\"city\": \"Rome\"}[TOOL_CALLS]now[CALL_ID]123[ARGS]{}",
+            "so",
+            "Ok.",
+            vec![rome(), ("now", json!({}))],
+        ),
+        (
+            MistralArgs,
+            None,
+            "[TOOL_CALLS]weather{\"city\": \"Rome\"}",
+            "",
+            "",
+            vec![rome()],
+        ),
+        (
+            Gemma4,
+            Some(ThinkTags::GEMMA4),
+            "<|channel>thought\nwell<channel|>Sure.<|tool_call>call:weather{city:<|\"|>Ro\"m\\e\n<|\"|>,days:-3,more:{a:[1,true,null,<|\"|>x<|\"|>],b:{},c:[]}}<tool_call|><|tool_call>call:now{}<tool_call|>",
+            "well",
+            "Sure.",
             vec![
-                text("Sure."),
-                call(0, "a"),
-                arguments(0, "{}"),
-                call(1, "b"),
-                arguments(1, "[1]"),
-                text(" Done"),
+                (
+                    "weather",
+                    json!({"city": "Ro\"m\\e\n", "days": -3, "more": {"a": [1, true, null, "x"], "b": {}, "c": []}}),
+                ),
+                ("now", json!({})),
             ],
         ),
         (
-            "<tool_call>{\"arguments\": {\"x\": 1}, \"name\": \"late\"}</tool_call>",
-            vec![call(0, "late"), arguments(0, "{\"x\":1}")],
+            Gemma4,
+            Some(ThinkTags::GEMMA4),
+            "a < b, <|x",
+            "",
+            "a < b, <|x",
+            vec![],
         ),
         (
-            "<tool_call>{\"name\": \"quoted\", \"arguments\": \"{\\\"x\\\": 1}\"}</tool_call>",
-            vec![call(0, "quoted"), arguments(0, "{\"x\": 1}")],
+            QwenXml,
+            think,
+            "<tool_call>\n<function=weather>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n12\n</parameter>\n<parameter=more>\n{\"a\": [1]}\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+            "",
+            "",
+            vec![
+                (
+                    "weather",
+                    json!({"city": "12", "days": 12, "more": {"a": [1]}}),
+                ),
+                ("now", json!({})),
+            ],
         ),
         (
-            "<tool_call>{\"name\": \"none\"}</tool_call>",
-            vec![call(0, "none"), arguments(0, "{}")],
+            QwenXml,
+            None,
+            "Yes. <function=now></function>",
+            "",
+            "Yes.",
+            vec![("now", json!({}))],
         ),
-        (
-            "<tool_call>no json</tool_call>",
-            vec![text("<tool_call>no json</tool_call>")],
-        ),
-        ("a < b <tool", vec![text("a < b <tool")]),
-    ] {
-        assert_eq!(split(TOOLS, [answer]), want, "{answer}");
-    }
-}
-
-#[test]
-fn an_answer_that_was_cut_keeps_what_came() {
-    for (answer, want) in [
-        (
-            "<tool_call>{\"name\": \"a\"",
-            vec![text("<tool_call>{\"name\": \"a\"")],
-        ),
-        (
-            "<tool_call>{\"name\": \"a\", \"arguments\": {\"x",
-            vec![call(0, "a"), arguments(0, "{\"x")],
-        ),
-        // A stop string took the closing tag.
-        (
-            "<tool_call>{\"name\": \"a\", \"arguments\": {}}\n",
-            vec![call(0, "a"), arguments(0, "{}")],
-        ),
-        ("<think>half", vec![thought("half")]),
-    ] {
-        assert_eq!(split(TOOLS, [answer]), want, "{answer}");
-    }
-}
-
-#[test]
-fn thoughts_come_first_and_only_where_they_are_expected() {
-    let answer = "<think>\nWell, so.\n</think>\n\nYes.";
-    assert_eq!(
-        split(TOOLS, [answer]),
-        vec![thought("Well, so."), text("Yes.")]
-    );
-    let plain = SplitRules::default();
-    assert_eq!(split(plain, [answer]), vec![text(answer)]);
-    let opened = SplitRules {
-        start: Start::Thought,
-        ..TOOLS
-    };
-    assert_eq!(
-        split(opened, ["\nWell</think>Yes"]),
-        vec![thought("Well"), text("Yes")]
-    );
-    assert_eq!(split(TOOLS, ["<think></think>Yes"]), vec![text("Yes")]);
-}
-
-#[test]
-fn a_forced_call_starts_within_the_tag() {
-    let forced = SplitRules {
-        start: Start::Call,
-        ..TOOLS
-    };
-    assert_eq!(
-        split(forced, ["{\"name\":\"a\",\"arguments\":{\"x\":[1,2]}}"]),
-        vec![call(0, "a"), arguments(0, "{\"x\":[1,2]}")]
-    );
-}
-
-#[test]
-fn arguments_stream_before_the_call_is_complete() {
-    let mut splitter = Splitter::new(TOOLS);
-    let mut parts = Vec::new();
-    splitter.push(
-        "<tool_call>{\"name\": \"a\", \"arguments\": {\"text\": \"long",
-        &mut parts,
-    );
-    assert_eq!(parts, vec![call(0, "a"), arguments(0, "{\"text\": \"long")]);
-}
-
-/// Pieces that are likely to hit every stage.
-fn fragment() -> impl Strategy<Value = String> {
-    prop_oneof![
-        Just("<tool_call>".to_owned()),
-        Just("</tool_call>".to_owned()),
-        Just("{\"name\": \"f\", \"arguments\": {\"k\": \"v\"}}".to_owned()),
-        Just("{\"arguments\": {}, \"name\": \"g\"}".to_owned()),
-        Just("{\"name\": \"é\\\"\", \"parameters\": [1, {\"a\": []}]}".to_owned()),
-        Just("<think>".to_owned()),
-        Just("</think>".to_owned()),
-        Just("<tool".to_owned()),
-        Just("\n \n".to_owned()),
-        "[ -~éß日]{0,12}",
-        "[x]{500,520}",
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn every_cut_gives_the_same_parts(
-        fragments in proptest::collection::vec(fragment(), 0..12),
-        cuts in proptest::collection::vec(0_usize..600, 0..24),
-        tools: bool,
-        thoughts: bool,
-        start in prop_oneof![Just(Start::Turn), Just(Start::Thought), Just(Start::Call)],
-    ) {
-        let rules = SplitRules { tools, thoughts, start };
-        let answer = fragments.concat();
-        let whole = split(rules, [answer.as_str()]);
-        let letters: Vec<String> = answer.chars().map(String::from).collect();
-        prop_assert_eq!(&split(rules, letters.iter().map(String::as_str)), &whole);
-        let mut pieces = Vec::new();
-        let mut rest = answer.as_str();
-        for cut in cuts {
-            let (piece, tail) = rest.split_at(rest.floor_char_boundary(cut));
-            pieces.push(piece);
-            rest = tail;
+#[test]
+fn answers_of_every_format_are_read_whole_and_cut_anywhere() {
+    for (format, thoughts, answer, thought, text, calls) in corpus() {
+        for hold in [false, true] {
+            let rules = rules(format, thoughts, hold);
+            let whole = split(&rules, &[answer]);
+            assert_eq!(
+                (whole.thoughts.as_str(), whole.text.as_str()),
+                (thought, text),
+                "{answer}"
+            );
+            let read: Vec<(&str, Value)> = whole
+                .calls
+                .iter()
+                .map(|(name, text)| (name.as_str(), serde_json::from_str(text).expect("JSON")))
+                .collect();
+            assert_eq!(read, calls, "{answer}");
+            let cuts = answer.char_indices().map(|(at, _letter)| at);
+            for cut in cuts {
+                let (before, after) = answer.split_at(cut);
+                assert_eq!(
+                    split(&rules, &[before, after]),
+                    whole,
+                    "{answer} cut at {cut}"
+                );
+            }
+            let letters: Vec<String> = answer.chars().map(String::from).collect();
+            let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+            assert_eq!(split(&rules, &letters), whole, "{answer} letter by letter");
         }
-        pieces.push(rest);
-        prop_assert_eq!(&split(rules, pieces), &whole);
     }
+}
 
+#[test]
+fn a_call_that_does_not_fit_its_function_stays_text_when_calls_are_checked() {
+    let answer =
+        "<tool_call>{\"name\": \"weather\", \"arguments\": {\"days\": \"three\"}}</tool_call>";
+    let whole = split(&rules(ToolFormat::Hermes, None, true), &[answer]);
+    assert_eq!((whole.text.as_str(), whole.calls.len()), (answer, 0));
+    let cut = "<|tool_call>call:weather{city:<|\"|>Ro";
+    let whole = split(&rules(ToolFormat::Gemma4, None, true), &[cut]);
+    assert_eq!((whole.text.as_str(), whole.calls.len()), (cut, 0));
+}
+
+#[test]
+fn arguments_grow_as_they_come() {
+    let mut splitter = Splitter::new(rules(ToolFormat::Gemma4, None, false));
+    let mut parts = Vec::new();
+    splitter.push("<|tool_call>call:weather{city:<|\"|>Ro", &mut parts);
+    assert_eq!(
+        parts,
+        vec![
+            Part::Call {
+                index: 0,
+                name: "weather".to_owned()
+            },
+            Part::Arguments {
+                index: 0,
+                text: "{\"city\":\"Ro".to_owned()
+            },
+        ]
+    );
+}
+
+fn fragments() -> impl Strategy<Value = Vec<&'static str>> {
+    let fragment = prop::sample::select(vec![
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "{\"name\": \"now\"",
+        ", \"arguments\": {",
+        "}",
+        "}}",
+        "\"",
+        "\\",
+        "<|tool_call>",
+        "call:now{",
+        "city:<|\"|>",
+        "<|\"|>",
+        "<tool_call|>",
+        "[TOOL_CALLS]",
+        "[",
+        "]",
+        "now[ARGS]{",
+        "<function=now>",
+        "<parameter=city>",
+        "</parameter>",
+        "</function>",
+        "<|channel>thought",
+        "<channel|>",
+        " ",
+        "\n",
+        "é",
+        "a",
+        ";",
+        ",",
+        "<|python_tag|>",
+    ]);
+    prop::collection::vec(fragment, 0..16)
+}
+
+proptest! {
     #[test]
-    fn without_rules_the_text_is_untouched(answer in ".{0,200}") {
-        let parts = split(SplitRules::default(), [answer.as_str()]);
-        let said: String = parts.iter().map(|part| match part {
-            Part::Text(text) => text.as_str(),
-            Part::Thought(_) | Part::Call { .. } | Part::Arguments { .. } => "?",
-        }).collect();
-        prop_assert_eq!(said, answer);
+    fn whatever_a_model_says_the_cuts_do_not_matter(
+        fragments in fragments(),
+        format in prop::sample::select(vec![ToolFormat::Hermes, ToolFormat::Gemma4, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::MistralArgs, ToolFormat::QwenXml]),
+        thoughts in prop::sample::select(vec![None, Some(ThinkTags::THINK), Some(ThinkTags::GEMMA4)]),
+        hold in any::<bool>(),
+    ) {
+        let answer = fragments.concat();
+        let rules = rules(format, thoughts, hold);
+        let whole = split(&rules, &[&answer]);
+        prop_assert_eq!(&split(&rules, &fragments), &whole);
+        let letters: Vec<String> = answer.chars().map(String::from).collect();
+        let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+        prop_assert_eq!(&split(&rules, &letters), &whole);
     }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -13,6 +14,13 @@ fn firebase() -> IssuerRules {
         issuer: "https://securetoken.google.com/home-1".to_owned(),
         audiences: vec!["home-1".to_owned()],
         user_claim: "sub".to_owned(),
+        aliases: Vec::new(),
+        groups_claim: None,
+        plan_claim: None,
+        admin_claim: None,
+        admin_values: Vec::new(),
+        require: Vec::new(),
+        plans: BTreeMap::new(),
         firebase: true,
         leeway: Duration::from_secs(30),
         email_verified: false,

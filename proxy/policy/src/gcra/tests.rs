@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{Rate, Step, give_back, step};
+use super::Rate;
 
 const TEXT: Rate = Rate {
     limit: 30,
@@ -19,14 +19,14 @@ impl Bucket {
     fn full(rate: Rate) -> Self {
         Self {
             level_us: rate.burst_us(),
-            seen_us: 0,
+            seen_us: NOW,
         }
     }
 
-    fn take(&mut self, rate: Rate, cost: u32, now_us: u64) -> bool {
+    fn take(&mut self, rate: Rate, cost: u64, now_us: u64) -> bool {
         self.level_us = (self.level_us + (now_us - self.seen_us)).min(rate.burst_us());
         self.seen_us = now_us;
-        let price = rate.interval_us() * u64::from(cost);
+        let price = rate.interval_us() * cost;
         if price > self.level_us {
             return false;
         }
@@ -35,53 +35,57 @@ impl Bucket {
     }
 }
 
+/// Takes if it fits.
+fn take(tat: &mut u64, rate: Rate, cost: u64, now: u64) -> bool {
+    let fits = cost <= rate.room(*tat, now);
+    if fits {
+        *tat = rate.charge(*tat, cost, now);
+    }
+    fits
+}
+
 #[test]
 fn thirty_a_minute_is_a_burst_of_thirty_then_one_each_two_seconds() {
     let mut tat = 0;
     for left in (0..30).rev() {
-        let found = step(tat, TEXT, 1, NOW);
-        assert!(found.admitted, "within the burst");
-        assert_eq!(found.remaining, left);
-        tat = found.tat_us;
+        assert!(take(&mut tat, TEXT, 1, NOW), "within the burst");
+        assert_eq!(TEXT.room(tat, NOW), left);
     }
-    let refused = step(tat, TEXT, 1, NOW);
-    assert!(!refused.admitted, "the 31st");
-    assert_eq!(refused.retry_after_us, 2 * SECOND);
-    assert_eq!(refused.reset_after_us, 60 * SECOND);
-    assert_eq!(refused.tat_us, tat, "a refusal costs nothing");
-    assert!(!step(tat, TEXT, 1, NOW + 2 * SECOND - 1).admitted);
-    assert!(step(tat, TEXT, 1, NOW + 2 * SECOND).admitted);
+    assert!(!take(&mut tat, TEXT, 1, NOW), "the 31st");
+    assert_eq!(TEXT.wait_us(tat, 1, NOW), Some(2 * SECOND));
+    assert_eq!(tat - NOW, 60 * SECOND);
+    assert!(!take(&mut tat, TEXT, 1, NOW + 2 * SECOND - 1));
+    assert!(take(&mut tat, TEXT, 1, NOW + 2 * SECOND));
 }
 
 #[test]
-fn a_limit_of_zero_admits_nothing_and_hints_a_window() {
+fn a_limit_of_zero_admits_nothing_and_no_wait_helps() {
     let none = Rate { limit: 0, ..TEXT };
-    let found = step(0, none, 1, NOW);
-    let expected = Step {
-        admitted: false,
-        tat_us: NOW,
-        remaining: 0,
-        retry_after_us: 60 * SECOND,
-        reset_after_us: 0,
-    };
-    assert_eq!(found, expected);
+    assert_eq!((none.room(0, NOW), none.wait_us(0, 1, NOW)), (0, None));
 }
 
 #[test]
 fn more_than_the_burst_never_fits() {
-    let found = step(0, TEXT, 31, NOW);
-    assert!(!found.admitted);
-    assert_eq!(found.retry_after_us, TEXT.period_us());
-    assert_eq!(found.remaining, 30, "the bucket itself is full");
+    assert_eq!(TEXT.wait_us(0, 31, NOW), None);
+    assert_eq!(TEXT.wait_us(0, 30, NOW), Some(0));
+    assert_eq!(TEXT.room(0, NOW), 30, "the bucket itself is full");
 }
 
 #[test]
-fn a_clock_set_back_locks_nobody_out_for_longer_than_a_window() {
+fn a_clock_set_back_locks_nobody_out_for_longer_than_two_windows() {
     let year = 365 * 86_400 * SECOND;
-    let found = step(NOW + year, TEXT, 1, NOW);
-    assert!(!found.admitted);
-    assert_eq!(found.retry_after_us, 2 * SECOND);
-    assert!(step(found.tat_us, TEXT, 1, NOW + 2 * SECOND).admitted);
+    assert_eq!(TEXT.room(NOW + year, NOW), 0);
+    let wait = TEXT.wait_us(NOW + year, 1, NOW).expect("a wait");
+    assert_eq!(wait, 62 * SECOND);
+    assert_eq!(TEXT.room(NOW + 120 * SECOND, NOW + wait), 1);
+}
+
+#[test]
+fn a_charge_above_the_burst_is_a_debt_that_time_pays() {
+    let tat = TEXT.charge(0, 45, NOW);
+    assert_eq!(TEXT.room(tat, NOW), 0);
+    assert_eq!(TEXT.wait_us(tat, 1, NOW), Some(32 * SECOND));
+    assert_eq!(TEXT.room(tat, NOW + 32 * SECOND), 1);
 }
 
 #[test]
@@ -91,34 +95,53 @@ fn a_limit_that_does_not_divide_its_window_rounds_against_the_caller() {
     assert!((seven.interval_us() - 1) * 7 < seven.period_us());
 }
 
+#[test]
+fn a_refund_that_is_late_gives_back_only_what_time_did_not() {
+    let charged = TEXT.charge(0, 10, NOW);
+    assert_eq!(
+        TEXT.refund(charged, 10, charged, NOW),
+        NOW,
+        "at once: all of it"
+    );
+    let later = NOW + 15 * SECOND;
+    assert_eq!(
+        TEXT.room(TEXT.refund(charged, 10, charged, later), later),
+        30
+    );
+    let drained = NOW + 20 * SECOND;
+    let again = TEXT.charge(charged, 5, drained);
+    assert_eq!(
+        TEXT.refund(again, 10, charged, drained),
+        again,
+        "the ten had come back by themselves: the five stay charged"
+    );
+}
+
 fn rates() -> impl Strategy<Value = Rate> {
-    (1_u32..200, 1_u64..100_000).prop_map(|(limit, period_ms)| Rate { limit, period_ms })
+    (1_u64..200, 1_u64..100_000).prop_map(|(limit, period_ms)| Rate { limit, period_ms })
 }
 
 /// Gaps between requests: bursts, about the interval, long pauses.
-fn gaps() -> impl Strategy<Value = Vec<(u64, u32)>> {
+fn gaps() -> impl Strategy<Value = Vec<(u64, u64)>> {
     let gap = prop_oneof![
         Just(0_u64),
         1_u64..1_000,
         1_000_u64..3_000_000,
         1_000_000_u64..200_000_000
     ];
-    proptest::collection::vec((gap, 1_u32..4), 1..120)
+    proptest::collection::vec((gap, 1_u64..4), 1..120)
 }
 
 proptest! {
     #[test]
     fn decides_as_a_token_bucket_does(rate in rates(), gaps in gaps()) {
         let mut bucket = Bucket::full(rate);
-        bucket.seen_us = NOW;
         let (mut tat, mut now) = (0, NOW);
         for (gap, cost) in gaps {
             now += gap;
-            let found = step(tat, rate, cost, now);
-            prop_assert_eq!(found.admitted, bucket.take(rate, cost, now));
-            prop_assert_eq!(u64::from(found.remaining), bucket.level_us / rate.interval_us());
-            prop_assert_eq!(found.reset_after_us, rate.burst_us() - bucket.level_us);
-            tat = found.tat_us;
+            prop_assert_eq!(take(&mut tat, rate, cost, now), bucket.take(rate, cost, now));
+            prop_assert_eq!(rate.room(tat, now), bucket.level_us / rate.interval_us());
+            prop_assert_eq!(rate.tat_us(tat, now) - now, rate.burst_us() - bucket.level_us);
         }
     }
 
@@ -128,59 +151,61 @@ proptest! {
         let mut admitted: Vec<(u64, u64)> = Vec::new();
         for (gap, cost) in gaps {
             now += gap;
-            let found = step(tat, rate, cost, now);
-            if found.admitted {
-                admitted.push((now, u64::from(cost)));
+            if take(&mut tat, rate, cost, now) {
+                admitted.push((now, cost));
             }
-            tat = found.tat_us;
         }
         for (start, _) in &admitted {
             let within = admitted.iter().filter(|(at, _)| (*start..=start + window_us).contains(at));
             let sum: u64 = within.map(|(_, cost)| cost).sum();
-            prop_assert!(sum <= u64::from(rate.limit) + window_us / rate.interval_us());
+            prop_assert!(sum <= rate.limit + window_us / rate.interval_us());
         }
     }
 
     #[test]
-    fn hints_are_true_to_the_microsecond(rate in rates(), gaps in gaps(), cost in 1_u32..4) {
+    fn hints_are_true_to_the_microsecond(rate in rates(), gaps in gaps(), cost in 1_u64..4) {
         let (mut tat, mut now) = (0, NOW);
         for (gap, cost) in gaps {
             now += gap;
-            tat = step(tat, rate, cost, now).tat_us;
+            take(&mut tat, rate, cost, now);
         }
-        let found = step(tat, rate, cost, now);
-        if !found.admitted && cost <= rate.limit {
-            let at = now + found.retry_after_us;
-            prop_assert!(step(tat, rate, cost, at).admitted, "admitted when the hint says");
-            prop_assert!(!step(tat, rate, cost, at - 1).admitted, "and not a microsecond before");
-        }
-        let full = now + found.reset_after_us;
-        prop_assert_eq!(step(found.tat_us, rate, 0, full).remaining, rate.limit);
-        if found.reset_after_us > 0 {
-            prop_assert!(step(found.tat_us, rate, 0, full - 1).remaining < rate.limit);
+        match rate.wait_us(tat, cost, now) {
+            None => prop_assert!(cost > rate.limit),
+            Some(0) => prop_assert!(cost <= rate.room(tat, now)),
+            Some(wait) => {
+                prop_assert!(cost <= rate.room(tat, now + wait), "it fits when the hint says");
+                prop_assert!(cost > rate.room(tat, now + wait - 1), "and not a microsecond before");
+            }
         }
     }
 
+    /// Refunds of any order and delay never leave more than if the refunded units had never been charged.
     #[test]
-    fn what_is_given_back_was_never_taken(rate in rates(), gaps in gaps(), cost in 1_u32..4) {
-        let (mut tat, mut now) = (0, NOW);
-        for (gap, cost) in gaps {
+    fn a_refund_never_gives_more_than_was_taken(rate in rates(), gaps in gaps(), (cost, back, late) in (1_u64..6, 0_u64..6, 0_u64..60)) {
+        prop_assume!(back <= cost);
+        let (mut with, mut without, mut now) = (0_u64, 0_u64, NOW);
+        with = rate.charge(with, cost, now);
+        without = rate.charge(without, cost - back, now);
+        let charged_to = with;
+        for (gap, cost) in gaps.into_iter().take(usize::try_from(late).unwrap()) {
             now += gap;
-            tat = step(tat, rate, cost, now).tat_us;
+            // Others take what fits in both worlds.
+            if cost <= rate.room(with, now) {
+                with = rate.charge(with, cost, now);
+                without = rate.charge(without, cost, now);
+            }
         }
-        let found = step(tat, rate, cost, now);
-        prop_assume!(found.admitted);
-        let returned = give_back(found.tat_us, rate, cost);
-        for later in [now, now + 1, now + rate.period_us()] {
-            prop_assert_eq!(step(returned, rate, 1, later), step(tat, rate, 1, later));
-        }
+        let refunded = rate.refund(with, back, charged_to, now);
+        prop_assert!(rate.tat_us(refunded, now) >= rate.tat_us(without, now).min(refunded.max(now)));
+        prop_assert!(refunded.max(now) >= without.max(now), "{refunded} {without}");
     }
 
     #[test]
-    fn no_number_makes_it_panic(tat: u64, limit: u32, period_ms: u64, cost: u32, now: u64) {
+    fn no_number_makes_it_panic(tat: u64, limit: u64, period_ms: u64, cost: u64, now: u64) {
         let rate = Rate { limit, period_ms };
-        let found = step(tat, rate, cost, now);
-        prop_assert!(found.remaining <= limit);
-        give_back(found.tat_us, rate, cost);
+        prop_assert!(rate.room(tat, now) <= limit);
+        let charged = rate.charge(tat, cost, now);
+        let _ = rate.wait_us(tat, cost, now);
+        rate.refund(charged, cost, charged, now);
     }
 }

@@ -71,3 +71,46 @@ fn an_ipv6_network_is_one_customer() {
     assert_eq!(network("192.0.2.7"), "192.0.2.7");
     assert_eq!(network("::ffff:192.0.2.7"), "192.0.2.7");
 }
+
+fn front_end() -> Principal {
+    Principal {
+        may_act_as: true,
+        key: Some(config::ids::KeyId::new("k123456789")),
+        ..ada()
+    }
+}
+
+#[test]
+fn a_trusted_front_end_names_its_end_users() {
+    let bob = front_end().acting_as(" bob ").expect("may name");
+    assert!(bob.user.as_str().starts_with("act:") && bob.user.as_str().ends_with(":bob"));
+    assert_eq!(bob.acts_for, Some(ada().user));
+    assert!(!bob.counts_address() && ada().counts_address());
+    let again = bob.clone().acting_as("bob").expect("again");
+    assert_eq!(again.user, bob.user, "naming twice nests nothing");
+    let eve = front_end().acting_as("eve").expect("may name");
+    assert_ne!(eve.subject(), bob.subject());
+    assert_eq!(eve.key_subject(), bob.key_subject());
+}
+
+#[test]
+fn whoever_may_not_name_end_users_stays_who_it_is() {
+    let same = ada().acting_as("bob").expect("is ignored");
+    assert_eq!(same, ada(), "`user` is a label for everybody else");
+    for bad in ["", "  ", "a\nb", &"x".repeat(257)] {
+        assert!(front_end().acting_as(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn an_email_is_found_again_without_being_kept() {
+    assert_eq!(
+        Subject::of_email("Ada@Example.org "),
+        Subject::of_email("ada@example.org")
+    );
+    assert!(
+        !Subject::of_email("ada@example.org")
+            .as_str()
+            .contains("ada")
+    );
+}

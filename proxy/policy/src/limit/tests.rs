@@ -1,140 +1,100 @@
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use config::ids::UserId;
-use config::settings::proxy::{Limits, PerMinute, Plan};
+use config::tier::Tier;
 
 use super::{
-    Concurrency, Counter, CounterState, Decision, Kind, Rule, concurrent_max, counters,
-    go_duration, headers, ip_counters,
+    Concurrency, Counter, CounterState, Decision, Level, Measure, Name, Rule, Span, Unit, Window,
+    go_duration, headers,
 };
-use crate::identity::Principal;
+use crate::gcra::Rate;
+use crate::limit::Elastic;
 use crate::quota;
 
-const NOON_MS: u64 = 20_000 * 86_400_000 + 43_200_000;
+const DAY_MS: u64 = 86_400_000;
+const NOON_MS: u64 = 20_000 * DAY_MS + DAY_MS / 2;
 
-fn limits() -> Limits {
-    let per_minute = PerMinute {
-        text: 30,
-        media: 10,
-        health: 120,
-    };
-    Limits {
-        guard_per_minute: 600,
-        guard_burst: 120,
-        per_ip: per_minute,
-        per_user: per_minute,
-        text_per_day: 100,
-        media_per_day: 20,
-        concurrent_per_user: 16,
-        max_tokens_default: 2_048,
-        table_max: 1_000,
-        plans: BTreeMap::new(),
+fn counter(name: Name, rule: Rule) -> Counter {
+    Counter {
+        key: name.to_string().into(),
+        name,
+        unit: name.measure.unit(),
+        rule,
+        cost: 1,
+        per_million: 0,
     }
 }
 
-fn ada(plan: Plan) -> Principal {
-    Principal::person(UserId::new("https://id.example.org|ada"), plan)
+fn minute(level: Level, measure: Measure, limit: u64) -> Counter {
+    let rate = Rate {
+        limit,
+        period_ms: 60_000,
+    };
+    counter(Name::new(level, measure), Rule::Gcra(rate))
 }
 
-fn summary(counters: &[Counter]) -> Vec<(&'static str, u32)> {
-    let limit = |counter: &Counter| match counter.rule {
-        Rule::Gcra(rate) => rate.limit,
-        Rule::Day(day) => day.limit,
+fn day(level: Level, measure: Measure, limit: u64) -> Counter {
+    let window = Window {
+        limit,
+        starts_at_ms: 20_000 * DAY_MS,
+        resets_at_ms: 20_001 * DAY_MS,
+        span: Span::Day,
     };
-    counters
+    counter(Name::new(level, measure), Rule::Window(window))
+}
+
+fn text() -> [Counter; 3] {
+    [
+        minute(Level::Address, Measure::TextMinute, 30),
+        minute(Level::User, Measure::TextMinute, 30),
+        day(Level::User, Measure::TextDay, 100),
+    ]
+}
+
+fn decide(counters: &[Counter], stored: &[Option<u64>]) -> Decision {
+    quota::decide(counters, Elastic::default(), stored, NOON_MS * 1_000).decision
+}
+
+fn lines(sent: &[(&'static str, String)]) -> String {
+    let lines: Vec<String> = sent
         .iter()
-        .map(|counter| (counter.name, limit(counter)))
-        .collect()
-}
-
-fn of(plan: Plan, kind: Kind) -> Vec<Counter> {
-    let ip = "192.0.2.7".parse().expect("an address");
-    counters(&ada(plan), ip, kind, &limits(), NOON_MS)
+        .map(|(name, value)| format!("{name}: {value}"))
+        .collect();
+    lines.join("\n")
 }
 
 #[test]
-fn each_kind_is_charged_to_its_own_counters() {
-    let none = Plan::default();
-    assert_eq!(
-        summary(&of(none, Kind::Text)),
-        [("text-min-ip", 30), ("text-min", 30), ("text-day", 100)]
-    );
-    assert_eq!(
-        summary(&of(none, Kind::Media)),
-        [("media-min-ip", 10), ("media-min", 10), ("media-day", 20)]
-    );
-    assert_eq!(
-        summary(&of(none, Kind::Health)),
-        [("health-min-ip", 120), ("health-min", 120)]
-    );
-    let ip = "192.0.2.7".parse().expect("an address");
-    assert_eq!(
-        summary(&ip_counters(ip, Kind::Health, &limits())),
-        [("health-min-ip", 120)]
-    );
-}
-
-#[test]
-fn a_plan_replaces_figures_and_lifts_the_address_with_them() {
-    let big = Plan {
-        text_per_minute: Some(300),
-        text_per_day: Some(5_000),
-        concurrent: Some(2),
-        ..Plan::default()
+fn names_say_whose_budget_it_is() {
+    let heavy = Name {
+        level: Level::Group,
+        measure: Measure::TokensMonth,
+        tier: Some(Tier::Heavy),
     };
-    assert_eq!(
-        summary(&of(big, Kind::Text)),
-        [("text-min-ip", 300), ("text-min", 300), ("text-day", 5_000)]
-    );
-    assert_eq!(concurrent_max(&ada(big), &limits()), 2);
-    let small = Plan {
-        text_per_minute: Some(5),
-        media_per_day: Some(0),
-        ..Plan::default()
-    };
-    assert_eq!(
-        summary(&of(small, Kind::Text)),
-        [("text-min-ip", 30), ("text-min", 5), ("text-day", 100)],
-        "a small plan does not shrink the address for others"
-    );
-    assert_eq!(summary(&of(small, Kind::Media))[2], ("media-day", 0));
-}
-
-#[test]
-fn keys_are_hashed_short_and_carry_the_day() {
-    for counter in of(Plan::default(), Kind::Text) {
-        assert!(counter.key.len() <= 48, "{}", counter.key);
-        assert!(!counter.key.contains("ada") && !counter.key.contains("192"));
+    let table = [
+        (Name::user(Measure::TextMinute), "text-min"),
+        (
+            Name::new(Level::Address, Measure::TextMinute),
+            "text-min-ip",
+        ),
+        (Name::new(Level::Key, Measure::TokensDay), "key-tokens-day"),
+        (
+            Name::new(Level::Organisation, Measure::MoneyMonth),
+            "org-money-month",
+        ),
+        (
+            Name::new(Level::Service, Measure::Concurrent),
+            "service-concurrency",
+        ),
+        (heavy, "group-tokens-month-heavy"),
+    ];
+    for (name, text) in table {
+        assert_eq!(name.to_string(), text);
     }
-    let day = of(Plan::default(), Kind::Text).pop().expect("the day");
-    assert!(day.key.ends_with(":text-day:20000"), "{}", day.key);
-}
-
-#[test]
-fn addresses_of_one_v6_network_share_a_counter() {
-    let key = |ip: &str| {
-        let ip = ip.parse().expect("an address");
-        ip_counters(ip, Kind::Text, &limits())
-            .pop()
-            .map(|one| one.key)
-    };
-    assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
-    assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
-    assert_eq!(key("192.0.2.7"), key("::ffff:192.0.2.7"));
-    assert_ne!(key("192.0.2.7"), key("192.0.2.8"));
 }
 
 #[test]
 fn the_headers_are_those_of_the_contract() {
-    let counters = of(Plan::default(), Kind::Text);
-    let stored = [None, None, Some(11)];
-    let decision = quota::decide(&counters, &stored, NOON_MS * 1_000).decision;
-    let text: Vec<String> = headers(decision.states(), None)
-        .into_iter()
-        .map(|(name, value)| format!("{name}: {value}"))
-        .collect();
-    insta::assert_snapshot!(text.join("\n"), @r#"
+    let decision = decide(&text(), &[None, None, Some(11)]);
+    insta::assert_snapshot!(lines(&headers(decision.states(), None)), @r#"
     x-ratelimit-limit-requests: 30
     x-ratelimit-remaining-requests: 29
     x-ratelimit-reset-requests: 2s
@@ -145,9 +105,34 @@ fn the_headers_are_those_of_the_contract() {
 }
 
 #[test]
+fn tokens_media_and_requests_in_progress_have_headers_too() {
+    let mut tokens = day(Level::User, Measure::TokensDay, 1_000);
+    tokens.cost = 400;
+    let counters = [
+        minute(Level::User, Measure::MediaMinute, 10),
+        tokens,
+        day(Level::Group, Measure::TokensDay, 50_000),
+        day(Level::Group, Measure::TokensDay, 20_000),
+        day(Level::User, Measure::BytesDay, 500_000_000),
+        counter(Name::user(Measure::Concurrent), Rule::Held { limit: 16 }),
+    ];
+    let decision = decide(&counters, &[None; 6]);
+    let open = Concurrency { limit: 16, open: 3 };
+    insta::assert_snapshot!(lines(&headers(decision.states(), Some(open))), @r#"
+    x-ratelimit-limit-requests: 10
+    x-ratelimit-remaining-requests: 9
+    x-ratelimit-reset-requests: 6s
+    x-ratelimit-limit-tokens: 1000
+    x-ratelimit-remaining-tokens: 600
+    x-ratelimit-reset-tokens: 12h0m0s
+    ratelimit-policy: "media-min";q=10;w=60, "tokens-day";q=1000;w=86400;hearth-unit="tokens", "group-tokens-day";q=20000;w=86400;hearth-unit="tokens", "media-bytes-day";q=500000000;w=86400;qu="content-bytes", "concurrency";q=16;qu="concurrent-requests"
+    ratelimit: "media-min";r=9;t=6, "tokens-day";r=600;t=43200, "group-tokens-day";r=19999;t=43200, "media-bytes-day";r=499999999;t=43200, "concurrency";r=15
+    "#);
+}
+
+#[test]
 fn open_requests_are_a_policy_of_their_own() {
-    let counters = of(Plan::default(), Kind::Text);
-    let decision = quota::decide(&counters, &[None, None, None], NOON_MS * 1_000).decision;
+    let decision = decide(&text(), &[None, None, None]);
     let open = Concurrency { limit: 16, open: 3 };
     let sent = headers(decision.states(), Some(open));
     assert!(
@@ -161,17 +146,11 @@ fn open_requests_are_a_policy_of_their_own() {
 
 #[test]
 fn an_empty_window_says_when_its_next_unit_comes_and_never_later_than_retry_after() {
-    let counters = of(Plan::default(), Kind::Text);
-    let now_us = NOON_MS * 1_000;
-    let full = now_us + 60_000_000 - 500_000;
-    let verdict = quota::decide(&counters, &[Some(full), Some(full), Some(3)], now_us);
-    let refusal = verdict
-        .decision
-        .refusal()
-        .expect("both windows are used up");
-    let wait = refusal.retry_after().expect("waiting helps");
-    assert_eq!(wait, Duration::from_secs(2));
-    let sent = headers(verdict.decision.states(), None);
+    let full = NOON_MS * 1_000 + 60_000_000 - 500_000;
+    let decision = decide(&text(), &[Some(full), Some(full), Some(3)]);
+    let refusal = decision.refusal().expect("both windows are used up");
+    assert_eq!(refusal.retry_after(), Some(Duration::from_secs(2)));
+    let sent = headers(decision.states(), None);
     assert!(
         sent[4]
             .1
@@ -184,9 +163,7 @@ fn an_empty_window_says_when_its_next_unit_comes_and_never_later_than_retry_afte
 
 #[test]
 fn the_counter_that_binds_most_speaks_in_the_openai_headers() {
-    let counters = of(Plan::default(), Kind::Text);
-    let stored = [None, None, Some(99)];
-    let decision = quota::decide(&counters, &stored, NOON_MS * 1_000).decision;
+    let decision = decide(&text(), &[None, None, Some(99)]);
     let sent = headers(decision.states(), None);
     assert_eq!(sent[0], ("x-ratelimit-limit-requests", "100".to_owned()));
     assert_eq!(sent[1], ("x-ratelimit-remaining-requests", "0".to_owned()));
@@ -196,29 +173,66 @@ fn the_counter_that_binds_most_speaks_in_the_openai_headers() {
     );
 }
 
+fn refused(measure: Measure, span: Option<Span>, retry_after: Option<Duration>) -> Decision {
+    let state = CounterState {
+        name: Name::user(measure),
+        unit: Unit::Requests,
+        limit: 1,
+        remaining: 0,
+        reset_after: Duration::from_secs(9),
+        window: Duration::from_mins(1),
+        span,
+    };
+    Decision::Refused {
+        refused: 0,
+        retry_after,
+        room: 0,
+        states: vec![state],
+    }
+}
+
 #[test]
 fn a_minute_that_refuses_is_a_rate_limit_and_a_day_a_quota() {
-    let refusal = |window: u64| {
-        let state = CounterState {
-            name: "text",
-            limit: 1,
-            remaining: 0,
-            reset_after: Duration::from_secs(9),
-            window: Duration::from_secs(window),
-        };
-        let decision = Decision::Refused {
-            refused: 0,
-            retry_after: Duration::from_millis(8_001),
-            states: vec![state],
-        };
-        decision
-            .refusal()
-            .map(|refusal| (refusal.label(), refusal.retry_after()))
-    };
+    let soon = Some(Duration::from_millis(8_001));
     let nine = Some(Duration::from_secs(9));
-    assert_eq!(refusal(60), Some(("rate_limited", nine)), "hints round up");
-    assert_eq!(refusal(86_400), Some(("quota_exceeded", nine)));
-    let admitted = Decision::Admitted { states: Vec::new() };
+    let table = [
+        (
+            refused(Measure::TextMinute, None, soon),
+            "rate_limited",
+            nine,
+        ),
+        (
+            refused(Measure::TextDay, Some(Span::Day), soon),
+            "quota_exceeded",
+            nine,
+        ),
+        (
+            refused(Measure::TokensMonth, Some(Span::Month), soon),
+            "quota_exceeded",
+            nine,
+        ),
+        (
+            refused(Measure::TokensDay, Some(Span::Day), None),
+            "never_fits",
+            None,
+        ),
+        (
+            refused(Measure::Concurrent, None, None),
+            "too_many_open",
+            Some(Duration::from_secs(1)),
+        ),
+    ];
+    for (decision, label, retry_after) in table {
+        let refusal = decision.refusal().expect("a refusal");
+        assert_eq!(
+            (refusal.label(), refusal.retry_after()),
+            (label, retry_after)
+        );
+    }
+    let admitted = Decision::Admitted {
+        granted: 0,
+        states: Vec::new(),
+    };
     assert_eq!(admitted.refusal(), None);
 }
 

@@ -6,7 +6,7 @@ use config::wire::valid::{Invalid, InvalidCode};
 
 use super::{AccountFault, Refusal};
 use crate::identity::Scope;
-use crate::limit::CounterState;
+use crate::limit::{CounterState, Level, Measure, Name, Span, Unit};
 
 /// One of each, so that labels and sentences are pinned in one place.
 fn all() -> Vec<Refusal> {
@@ -60,11 +60,13 @@ fn of_callers() -> Vec<Refusal> {
 
 fn of_the_house() -> Vec<Refusal> {
     let state = CounterState {
-        name: "text-min",
+        name: Name::user(Measure::TextMinute),
+        unit: Unit::Requests,
         limit: 30,
         remaining: 0,
         reset_after: Duration::from_mins(1),
         window: Duration::from_mins(1),
+        span: None,
     };
     let retry_after = Duration::from_millis(1_501);
     vec![
@@ -72,9 +74,19 @@ fn of_the_house() -> Vec<Refusal> {
         Refusal::QuotaExceeded {
             retry_after: Duration::from_hours(2),
             state: CounterState {
-                name: "text-day",
+                name: Name::user(Measure::TextDay),
                 limit: 100,
                 window: Duration::from_hours(24),
+                span: Some(Span::Day),
+                ..state
+            },
+        },
+        Refusal::NeverFits {
+            state: CounterState {
+                name: Name::new(Level::Organisation, Measure::MoneyDay),
+                unit: Unit::Micros,
+                limit: 1_500_000,
+                span: Some(Span::Day),
                 ..state
             },
         },
@@ -143,5 +155,44 @@ fn the_field_at_fault_is_named_in_the_sentence_too() {
     assert_eq!(
         Refusal::from(invalid(None)).to_string(),
         "5 is outside 0 to 2"
+    );
+}
+
+#[test]
+fn a_used_up_budget_says_whose_it_is_how_much_is_left_and_when_it_is_back() {
+    let state = CounterState {
+        name: Name {
+            level: Level::Group,
+            measure: Measure::TokensMonth,
+            tier: Some(Tier::Heavy),
+        },
+        unit: Unit::Tokens,
+        limit: 20_000_000,
+        remaining: 12,
+        reset_after: Duration::from_hours(300),
+        window: Duration::from_hours(720),
+        span: Some(Span::Month),
+    };
+    let refusal = Refusal::QuotaExceeded {
+        retry_after: state.reset_after,
+        state,
+    };
+    assert_eq!(
+        refusal.to_string(),
+        "quota used up: your group's quota of 20000000 tokens a month in the heavy tier has 12 tokens left, and this \
+         request needs more (group-tokens-month-heavy); it resets in 1080000 s"
+    );
+    let stored = CounterState {
+        name: Name::user(Measure::StoredBytes),
+        unit: Unit::Bytes,
+        limit: 500_000_000,
+        remaining: 5,
+        reset_after: Duration::ZERO,
+        window: Duration::ZERO,
+        span: None,
+    };
+    assert_eq!(
+        Refusal::NeverFits { state: stored }.to_string(),
+        "no room: your limit of 500000000 bytes at once has 5 bytes left (media-bytes); delete something first"
     );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use config::wire::node::TierReport;
+use config::wire::node::{TierReport, TierState};
 
 use super::{Local, SkipReason, Step};
 use crate::breaker::Phase;
@@ -12,6 +12,9 @@ use crate::registry::Backend;
 const TOKENS_PER_SECOND: f64 = 20.0;
 /// Tokens of a typical answer, to turn a queue into a time.
 const ANSWER_TOKENS: f64 = 256.0;
+
+/// Reading a model of some gigabytes back into memory; a warm neighbour is asked first.
+const WAKING: Duration = Duration::from_secs(10);
 
 /// Whether slots and queue are full.
 pub(super) fn full(tier: &TierReport, in_flight: u32) -> Option<SkipReason> {
@@ -56,13 +59,17 @@ impl Candidate {
         let service = service_time(tier);
         let ahead = jobs.saturating_add(1).saturating_sub(slots);
         let model = tier.model.as_ref();
+        let waking = match tier.state {
+            TierState::Sleeping => WAKING,
+            TierState::Ready | TierState::Loading | TierState::Down => Duration::ZERO,
+        };
         Self {
             step: Step {
                 backend: backend.id(),
                 node_name: backend.node.name.clone(),
                 model: model.map(|one| one.id.clone()).unwrap_or_default(),
                 n_ctx: model.map_or(0, |one| one.n_ctx),
-                wait: service * ahead / slots,
+                wait: waking + service * ahead / slots,
             },
             probe: local.phase == Phase::ProbeDue,
             busy: f64::from(jobs) / f64::from(slots),

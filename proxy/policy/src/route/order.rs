@@ -15,7 +15,7 @@ pub(super) enum Group<'a> {
 impl Group<'_> {
     fn covers(&self, backend: &Backend<'_>) -> bool {
         match self {
-            Self::Model(model) => backend.model_id() == Some(*model),
+            Self::Model(model) => backend.answers_to(model),
             Self::Tier(tier) => backend.tier.tier == *tier,
         }
     }

@@ -1,6 +1,7 @@
 //! API keys, and how credentials may be shown at all.
 
 use config::tier::Tier;
+use config::token::{Token, TokenKind};
 use policy::identity::Scope;
 
 use super::*;
@@ -9,7 +10,18 @@ use crate::admin::words::{KeyMade, KeyOrder};
 
 async fn made(house: &House, order: KeyOrder) -> KeyMade {
     let operations = Operations::new(Arc::clone(&house.store), "https://h".into(), None, None);
-    operations.create_key(order).await.unwrap()
+    let kind = if order.admin {
+        TokenKind::Admin
+    } else {
+        TokenKind::Client
+    };
+    let token = Token::generate(kind);
+    let record = operations.key_record(&order, &token).await.unwrap();
+    house.store.put_key(&record).await.unwrap();
+    KeyMade {
+        key: token.reveal().expose().clone(),
+        record: record.into(),
+    }
 }
 
 fn named(name: &str) -> KeyOrder {
@@ -95,10 +107,10 @@ async fn near_misses_are_refused_and_a_typo_is_called_one() {
     assert!(why(&refused).contains("check sum"), "{}", why(&refused));
     assert!(!why(&refused).contains(&typo));
 
-    let stranger = Token::generate(config::token::TokenKind::Client);
+    let stranger = Token::generate(TokenKind::Client);
     let unknown = why(&house.bearer(stranger.reveal().expose()).await);
     assert!(unknown.contains("no such API key"), "{unknown}");
-    let join = Token::generate(config::token::TokenKind::Join);
+    let join = Token::generate(TokenKind::Join);
     assert!(why(&house.bearer(join.reveal().expose()).await).contains("join token"));
     assert!(house.bearer("sk-proj-something").await.is_err());
 }
@@ -108,7 +120,7 @@ async fn a_right_id_with_a_wrong_secret_looks_like_an_unknown_key() {
     let house = House::trusting(Vec::new());
     let key = made(&house, named("a")).await;
     let mut record = house.store.key(&key.record.id).await.unwrap().unwrap();
-    let stranger = Token::generate(config::token::TokenKind::Client);
+    let stranger = Token::generate(TokenKind::Client);
     record.id = KeyId::new(stranger.id());
     house.store.put_key(&record).await.unwrap();
     let refused = why(&house.bearer(stranger.reveal().expose()).await);

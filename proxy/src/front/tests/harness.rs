@@ -164,6 +164,7 @@ pub(super) fn settings() -> FrontSettings {
         public_url: "https://llm.example.org".to_owned(),
         cors_origins: vec!["https://app.example.org".to_owned()],
         trusted_proxies: Vec::new(),
+        proxy_protocol: Vec::new(),
         grace: seconds(5),
         head_timeout: seconds(2),
         body_timeout: seconds(2),
@@ -254,6 +255,17 @@ impl Edge {
     /// A TLS connection that agreed on `protocol` and may then say anything.
     pub(super) async fn socket_for(&self, protocol: &str) -> Socket {
         let tcp = TcpStream::connect(self.address).await.unwrap();
+        self.handshake(tcp, protocol).await
+    }
+
+    /// A TLS connection that begins with other bytes.
+    pub(super) async fn socket_after(&self, before: &[u8]) -> Socket {
+        let mut tcp = TcpStream::connect(self.address).await.unwrap();
+        tcp.write_all(before).await.unwrap();
+        self.handshake(tcp, "http/1.1").await
+    }
+
+    async fn handshake(&self, tcp: TcpStream, protocol: &str) -> Socket {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let mut config = rustls::ClientConfig::builder()

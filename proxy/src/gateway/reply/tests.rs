@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use config::tier::Tier;
 use policy::identity::Scope;
-use policy::limit::CounterState;
+use policy::limit::{CounterState, Measure, Name, Span};
 use policy::refusal::AccountFault;
 
 use super::*;
 
-fn state(name: &'static str, limit: u32) -> CounterState {
+fn state(measure: Measure, limit: u64) -> CounterState {
     let window = Duration::from_mins(1);
     CounterState {
-        name,
+        name: Name::user(measure),
+        unit: measure.unit(),
         limit,
         remaining: 0,
         reset_after: Duration::from_millis(2500),
         window,
+        span: matches!(measure, Measure::TextDay | Measure::MediaDay).then_some(Span::Day),
     }
 }
 
@@ -66,11 +68,11 @@ fn refusals() -> Vec<Refusal> {
         Refusal::HeaderTooLarge,
         Refusal::RateLimited {
             retry_after: wait,
-            state: state("text-min", 30),
+            state: state(Measure::TextMinute, 30),
         },
         Refusal::QuotaExceeded {
             retry_after: Duration::from_hours(2),
-            state: state("text-day", 100),
+            state: state(Measure::TextDay, 100),
         },
         Refusal::Guarded { retry_after: wait },
         Refusal::TooManyOpen { limit: 16 },

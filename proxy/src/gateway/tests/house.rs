@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use config::ids::{KeyId, NodeId, RequestId, UserId};
 use config::secret::Secret;
-use config::settings::proxy::{Auth, Limits, PerMinute, Plan, Routing};
+use config::settings::proxy::{Auth, Limits, PerMinute, Plan, Routing, Zone};
 use config::tier::Tier;
 use config::token::{Token, TokenKind};
 use config::wire::node::{
@@ -27,6 +27,7 @@ use tunnel::{PrivateKey, Tunnel};
 
 use super::client::Client;
 use super::node::{Act, Node};
+use crate::admin::{Api, ApiFacts, Operations};
 use crate::auth::Authenticator;
 use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
@@ -83,10 +84,17 @@ impl Default for Plans {
                 per_user: per_minute,
                 text_per_day: 100,
                 media_per_day: 20,
+                stored_bytes: 500_000_000,
                 concurrent_per_user: 16,
                 max_tokens_default: 2048,
                 table_max: 1000,
+                lease: Duration::from_mins(1),
+                time_zone: Zone::default(),
+                everyone: Plan::default(),
+                service: None,
                 plans: BTreeMap::new(),
+                groups: BTreeMap::new(),
+                tenants: BTreeMap::new(),
             },
             request_timeout: Duration::from_secs(30),
         }
@@ -111,6 +119,7 @@ pub(super) struct House {
     pub(super) upstream: Upstream,
     pub(super) fleet: Arc<Fleet>,
     key: String,
+    store: Arc<dyn Store>,
     _folder: TempDir,
 }
 
@@ -125,6 +134,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new());
         let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
+        let kept = Arc::clone(&store);
         let key = put_key(&*store, &[Scope::Inference, Scope::Models]).await;
         let fleet = Arc::new(Fleet::new(Router::new(
             &plans.routing,
@@ -145,6 +155,8 @@ impl House {
         }
         let upstream = Upstream::new(Arc::new(Loopback(table)), plans.routing.pool_max);
         let auth = Auth {
+            azure_header: false,
+            stale: Duration::from_secs(30),
             issuers: Vec::new(),
         };
         let authenticator = Authenticator::new(
@@ -179,8 +191,14 @@ impl House {
             upstream,
             fleet,
             key,
+            store: kept,
             _folder: folder,
         }
+    }
+
+    /// Another key of the same owner, with other scopes.
+    pub(super) async fn key_with(&self, scopes: &[Scope]) -> String {
+        put_key(&*self.store, scopes).await
     }
 
     /// One request with the house's key.
@@ -223,6 +241,7 @@ impl House {
             ip: IpAddr::from([192, 0, 2, 1]),
             method,
             path: path.to_owned(),
+            query: None,
             headers: all,
             received_at: std::time::Instant::now(),
             unix_ms: NOW_MS,
@@ -274,6 +293,15 @@ async fn rooms(
         authenticator,
         admission: Admission::new(Arc::clone(&store), limits, Arc::clone(&metrics)),
         reader: Reader::new(64 * 1024, 256 * 1024),
+        admin: Arc::new(Api::new(
+            Operations::new(
+                Arc::clone(&store),
+                "https://llm.example.org".into(),
+                None,
+                None,
+            ),
+            ApiFacts::for_tests(),
+        )),
         desk: Arc::new(desk(store, around).await),
         dispatcher,
         metrics,
@@ -283,20 +311,11 @@ async fn rooms(
 async fn put_key(store: &dyn Store, scopes: &[Scope]) -> String {
     let token = Token::generate(TokenKind::Client);
     let pepper = store.secret(PEPPER).await.unwrap();
+    let id = KeyId::new(token.id());
+    let hash = SecretHash::of(pepper.expose(), token.secret().expose());
     let record = KeyRecord {
-        id: KeyId::new(token.id()),
-        secret_hash: SecretHash::of(pepper.expose(), token.secret().expose()),
-        admin: false,
-        name: "test".to_owned(),
-        owner: UserId::new("ada"),
         scopes: scopes.to_vec(),
-        tiers: None,
-        models: None,
-        plan: Plan::default(),
-        created_unix: 0,
-        expires_unix: None,
-        last_used_unix: None,
-        revoked_unix: None,
+        ..KeyRecord::plain(id, hash, UserId::new("ada"), 0)
     };
     store.put_key(&record).await.unwrap();
     token.reveal().expose().clone()
@@ -332,6 +351,7 @@ fn tier_report(tier: Tier) -> TierReport {
         reason: None,
         model: Some(ModelReport {
             id: format!("tiny-{tier}"),
+            aliases: Vec::new(),
             file_sha256: String::new(),
             size_bytes: 1,
             n_ctx: 512,

@@ -90,6 +90,9 @@ async fn what_nobody_answered_is_not_charged() {
     ];
     let house = House::planned(generous(), vec![(&[Primary], acts)]).await;
     assert_eq!(house.chat(&to("primary")).await.0.status.unwrap(), 502);
+    // No answer waits for its settlement; this test does.
+    let admission = &house.gateway.rooms.admission;
+    admission.flush(Duration::from_secs(20)).await;
     let (client, _) = house.chat(&to("primary")).await;
     assert_eq!(
         client.header("x-ratelimit-remaining-requests"),
@@ -113,6 +116,8 @@ async fn a_node_without_room_charges_nobody_even_after_the_head_of_a_stream() {
         client.events().last().unwrap()["error"]["code"],
         "overloaded"
     );
+    let admission = &house.gateway.rooms.admission;
+    admission.flush(Duration::from_secs(20)).await;
     let (client, _) = house.chat(&to("primary")).await;
     assert_eq!(client.header("x-ratelimit-remaining-requests"), "99");
 }

@@ -34,7 +34,7 @@ pub(super) struct FallbackLabels {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct PolicyLabel {
-    pub(super) policy: &'static str,
+    pub(super) policy: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]

@@ -1,7 +1,9 @@
 //! What stands in the redb file: JSON records by id, and counters. Every function is one transaction; those that write return
 //! when the disk has it.
 
-use config::ids::{KeyId, NodeId};
+use std::ops::Bound;
+
+use config::ids::{KeyId, NodeId, UserId};
 use config::secret::Secret;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -9,15 +11,17 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::store::memory::Changes;
-use crate::store::{JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError, local};
+use super::{counters, ledger};
+use crate::store::{
+    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError, UserRecord,
+    local,
+};
 
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 
-/// Value and end of its meaning in Unix milliseconds, by the counter's key.
-pub(super) const COUNTERS: TableDefinition<'static, &'static str, (u64, u64)> =
-    TableDefinition::new("counters");
 const KEYS: Records = TableDefinition::new("keys");
+const USERS: Records = TableDefinition::new("users");
+const DENIALS: Records = TableDefinition::new("denials");
 const JOIN_TOKENS: Records = TableDefinition::new("join_tokens");
 const NODES: Records = TableDefinition::new("nodes");
 const SECRETS: Records = TableDefinition::new("secrets");
@@ -58,22 +62,10 @@ impl DiskError for redb::CommitError {}
 /// Makes the tables, so that reading never meets a missing one.
 pub(super) fn create_tables(file: &Database) -> Result<(), FileError> {
     write(file, |transaction| {
-        transaction.open_table(COUNTERS)?;
-        for table in [KEYS, JOIN_TOKENS, NODES, SECRETS] {
+        counters::create_tables(transaction)?;
+        ledger::create_tables(transaction)?;
+        for table in [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES, SECRETS] {
             transaction.open_table(table)?;
-        }
-        Ok(())
-    })
-}
-
-pub(super) fn write_counters(file: &Database, changes: &Changes) -> Result<(), FileError> {
-    write(file, |transaction| {
-        let mut table = transaction.open_table(COUNTERS)?;
-        for (key, slot) in &changes.written {
-            table.insert(key.as_str(), (slot.value, slot.expires_at_ms))?;
-        }
-        for key in &changes.dropped {
-            table.remove(key.as_str())?;
         }
         Ok(())
     })
@@ -108,18 +100,79 @@ pub(super) fn revoke_key(
     })
 }
 
-/// Visible at once, on disk with the next counters: a sync of the disk for each use of a key would be too much.
+pub(super) fn swap_key(
+    file: &Database,
+    before: &KeyRecord,
+    after: &KeyRecord,
+) -> Result<bool, FileError> {
+    swap(file, KEYS, after.id.as_str(), (before, after))
+}
+
 pub(super) fn touch_key(file: &Database, id: &KeyId, now_unix: i64) -> Result<(), FileError> {
-    let mut transaction = file.begin_write()?;
-    let lightly = transaction.set_durability(Durability::None);
-    lightly.map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    let Some(mut key) = get::<KeyRecord>(&transaction, KEYS, id.as_str())? else {
-        return Ok(());
-    };
-    key.last_used_unix = key.last_used_unix.max(Some(now_unix));
-    put(&transaction, KEYS, id.as_str(), &key)?;
-    transaction.commit()?;
-    Ok(())
+    touch(file, KEYS, id.as_str(), |key: &mut KeyRecord| {
+        key.last_used_unix = key.last_used_unix.max(Some(now_unix));
+    })
+}
+
+pub(super) fn create_user(file: &Database, user: UserRecord) -> Result<UserRecord, FileError> {
+    write(file, |transaction| {
+        if let Some(known) = get(transaction, USERS, user.id.as_str())? {
+            return Ok(known);
+        }
+        put(transaction, USERS, user.id.as_str(), &user)?;
+        Ok(user)
+    })
+}
+
+pub(super) fn swap_user(
+    file: &Database,
+    before: &UserRecord,
+    after: &UserRecord,
+) -> Result<bool, FileError> {
+    swap(file, USERS, after.id.as_str(), (before, after))
+}
+
+pub(super) fn user(file: &Database, id: &UserId) -> Result<Option<UserRecord>, FileError> {
+    one(file, USERS, id.as_str())
+}
+
+pub(super) fn users(
+    file: &Database,
+    after: Option<&UserId>,
+    limit: usize,
+) -> Result<Vec<UserRecord>, FileError> {
+    let table = file.begin_read()?.open_table(USERS)?;
+    let from = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.as_str()));
+    let mut found = Vec::new();
+    for row in table.range::<&str>((from, Bound::Unbounded))?.take(limit) {
+        let (id, record) = row?;
+        found.push(parse(USERS, id.value(), record.value())?);
+    }
+    Ok(found)
+}
+
+pub(super) fn touch_user(file: &Database, id: &UserId, now_unix: i64) -> Result<(), FileError> {
+    touch(file, USERS, id.as_str(), |user: &mut UserRecord| {
+        user.last_seen_unix = user.last_seen_unix.max(now_unix);
+    })
+}
+
+pub(super) fn remove_user(file: &Database, id: &UserId) -> Result<bool, FileError> {
+    remove(file, USERS, id.as_str())
+}
+
+pub(super) fn put_denial(file: &Database, denial: &Denial) -> Result<(), FileError> {
+    write(file, |transaction| {
+        put(transaction, DENIALS, &denial.whom.text(), denial)
+    })
+}
+
+pub(super) fn remove_denial(file: &Database, whom: &Denied) -> Result<bool, FileError> {
+    remove(file, DENIALS, &whom.text())
+}
+
+pub(super) fn denials(file: &Database) -> Result<Vec<Denial>, FileError> {
+    all(file, DENIALS)
 }
 
 pub(super) fn put_join_token(file: &Database, token: &JoinToken) -> Result<(), FileError> {
@@ -202,7 +255,7 @@ fn known_secret(file: &Database, name: &str) -> Result<Option<Secret<[u8; 32]>>,
 }
 
 /// One durable transaction; an error leaves everything as it was.
-fn write<T>(
+pub(super) fn write<T>(
     file: &Database,
     work: impl FnOnce(&WriteTransaction) -> Result<T, FileError>,
 ) -> Result<T, FileError> {
@@ -250,6 +303,49 @@ fn change<T: DeserializeOwned + Serialize + PartialEq + Clone>(
             put(transaction, records, id, &record)?;
         }
         Ok(Some(record))
+    })
+}
+
+/// Visible at once, on disk with the next counters: a sync of the disk for each use of a key would be too much.
+fn touch<T: DeserializeOwned + Serialize>(
+    file: &Database,
+    records: Records,
+    id: &str,
+    change: impl FnOnce(&mut T),
+) -> Result<(), FileError> {
+    let mut transaction = file.begin_write()?;
+    let lightly = transaction.set_durability(Durability::None);
+    lightly.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let Some(mut record) = get::<T>(&transaction, records, id)? else {
+        return Ok(());
+    };
+    change(&mut record);
+    put(&transaction, records, id, &record)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Replaces what still is as it was read.
+fn swap<T: DeserializeOwned + Serialize + PartialEq>(
+    file: &Database,
+    records: Records,
+    id: &str,
+    (before, after): (&T, &T),
+) -> Result<bool, FileError> {
+    write(file, |transaction| {
+        let known = get::<T>(transaction, records, id)?;
+        if known.as_ref() != Some(before) {
+            return Ok(false);
+        }
+        put(transaction, records, id, after)?;
+        Ok(true)
+    })
+}
+
+fn remove(file: &Database, records: Records, id: &str) -> Result<bool, FileError> {
+    write(file, |transaction| {
+        let removed = transaction.open_table(records)?.remove(id)?.is_some();
+        Ok(removed)
     })
 }
 

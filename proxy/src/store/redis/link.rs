@@ -98,6 +98,21 @@ impl Link {
         answer
     }
 
+    /// A connection of its own that receives what is published on a channel.
+    pub(super) async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, StoreError> {
+        let subscribe = async {
+            let mut subscription = self.client.get_async_pubsub().await?;
+            subscription.subscribe(channel).await?;
+            Ok(subscription)
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, subscribe).await {
+            Ok(subscribed) => subscribed.map_err(|error| fault(&error)),
+            Err(_) => Err(StoreError::Unavailable(
+                "Redis takes no subscription in time".into(),
+            )),
+        }
+    }
+
     fn fails_fast(&self) -> bool {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.failures >= FAILURES_MAX

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use config::ids::KeyId;
 use policy::gcra::Rate;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -12,8 +13,8 @@ use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::Store;
 use crate::store::contract::{day, minute, now_ms};
+use crate::store::{Records, Store};
 
 /// A redis-server of its own, gone with the value.
 pub(crate) struct RedisServer {
@@ -101,6 +102,22 @@ impl RedisServer {
             .unwrap()
     }
 
+    /// Nobody may publish or subscribe any more, and whoever did is cut.
+    pub(crate) async fn cut_channels(&self) {
+        let mut client = self.client().await.unwrap();
+        for command in [
+            "ACL SETUSER default resetchannels",
+            "CLIENT KILL TYPE pubsub",
+        ] {
+            let mut words = command.split(' ');
+            let mut cut = redis::cmd(words.next().unwrap());
+            words.for_each(|word| {
+                cut.arg(word);
+            });
+            cut.exec_async(&mut client).await.unwrap();
+        }
+    }
+
     pub(crate) async fn store(&self) -> Arc<dyn Store> {
         Arc::new(self.open(OnFailure::Closed).await)
     }
@@ -183,8 +200,8 @@ async fn a_foreign_value_under_a_key_is_an_error_and_no_panic() {
     let mut client = server.client().await.unwrap();
     let _: () = client.rpush("hearth:c:u:list", "x").await.unwrap();
     let _: () = client.set("hearth:c:u:text", "-5x").await.unwrap();
-    let _: () = client.set("hearth:keys", "no hash").await.unwrap();
-    let _: () = client.hset("hearth:nodes", "n", "{}").await.unwrap();
+    let _: () = client.set("{hearth}:keys", "no hash").await.unwrap();
+    let _: () = client.hset("{hearth}:nodes", "n", "{}").await.unwrap();
     for key in ["u:list", "u:text"] {
         let counters = [minute("u:fine", 1), minute(key, 1)];
         let error = store.admit(&counters, now_ms()).await.unwrap_err();

@@ -111,6 +111,7 @@ fn a_whole_answer_has_every_required_member() {
         system_fingerprint: None,
         timings: None,
         routing: None,
+        extra: IndexMap::new(),
     };
     assert_eq!(
         serde_json::to_string(&response).expect("serialises"),

@@ -41,7 +41,6 @@ fn text_completions_refuse_what_they_do_not_offer() {
     let base = json!({"model": "fast", "prompt": "a"});
     for (key, value, code) in [
         ("echo", json!(true), InvalidCode::UnsupportedParameter),
-        ("suffix", json!("z"), InvalidCode::UnsupportedParameter),
         ("best_of", json!(2), InvalidCode::UnsupportedParameter),
         ("logprobs", json!(6), InvalidCode::InvalidValue),
     ] {

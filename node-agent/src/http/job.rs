@@ -1,0 +1,147 @@
+//! One request from its tier to its answer. Holds its place in the tier as long as anything of the answer is left.
+
+use std::sync::Arc;
+
+use http::Response;
+use tokio::time::timeout_at;
+
+use super::Body;
+use super::asked::{Asked, Gatherer, Output, Task};
+use super::call::Call;
+use super::flow::Flow;
+use super::record::Record;
+use super::stream::Live;
+use crate::reply::Refused;
+use crate::tiers::{InUse, Serving, TierRoom};
+use crate::work::InFlight;
+
+/// A checked request whose tier is known.
+pub(super) struct Job {
+    asked: Asked,
+    call: Call,
+    room: Arc<TierRoom>,
+    in_flight: InFlight,
+}
+
+/// The same with the line that it leaves in the log.
+pub(super) struct Recorded {
+    job: Job,
+    record: Record,
+}
+
+/// What an answer keeps from being swept away under it.
+#[derive(Debug)]
+pub(super) struct Held {
+    _in_flight: InFlight,
+    _in_use: InUse,
+}
+
+/// An answer, or the beginning of one.
+pub(super) enum Made {
+    Whole(Response<Body>),
+    Streaming(Box<Live>),
+}
+
+impl Made {
+    pub(super) fn into_response(self) -> Response<Body> {
+        match self {
+            Self::Whole(response) => response,
+            Self::Streaming(live) => live.into_response(),
+        }
+    }
+}
+
+impl Job {
+    pub(super) const fn new(
+        asked: Asked,
+        call: Call,
+        room: Arc<TierRoom>,
+        in_flight: InFlight,
+    ) -> Self {
+        Self {
+            asked,
+            call,
+            room,
+            in_flight,
+        }
+    }
+
+    pub(super) const fn recorded(self, record: Record) -> Recorded {
+        Recorded { job: self, record }
+    }
+
+    async fn generate(self, record: &mut Record) -> Result<Made, Refused> {
+        let Self {
+            asked,
+            call,
+            room,
+            in_flight,
+        } = self;
+        let ends_at = call.ends_at;
+        // A sleeping model is loaded first.
+        let in_use = timeout_at(ends_at, room.acquire()).await;
+        let in_use = in_use.map_err(|_elapsed| Refused::Deadline)??;
+        let serving = in_use.serving().clone();
+        let held = Held {
+            _in_flight: in_flight,
+            _in_use: in_use,
+        };
+        let ready = match serving {
+            Serving::Worker(ready) => ready,
+            Serving::Remote(remote) => {
+                let answer = asked.forward().run(remote, &room, (&call, held)).await?;
+                record.complete();
+                return Ok(Made::Whole(answer));
+            }
+        };
+        let task = Task {
+            asked: Arc::new(asked),
+            call,
+            room,
+            ready: ready.clone(),
+        };
+        let (plan, output) = task.prepare().await?;
+        let form_param = plan.form_param;
+        let flow = Flow::start(&ready.worker, plan.specs, ends_at).await?;
+        drop(ready);
+        let made = match output {
+            Output::Stream(writer) => {
+                let live = Live::open(flow, writer, held, record).await;
+                live.map(|live| Made::Streaming(Box::new(live)))
+            }
+            Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
+        };
+        made.map_err(|refused| refused.about_form(form_param))
+    }
+}
+
+impl Recorded {
+    /// The answer, and its line in the log however it ends.
+    pub(super) async fn run(self) -> Result<Made, Refused> {
+        let Self { job, mut record } = self;
+        match job.generate(&mut record).await {
+            Ok(Made::Whole(response)) => Ok(Made::Whole(response)),
+            Ok(Made::Streaming(mut live)) => {
+                live.attach(record);
+                Ok(Made::Streaming(live))
+            }
+            Err(refused) => Err(record.refuse(refused)),
+        }
+    }
+}
+
+async fn gather(
+    mut flow: Flow,
+    mut gatherer: Gatherer,
+    record: &mut Record,
+) -> Result<Response<Body>, Refused> {
+    while let Some((choice, event)) = flow.next().await {
+        record.see(&event);
+        if let engine::Event::Refused(refusal) = event {
+            return Err(Refused::Engine(refusal));
+        }
+        gatherer.take(choice, &event);
+    }
+    record.complete();
+    Ok(gatherer.response())
+}

@@ -1,0 +1,558 @@
+//! One tier: what it is doing, who uses it, and what the proxy is told about it. Its supervisor changes it; requests borrow its worker.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use config::settings::node::{EngineSettings, KvType, TierSettings};
+use config::tier::Tier;
+use config::wire::node::{ModelReport, TierReport, TierState};
+use engine::{LoadSpec, ModelCard, Stats, Worker};
+use tokio::sync::{Notify, watch};
+
+use super::footprint::Footprint;
+use super::remote::Remote;
+use super::shelf::{Place, Shelf};
+use crate::models::Gguf;
+use crate::models::lock::Pin;
+use crate::reply::Refused;
+use crate::template::Template;
+
+/// Layers are put on the GPU as far as it has room; no model has more.
+const ALL_LAYERS: u32 = 9_999;
+/// Tokens of one request at a server that does not tell; set `context` to say otherwise.
+const N_CTX_UNKNOWN: u32 = 8_192;
+/// One principal may fill half of a queue.
+const PRINCIPAL_SHARE: usize = 2;
+
+/// Why there is no worker at once.
+enum Busy {
+    /// It is being loaded for whoever waits.
+    Waking,
+    Refused(Refused),
+}
+
+/// A worker that answers.
+#[derive(Debug)]
+pub struct Ready {
+    /// The process.
+    pub worker: Worker,
+    /// What the model says about itself.
+    pub card: ModelCard,
+    /// The model's chat template.
+    pub template: Template,
+    /// What its file was when it was admitted; `None` where nothing is pinned.
+    pub pin: Option<Arc<Pin>>,
+    /// Its place in the memory for models.
+    pub(super) _place: Place,
+}
+
+/// What a tier is doing.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// The worker is starting.
+    Loading {
+        /// Somebody waits for it: it slept before.
+        wanted: bool,
+    },
+    /// It answers.
+    Ready(Arc<Ready>),
+    /// Another server answers.
+    Remote(Arc<Remote>),
+    /// Its model is not in memory; the first request wakes it.
+    Sleeping,
+    /// It ended, or would not start; it is tried again.
+    Down {
+        /// Why, for the operator.
+        reason: String,
+    },
+}
+
+/// Who uses a tier, and since when nobody does. Its lock is held while a phase with a worker is left, so that no request gets a
+/// worker that is on its way out.
+#[derive(Debug)]
+struct Activity {
+    busy: usize,
+    /// Requests that wait for the model to be loaded: it is loaded for them, so it stays until they have had it.
+    waiting: usize,
+    used_at: Instant,
+}
+
+/// One tier.
+#[derive(Debug)]
+pub struct TierRoom {
+    tier: Tier,
+    pub(super) settings: ArcSwap<TierSettings>,
+    phase: watch::Sender<Phase>,
+    activity: Mutex<Activity>,
+    /// A request came, or the last one ended.
+    used: Notify,
+    /// A sleeping tier is asked for.
+    pub(super) wanted: Notify,
+    /// Another tier needs the memory.
+    pub(super) leave: Notify,
+    /// Settings for the next life.
+    pub(super) next: watch::Sender<Arc<TierSettings>>,
+    /// What the model was pinned as, of which file.
+    pin: RwLock<Option<(PathBuf, Arc<Pin>)>>,
+    /// The model as it was when last seen.
+    last: Mutex<Option<ModelReport>>,
+    pub(super) starts: AtomicU64,
+    changes: watch::Sender<u64>,
+    pub(super) shelf: Arc<Shelf>,
+}
+
+/// A worker in use by one request, until dropped.
+#[derive(Debug)]
+pub struct InUse {
+    room: Arc<TierRoom>,
+    serving: Serving,
+}
+
+/// Who answers.
+#[derive(Clone, Debug)]
+pub enum Serving {
+    /// A worker of this node.
+    Worker(Arc<Ready>),
+    /// Another server.
+    Remote(Arc<Remote>),
+}
+
+impl InUse {
+    /// Who answers.
+    pub const fn serving(&self) -> &Serving {
+        &self.serving
+    }
+}
+
+/// Counts as waiting until dropped.
+struct Waiting<'r>(&'r TierRoom);
+
+impl<'r> Waiting<'r> {
+    fn begin(room: &'r TierRoom) -> Self {
+        room.activity().waiting += 1;
+        Self(room)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut activity = self.0.activity();
+        activity.waiting = activity.waiting.saturating_sub(1);
+        drop(activity);
+        self.0.used.notify_waiters();
+        self.0.shelf.moved();
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut activity = self.room.activity();
+        activity.busy = activity.busy.saturating_sub(1);
+        activity.used_at = Instant::now();
+        drop(activity);
+        self.room.used.notify_waiters();
+        self.room.shelf.moved();
+    }
+}
+
+impl TierRoom {
+    /// A tier whose supervisor has not begun.
+    pub(super) fn new(
+        settings: TierSettings,
+        changes: watch::Sender<u64>,
+        shelf: Arc<Shelf>,
+    ) -> Self {
+        let first = if settings.load_on_demand {
+            Phase::Sleeping
+        } else {
+            Phase::Loading { wanted: false }
+        };
+        let tier = settings.tier;
+        let settings = Arc::new(settings);
+        Self {
+            tier,
+            settings: ArcSwap::new(settings.clone()),
+            phase: watch::channel(first).0,
+            activity: Mutex::new(Activity {
+                busy: 0,
+                waiting: 0,
+                used_at: Instant::now(),
+            }),
+            used: Notify::new(),
+            wanted: Notify::new(),
+            leave: Notify::new(),
+            next: watch::channel(settings).0,
+            pin: RwLock::default(),
+            last: Mutex::default(),
+            starts: AtomicU64::new(0),
+            changes,
+            shelf,
+        }
+    }
+
+    /// Its settings. They change when the settings file is read again.
+    pub fn settings(&self) -> Arc<TierSettings> {
+        self.settings.load_full()
+    }
+
+    /// Which tier.
+    pub const fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// What it is doing now.
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// Tells of every new phase.
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// How often its worker was started.
+    pub fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
+
+    /// The worker, if it answers now.
+    pub fn ready(&self) -> Result<Arc<Ready>, Refused> {
+        match &*self.phase.borrow() {
+            Phase::Ready(ready) => Ok(ready.clone()),
+            Phase::Remote(_) => Err(self.unavailable("another server runs it")),
+            Phase::Loading { .. } => Err(self.unavailable("its model is being loaded")),
+            Phase::Sleeping => Err(self.unavailable("its model is not loaded")),
+            Phase::Down { .. } => Err(self.unavailable("its worker is down")),
+        }
+    }
+
+    /// A worker for one request. A sleeping tier is woken and waited for; one that starts for the first time, or is down, is not: the
+    /// proxy has other places to ask.
+    pub async fn acquire(self: &Arc<Self>) -> Result<InUse, Refused> {
+        let mut phases = self.phase.subscribe();
+        let _waiting = Waiting::begin(self);
+        loop {
+            match self.try_acquire() {
+                Err(Busy::Waking) => {}
+                Err(Busy::Refused(refused)) => return Err(refused),
+                Ok(in_use) => return Ok(in_use),
+            }
+            if phases.changed().await.is_err() {
+                return Err(self.unavailable("the node is shutting down"));
+            }
+        }
+    }
+
+    fn try_acquire(self: &Arc<Self>) -> Result<InUse, Busy> {
+        let mut activity = self.activity();
+        let phase = self.phase();
+        let serving = match phase {
+            Phase::Ready(ready) => Serving::Worker(ready),
+            Phase::Remote(remote) => Serving::Remote(remote),
+            Phase::Sleeping => {
+                // Kept for a supervisor that does not listen yet.
+                self.wanted.notify_one();
+                return Err(Busy::Waking);
+            }
+            Phase::Loading { wanted: true } => return Err(Busy::Waking),
+            Phase::Loading { wanted: false } => {
+                return Err(Busy::Refused(self.unavailable("its model is being loaded")));
+            }
+            Phase::Down { .. } => return Err(Busy::Refused(self.unavailable("it is down"))),
+        };
+        activity.busy += 1;
+        activity.used_at = Instant::now();
+        drop(activity);
+        self.used.notify_waiters();
+        Ok(InUse {
+            room: self.clone(),
+            serving,
+        })
+    }
+
+    const fn unavailable(&self, reason: &'static str) -> Refused {
+        Refused::TierUnavailable {
+            tier: self.tier,
+            reason,
+        }
+    }
+
+    /// Since when nobody uses a loaded model; `None` while somebody does or there is none.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let activity = self.activity();
+        let loaded = matches!(&*self.phase.borrow(), Phase::Ready(_));
+        let idle = activity.busy == 0 && activity.waiting == 0;
+        (loaded && idle).then_some(activity.used_at)
+    }
+
+    pub(super) fn ask_to_leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Leaves the phase with a worker unless a request came meanwhile.
+    pub(super) fn lie_down(&self, next: Phase) -> bool {
+        let activity = self.activity();
+        if activity.busy > 0 || activity.waiting > 0 {
+            return false;
+        }
+        self.enter(next);
+        drop(activity);
+        true
+    }
+
+    /// Resolves when nobody has used the tier for so long.
+    pub(super) async fn unused_for(&self, keep_alive: Duration) {
+        loop {
+            let used = self.used.notified();
+            match self.idle_since() {
+                Some(since) if since.elapsed() >= keep_alive => return,
+                Some(since) => {
+                    let left = keep_alive.saturating_sub(since.elapsed());
+                    // Either way it is looked at again.
+                    let _used = tokio::time::timeout(left, used).await;
+                }
+                None => used.await,
+            }
+        }
+    }
+
+    /// Resolves when no request holds a worker of this tier.
+    pub(super) async fn unused_by_all(&self) {
+        loop {
+            let used = self.used.notified();
+            if self.activity().busy == 0 {
+                return;
+            }
+            used.await;
+        }
+    }
+
+    fn activity(&self) -> MutexGuard<'_, Activity> {
+        // Both fields are whole at any time.
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes new settings: the new model is loaded beside the old one where memory allows, and running answers finish on the old one.
+    pub fn change(&self, settings: TierSettings) {
+        self.next.send_if_modified(|next| {
+            if **next == settings {
+                return false;
+            }
+            *next = Arc::new(settings);
+            true
+        });
+    }
+
+    /// How busy the worker is; zeros when there is none.
+    pub fn stats(&self) -> Stats {
+        match &*self.phase.borrow() {
+            Phase::Ready(ready) => *ready.worker.stats().borrow(),
+            Phase::Remote(_) => Stats {
+                slots_busy: u16::try_from(self.activity().busy).unwrap_or(u16::MAX),
+                ..Stats::default()
+            },
+            Phase::Loading { .. } | Phase::Sleeping | Phase::Down { .. } => Stats::default(),
+        }
+    }
+
+    /// What the model was pinned as, once it was admitted.
+    pub fn pin(&self) -> Option<Arc<Pin>> {
+        let known = self.pin.read().unwrap_or_else(PoisonError::into_inner);
+        let (path, pin) = known.as_ref()?;
+        (*path == self.settings.load().model).then(|| pin.clone())
+    }
+
+    /// Keeps what a model was pinned as.
+    pub(super) fn set_pin(&self, path: PathBuf, pin: Arc<Pin>) {
+        *self.pin.write().unwrap_or_else(PoisonError::into_inner) = Some((path, pin));
+        self.changed();
+    }
+
+    fn sha256(&self) -> String {
+        self.pin().map(|pin| pin.sha256.clone()).unwrap_or_default()
+    }
+
+    /// A word that changes whenever the same seed may give another answer.
+    pub fn fingerprint(&self) -> Option<String> {
+        let settings = self.settings.load();
+        let name = format!(
+            "{}\0{}\0{:?}\0{:?}\0{:?}",
+            self.pin()?.fingerprint(),
+            env!("CARGO_PKG_VERSION"),
+            settings.sampling,
+            settings.kv_type,
+            settings.system,
+        );
+        let hash = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
+        let hex = hex::encode(hash.as_ref());
+        Some(format!("fp_{}", hex.get(..12).unwrap_or(&hex)))
+    }
+
+    /// What the proxy is told.
+    pub fn report(&self) -> TierReport {
+        let (state, reason, model) = match self.phase() {
+            Phase::Loading { .. } => (TierState::Loading, None, None),
+            Phase::Sleeping => (TierState::Sleeping, None, self.last()),
+            Phase::Ready(ready) => {
+                let model = self.model_report(ready.card.clone());
+                (TierState::Ready, None, Some(model))
+            }
+            Phase::Remote(remote) => (TierState::Ready, None, Some(self.remote_report(&remote))),
+            Phase::Down { reason } => (TierState::Down, Some(reason), None),
+        };
+        let stats = self.stats();
+        let settings = self.settings();
+        TierReport {
+            tier: self.tier(),
+            state,
+            reason,
+            model,
+            slots: settings.slots,
+            slots_busy: u32::from(stats.slots_busy),
+            queue_depth: stats.queue_depth,
+            queue_max: settings.queue_max,
+            tokens_per_second: finite(stats.tokens_per_second),
+            prompt_tokens_per_second: finite(stats.prompt_tokens_per_second),
+        }
+    }
+
+    /// Remembers what the model file says, for a tier that has not been loaded yet.
+    pub(super) fn know(&self, gguf: &Gguf, n_ctx: u32) {
+        let settings = self.settings();
+        let n_ctx_train = gguf
+            .arch_number("context_length")
+            .and_then(|n| u32::try_from(n).ok());
+        let n_ctx_train = n_ctx_train.unwrap_or_default();
+        self.remember(ModelReport {
+            id: settings.model_id.clone(),
+            aliases: settings.aliases.clone(),
+            file_sha256: String::new(),
+            size_bytes: gguf.tensor_bytes(),
+            n_ctx: n_ctx.min(n_ctx_train),
+            n_ctx_train,
+            parameters: gguf.parameters(),
+            quantization: gguf.quantisation().unwrap_or_default().to_owned(),
+            architecture: gguf.architecture().unwrap_or_default().to_owned(),
+            modalities: Vec::new(),
+        });
+    }
+
+    fn remember(&self, model: ModelReport) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(model);
+        self.changed();
+    }
+
+    /// What was known about the model when it fell asleep.
+    fn last(&self) -> Option<ModelReport> {
+        let mut last = self
+            .last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        last.file_sha256 = self.sha256();
+        Some(last)
+    }
+
+    /// Shows a loaded model to requests.
+    pub(super) fn show(&self, settings: Arc<TierSettings>, ready: Arc<Ready>) {
+        if let Some(pin) = &ready.pin {
+            self.set_pin(settings.model.clone(), pin.clone());
+        }
+        self.settings.store(settings);
+        self.remember(self.model_report(ready.card.clone()));
+        self.enter(Phase::Ready(ready));
+    }
+
+    fn remote_report(&self, remote: &Remote) -> ModelReport {
+        let settings = self.settings.load();
+        let n_ctx = remote.n_ctx.or(settings.context).unwrap_or(N_CTX_UNKNOWN);
+        ModelReport {
+            id: settings.model_id.clone(),
+            aliases: settings.aliases.clone(),
+            file_sha256: String::new(),
+            size_bytes: 0,
+            n_ctx: settings.context.unwrap_or(n_ctx).min(n_ctx),
+            n_ctx_train: n_ctx,
+            parameters: 0,
+            quantization: String::new(),
+            architecture: "remote".to_owned(),
+            modalities: Vec::new(),
+        }
+    }
+
+    fn model_report(&self, card: ModelCard) -> ModelReport {
+        let settings = self.settings.load();
+        ModelReport {
+            id: settings.model_id.clone(),
+            aliases: settings.aliases.clone(),
+            file_sha256: self.sha256(),
+            size_bytes: card.size_bytes,
+            n_ctx: card.n_ctx,
+            n_ctx_train: card.n_ctx_train,
+            parameters: card.parameters,
+            quantization: card.quantization,
+            architecture: card.architecture,
+            modalities: Vec::new(),
+        }
+    }
+
+    pub(super) fn load_spec(settings: &TierSettings, footprint: &Footprint) -> LoadSpec {
+        let mut spec = LoadSpec::new(&settings.model);
+        spec.n_ctx = footprint.n_ctx;
+        spec.slots = u16::try_from(settings.slots).unwrap_or(u16::MAX);
+        spec.threads = settings
+            .threads
+            .map(|threads| u16::try_from(threads).unwrap_or(u16::MAX));
+        spec.kv_type = match settings.kv_type {
+            KvType::F16 => engine::KvType::F16,
+            KvType::Q8 => engine::KvType::Q8_0,
+            KvType::Q4 => engine::KvType::Q4_0,
+        };
+        spec.gpu_layers = settings.gpu_layers.unwrap_or(ALL_LAYERS);
+        spec.mlock = settings.mlock;
+        apply_engine(&mut spec, &settings.engine);
+        spec.prompt_cache_bytes = footprint.prompts;
+        spec.queue_max = usize::try_from(settings.queue_max).unwrap_or(usize::MAX);
+        spec.queue_per_principal_max = spec.queue_max.div_ceil(PRINCIPAL_SHARE);
+        spec
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+const fn finite(rate: f64) -> f64 {
+    if rate.is_finite() { rate } else { 0.0 }
+}
+
+/// What `[tiers.engine]` says.
+fn apply_engine(spec: &mut LoadSpec, settings: &EngineSettings) {
+    spec.flash_attention = match settings.flash_attention {
+        None => engine::FlashAttention::Auto,
+        Some(true) => engine::FlashAttention::On,
+        Some(false) => engine::FlashAttention::Off,
+    };
+    spec.batch = settings.batch;
+    spec.threads_batch = settings
+        .threads_batch
+        .and_then(|threads| u16::try_from(threads).ok());
+    spec.kv_unified = settings.kv_unified;
+    spec.kv_tokens = settings.kv_tokens;
+    spec.swa_full = settings.swa_full;
+    spec.mmap = settings.mmap;
+    spec.main_gpu = settings.main_gpu;
+    spec.state_dir.clone_from(&settings.prompt_dir);
+    spec.draft_model.clone_from(&settings.draft_model);
+    spec.draft_max = settings.draft_max;
+    spec.ngram = settings.ngram;
+}

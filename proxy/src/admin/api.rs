@@ -1,0 +1,459 @@
+//! `/admin/v1`: takes a request apart, does the act, writes it into the audit log before it is done, and makes the answer. The
+//! same for the public listener, the local socket and the command line without a proxy; who may ask is decided before.
+
+mod books;
+mod keys;
+mod nodes;
+mod openapi;
+mod people;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use config::ids::RequestId;
+use config::settings::plan::{Prices, Zone};
+use config::settings::proxy::Limits;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::operations::{AdminError, Operations};
+use super::routes::{self, Act, Found, Param, Route};
+use super::words::{Page, Problem};
+use crate::store::StoreError;
+use crate::store::ledger::AuditAct;
+
+/// Bytes of an order.
+pub const BODY_MAX: usize = 64 * 1024;
+/// Rows of a page when nothing is said, and at most.
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1_000;
+/// Characters of an `idempotency-key`.
+const ONCE_CHARS_MAX: usize = 255;
+/// The header that makes creating safe to repeat.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// A request of an administrator.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The verb.
+    pub method: Method,
+    /// The path as sent.
+    pub path: String,
+    /// What follows the `?`.
+    pub query: Option<String>,
+    /// Of them: `content-type`, `if-match`, `idempotency-key`.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// For the audit log: who.
+    pub actor: String,
+    /// From where.
+    pub from: String,
+    /// As in `x-request-id`.
+    pub request_id: RequestId,
+    /// Now, Unix milliseconds.
+    pub now_unix_ms: u64,
+}
+
+impl Asked {
+    fn now_unix(&self) -> i64 {
+        i64::try_from(self.now_unix_ms / 1_000).unwrap_or(i64::MAX)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The order in the body.
+    fn order<T: DeserializeOwned>(&self) -> Result<T, AdminError> {
+        if self.body.len() > BODY_MAX {
+            return Err(AdminError::TooLarge(BODY_MAX));
+        }
+        let kind = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let is_json = ["application/json", "application/merge-patch+json"];
+        if !is_json.iter().any(|json| kind.eq_ignore_ascii_case(json)) {
+            return Err(AdminError::MediaType);
+        }
+        serde_json::from_slice(&self.body)
+            .map_err(|error| AdminError::Invalid(format!("the order is wrong: {error}")))
+    }
+
+    /// The same where no body means the defaults.
+    fn order_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, AdminError> {
+        if self.body.is_empty() {
+            return Ok(T::default());
+        }
+        self.order()
+    }
+
+    /// The name under which a creation happens once.
+    fn once(&self) -> Result<Option<&str>, AdminError> {
+        let Some(name) = self.headers.get(IDEMPOTENCY_KEY) else {
+            return Ok(None);
+        };
+        let name = name.to_str().unwrap_or_default();
+        let chars = name.len();
+        if !(1..=ONCE_CHARS_MAX).contains(&chars) {
+            return Err(AdminError::Invalid(format!(
+                "idempotency-key has {chars} characters: from 1 to {ONCE_CHARS_MAX}, ASCII alone"
+            )));
+        }
+        Ok(Some(name))
+    }
+}
+
+/// The parameters of a query that an act knows.
+#[derive(Debug)]
+struct Query {
+    given: Vec<(String, String)>,
+}
+
+impl Query {
+    /// The parameters of sums.
+    fn of_sums(text: Option<&str>) -> Result<Self, AdminError> {
+        Self::read(routes::SUMS, text)
+    }
+
+    fn read(asks: &[Param], text: Option<&str>) -> Result<Self, AdminError> {
+        let given = routes::query(text.unwrap_or_default())
+            .ok_or_else(|| AdminError::Invalid("the query is not text".into()))?;
+        for (at, (name, _)) in given.iter().enumerate() {
+            let known = || asks.iter().map(|param| param.name);
+            if !known().any(|known| known == name) {
+                let known: Vec<&str> = known().collect();
+                return Err(AdminError::Invalid(format!(
+                    "no query parameter {name:?} here: {}",
+                    known.join(", ")
+                )));
+            }
+            if given.iter().skip(at + 1).any(|(other, _)| other == name) {
+                return Err(AdminError::Invalid(format!("{name} is given twice")));
+            }
+        }
+        Ok(Self { given })
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        let found = self.given.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn limit(&self) -> Result<usize, AdminError> {
+        let Some(text) = self.get("limit") else {
+            return Ok(PAGE_DEFAULT);
+        };
+        let limit = text.parse().ok();
+        limit
+            .filter(|limit| (1..=PAGE_MAX).contains(limit))
+            .ok_or_else(|| {
+                AdminError::Invalid(format!("limit is {text:?}: a number from 1 to {PAGE_MAX}"))
+            })
+    }
+
+    fn cursor(&self) -> Result<Option<String>, AdminError> {
+        let Some(text) = self.get("cursor") else {
+            return Ok(None);
+        };
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+        let cursor = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        match cursor {
+            Some(cursor) => Ok(Some(cursor)),
+            None => Err(bad_cursor()),
+        }
+    }
+}
+
+fn bad_cursor() -> AdminError {
+    AdminError::Invalid("cursor must be the next_cursor of a page of this list".into())
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    fn of(status: StatusCode, value: &impl Serialize) -> Result<Self, AdminError> {
+        let body = serde_json::to_vec(value)
+            .map_err(|error| AdminError::Invalid(format!("the answer is no JSON: {error}")))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, JSON);
+        // Some of these answers hold a secret, all of them are somebody's business.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Ok(Self {
+            status,
+            headers,
+            body: body.into(),
+        })
+    }
+
+    fn ok(value: &impl Serialize) -> Result<Self, AdminError> {
+        Self::of(StatusCode::OK, value)
+    }
+
+    fn made(value: &impl Serialize) -> Result<Self, AdminError> {
+        Self::of(StatusCode::CREATED, value)
+    }
+
+    fn tagged(mut self, tag: &str) -> Self {
+        if let Ok(tag) = HeaderValue::from_str(tag) {
+            self.headers.insert(ETAG, tag);
+        }
+        self
+    }
+}
+
+/// What the API knows besides the store.
+pub struct ApiFacts {
+    /// Plans, as they are now.
+    pub limits: Arc<ArcSwap<Limits>>,
+    /// Prices and their currency.
+    pub prices: Prices,
+}
+
+impl ApiFacts {
+    /// Facts of the default settings, for tests of other rooms.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let settings = config::settings::load::proxy(None).unwrap();
+        Self {
+            limits: Arc::new(ArcSwap::from_pointee(settings.limits)),
+            prices: settings.prices,
+        }
+    }
+}
+
+/// `/admin/v1`.
+pub struct Api {
+    operations: Operations,
+    facts: ApiFacts,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// The API over these operations.
+    pub const fn new(operations: Operations, facts: ApiFacts) -> Self {
+        Self { operations, facts }
+    }
+
+    /// What it stands on.
+    pub const fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// The label of all amounts.
+    pub fn currency(&self) -> &str {
+        &self.facts.prices.currency
+    }
+
+    /// Where the days of usage begin.
+    pub fn zone(&self) -> Zone {
+        self.facts.limits.load().time_zone
+    }
+
+    /// Answers. Never fails: what went wrong is an answer too.
+    pub async fn answer(&self, asked: &Asked) -> Answer {
+        let answered = match routes::find(&asked.method, &asked.path) {
+            Found::Route(route, id) => self.act(route, &id, asked).await,
+            Found::Methods(methods) => Err(AdminError::Method(methods)),
+            Found::Nothing => Err(AdminError::NotFound(format!(
+                "no such path; {}/openapi.json names all",
+                routes::PREFIX
+            ))),
+        };
+        answered.unwrap_or_else(|error| problem(&error, &asked.request_id))
+    }
+
+    async fn act(&self, route: &Route, id: &str, asked: &Asked) -> Result<Answer, AdminError> {
+        let query = Query::read(route.asks, asked.query.as_deref())?;
+        let at = At {
+            id,
+            name: route.name,
+            asked,
+            query: &query,
+        };
+        match route.act {
+            Act::Describe => Answer::ok(&openapi::description()),
+            Act::Status => Answer::ok(&self.operations.status().await),
+            Act::PlanList => self.plans(),
+            Act::KeyList => self.list_keys(&at).await,
+            Act::KeyCreate => self.create_key(&at).await,
+            Act::KeyShow => self.show_key(&at).await,
+            Act::KeyPatch => self.patch_key(&at).await,
+            Act::KeyRevoke => self.revoke_key(&at).await,
+            Act::KeyRotate => self.rotate_key(&at).await,
+            Act::UserList => self.list_people(&at).await,
+            Act::UserShow => self.show_person(&at).await,
+            Act::UserPatch => self.patch_person(&at).await,
+            Act::UserExport => self.export(&at).await,
+            Act::UserErase => self.erase(&at).await,
+            Act::DenialList => self.denials().await,
+            Act::DenialPut => self.deny(&at).await,
+            Act::DenialRemove => self.undeny(&at).await,
+            Act::InviteList => self.invites(&at).await,
+            Act::InviteCreate => self.invite(&at).await,
+            Act::InviteEnd => self.end_invite(&at).await,
+            Act::NodeList => self.list_nodes(&at).await,
+            Act::NodeShow => Answer::ok(&self.operations.find_node(id).await?),
+            Act::NodeRevoke => self.revoke_node(&at).await,
+            Act::Usage => self.usage(&at).await,
+            Act::Records => self.records(&at).await,
+            Act::AuditList => self.audit(&at).await,
+            Act::AuditVerify => self.verify().await,
+        }
+    }
+
+    /// Writes the act down before it happens: what is not written down does not happen.
+    async fn note(
+        &self,
+        at: &At<'_>,
+        target: &str,
+        (before, after): (Value, Value),
+    ) -> Result<(), AdminError> {
+        let act = AuditAct {
+            at_unix_ms: at.asked.now_unix_ms,
+            actor: at.asked.actor.clone(),
+            from: at.asked.from.clone(),
+            request_id: at.asked.request_id.clone(),
+            action: at.name.to_owned(),
+            target: target.to_owned(),
+            before,
+            after,
+        };
+        self.operations.store().note(&act).await?;
+        tracing::info!(
+            action = act.action,
+            target = act.target,
+            actor = act.actor,
+            "administration"
+        );
+        Ok(())
+    }
+}
+
+/// One act on its way.
+struct At<'a> {
+    id: &'a str,
+    name: &'static str,
+    asked: &'a Asked,
+    query: &'a Query,
+}
+
+impl At<'_> {
+    /// Refuses unless the caller read what stands there.
+    fn check_tag(&self, tag: &str) -> Result<(), AdminError> {
+        let Some(known) = self.asked.header(IF_MATCH.as_str()) else {
+            return Err(AdminError::NoCondition);
+        };
+        let is_same = known
+            .split(',')
+            .map(str::trim)
+            .any(|known| known == "*" || known == tag);
+        if is_same {
+            return Ok(());
+        }
+        Err(AdminError::Changed(format!(
+            "{} was changed since it was read: its ETag is {tag}; read it again and repeat the change",
+            self.id
+        )))
+    }
+
+    /// A page of rows that are all at hand, in the order of their names.
+    fn page<T>(&self, rows: Vec<T>, name: impl Fn(&T) -> String) -> Result<Page<T>, AdminError> {
+        let (limit, cursor) = (self.query.limit()?, self.query.cursor()?);
+        let mut rows: Vec<T> = rows
+            .into_iter()
+            .filter(|row| cursor.as_ref().is_none_or(|cursor| name(row) > *cursor))
+            .collect();
+        rows.sort_by_key(|row| name(row));
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(name);
+        Ok(Page {
+            data: rows,
+            next_cursor: next.map(|name| sealed(&name)),
+        })
+    }
+}
+
+fn sealed(cursor: &str) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(cursor)
+}
+
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// The ETag of a value: the first 16 bytes of its SHA-256.
+fn tag(value: &impl Serialize) -> String {
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    let (first, _) = digest.as_ref().split_at(16);
+    format!("\"{}\"", hex::encode(first))
+}
+
+/// Why it did not work, as RFC 9457 has it.
+pub fn problem(error: &AdminError, request_id: &RequestId) -> Answer {
+    let status = match error {
+        AdminError::Invalid(_) => StatusCode::BAD_REQUEST,
+        AdminError::NotFound(_) => StatusCode::NOT_FOUND,
+        AdminError::Conflict(_) => StatusCode::CONFLICT,
+        AdminError::Changed(_) => StatusCode::PRECONDITION_FAILED,
+        AdminError::NoCondition => StatusCode::PRECONDITION_REQUIRED,
+        AdminError::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+        AdminError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        AdminError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        AdminError::Store(
+            StoreError::Unavailable(_)
+            | StoreError::Overloaded
+            | StoreError::Corrupt(_)
+            | StoreError::InUse(_),
+        ) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut answer = told(status, &error.to_string(), request_id);
+    if let AdminError::Method(methods) = error
+        && let Ok(methods) = HeaderValue::from_str(methods)
+    {
+        answer.headers.insert(ALLOW, methods);
+    }
+    answer
+}
+
+/// A problem with this status.
+pub fn told(status: StatusCode, detail: &str, request_id: &RequestId) -> Answer {
+    let problem = Problem {
+        kind: "about:blank".into(),
+        title: status.canonical_reason().unwrap_or("problem").to_owned(),
+        status: status.as_u16(),
+        detail: detail.to_owned(),
+        request_id: Some(request_id.to_string()),
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, PROBLEM);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Answer {
+        status,
+        headers,
+        body: serde_json::to_vec(&problem).unwrap_or_default().into(),
+    }
+}

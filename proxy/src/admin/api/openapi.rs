@@ -1,0 +1,142 @@
+//! The OpenAPI 3.1 description of `/admin/v1`, made from the table of routes and the schemas beside this file.
+
+use serde_json::{Map, Value, json};
+
+use crate::admin::routes::{PREFIX, ROUTES, Route};
+
+const SCHEMAS: &str = include_str!("schemas.json");
+
+/// The whole description.
+pub(crate) fn description() -> Value {
+    let mut paths = Map::new();
+    for route in &ROUTES {
+        let path = format!("{PREFIX}{}", route.path);
+        let place = paths.entry(path).or_insert_with(|| json!({}));
+        if let Some(place) = place.as_object_mut() {
+            let method = route.method.to_ascii_lowercase();
+            place.insert(method, operation(route));
+        }
+    }
+    let schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Hearth administration",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Keys, people, nodes, usage and the audit log. Locally over admin.sock without a password, remotely with an administrator's key.",
+        },
+        "paths": paths,
+        "security": [{"key": []}],
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas,
+            "responses": {"Problem": {
+                "description": "Why it did not work (RFC 9457).",
+                "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            }},
+        },
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let (status, schema) = route.answer;
+    let mut content = Map::new();
+    let schema = json!({"schema": {"$ref": format!("#/components/schemas/{schema}")}});
+    content.insert("application/json".into(), schema);
+    if route.asks.iter().any(|param| param.name == "format") {
+        content.insert("text/csv".into(), json!({"schema": {"type": "string"}}));
+    }
+    let mut responses = Map::new();
+    responses.insert(
+        status.to_string(),
+        json!({"description": route.summary, "content": content}),
+    );
+    for status in problems(route) {
+        responses.insert(
+            status.to_string(),
+            json!({"$ref": "#/components/responses/Problem"}),
+        );
+    }
+    let mut operation = json!({
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": parameters(route),
+        "responses": responses,
+    });
+    if let (Some(order), Some(operation)) = (route.order, operation.as_object_mut()) {
+        let optional = matches!(order, "RotateOrder" | "InviteOrder");
+        operation.insert(
+            "requestBody".into(),
+            json!({"required": !optional, "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{order}")}}}}),
+        );
+    }
+    operation
+}
+
+fn problems(route: &Route) -> Vec<u16> {
+    let mut all = vec![400, 401, 403, 429, 503];
+    if route.path.contains("{id}") {
+        all.push(404);
+    }
+    if route.method != "GET" {
+        all.push(409);
+    }
+    if route.order.is_some() {
+        all.extend([413, 415]);
+    }
+    if route.method == "PATCH" {
+        all.extend([412, 428]);
+    }
+    all.sort_unstable();
+    all
+}
+
+fn parameters(route: &Route) -> Vec<Value> {
+    let mut all = Vec::new();
+    if route.path.contains("{id}") {
+        all.push(json!({"name": "id", "in": "path", "required": true,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 512}}));
+    }
+    if route.method == "PATCH" {
+        all.push(json!({"name": "If-Match", "in": "header", "required": true,
+            "description": "The ETag of what was read, or *.", "schema": {"type": "string"}}));
+    }
+    if route.answer.0 == 201 && route.name.ends_with(".create") {
+        all.push(
+            json!({"name": "Idempotency-Key", "in": "header", "required": false,
+            "description": "The same name and order again make nothing new and answer the same.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}}),
+        );
+    }
+    let asks = route.asks.iter().map(|param| {
+        let schema: Value = serde_json::from_str(param.schema).unwrap_or_default();
+        json!({"name": param.name, "in": "query", "required": false,
+            "description": param.about, "schema": schema})
+    });
+    all.extend(asks);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_schema_that_is_named_exists() {
+        let text = description().to_string();
+        let schemas: Value = serde_json::from_str(SCHEMAS).expect("schemas.json is JSON");
+        for part in text.split("#/components/schemas/").skip(1) {
+            let name: String = part
+                .chars()
+                .take_while(char::is_ascii_alphanumeric)
+                .collect();
+            assert!(schemas.get(&name).is_some(), "no schema {name}");
+        }
+        for route in &ROUTES {
+            for param in route.asks {
+                let schema: Result<Value, _> = serde_json::from_str(param.schema);
+                assert!(schema.is_ok(), "{} of {}", param.name, route.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! People, their plans and limits, and the deny list.
+
+use config::ids::{KeyId, Tenant, UserId};
+use policy::ledger::Aspect;
+use serde_json::Value;
+
+use super::books::Period;
+use super::{Answer, Api, At, Page, json, sealed, tag};
+use crate::admin::operations::{self, AdminError};
+use crate::admin::words::{
+    DenialOrder, DenialView, Erased, KeyView, PlanView, UsageRow, UserExport, UserPatch, UserView,
+};
+use crate::store::ledger::RecordQuery;
+use crate::store::{Denial, Denied, UserRecord};
+
+/// Characters of a reason.
+const REASON_MAX: usize = 256;
+/// Life of a denial at most.
+const DENIAL_SECS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
+/// Entries of one export.
+const EXPORTED_MAX: usize = 10_000;
+/// Days of one export.
+const EXPORTED_DAYS: u64 = 400;
+
+impl Api {
+    pub(super) fn plans(&self) -> Result<Answer, AdminError> {
+        let limits = self.facts.limits.load();
+        let plans = limits.plans.iter().map(|(name, figures)| PlanView {
+            name: name.clone(),
+            figures: *figures,
+        });
+        Answer::ok(&Page {
+            data: plans.collect(),
+            next_cursor: None,
+        })
+    }
+
+    pub(super) async fn show_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let record = self.person(at.id).await?;
+        let tag = tag_of(&record);
+        Ok(Answer::ok(&UserView::from(record))?.tagged(&tag))
+    }
+
+    pub(super) async fn denials(&self) -> Result<Answer, AdminError> {
+        let denials = self.operations.store().denials().await?;
+        Answer::ok(&Page {
+            data: denials.into_iter().map(DenialView::from).collect(),
+            next_cursor: None,
+        })
+    }
+
+    pub(super) async fn list_people(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let limit = at.query.limit()?;
+        let after = at.query.cursor()?.map(UserId::new);
+        let store = self.operations.store();
+        let mut people = store.users(after.as_ref(), limit + 1).await?;
+        let more = people.len() > limit;
+        people.truncate(limit);
+        let next = people
+            .last()
+            .filter(|_| more)
+            .map(|last| sealed(last.id.as_str()));
+        Answer::ok(&Page {
+            data: people.into_iter().map(UserView::from).collect(),
+            next_cursor: next,
+        })
+    }
+
+    async fn person(&self, id: &str) -> Result<UserRecord, AdminError> {
+        let known = self.operations.store().user(&UserId::new(id)).await?;
+        known.ok_or_else(|| {
+            AdminError::NotFound(format!(
+                "no user {id}: `hearth-proxy user list` shows who was here"
+            ))
+        })
+    }
+
+    pub(super) async fn patch_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let before = self.person(at.id).await?;
+        at.check_tag(&tag_of(&before))?;
+        let patch: UserPatch = at.asked.order()?;
+        let mut after = before.clone();
+        if let Some(plan) = patch.plan {
+            if let Some(name) = &plan {
+                self.check_plan(name)?;
+            }
+            after.plan = plan;
+        }
+        after.overrides = patch.overrides.unwrap_or(after.overrides);
+        if let Some(names) = patch.groups {
+            after.groups = operations::groups(&names)?;
+        }
+        if let Some(disabled) = patch.disabled {
+            let since = after.disabled_unix.unwrap_or_else(|| at.asked.now_unix());
+            after.disabled_unix = disabled.then_some(since);
+        }
+        let views = (
+            json(&UserView::from(before.clone())),
+            json(&UserView::from(after.clone())),
+        );
+        self.note(at, at.id, views).await?;
+        if !self.operations.store().swap_user(&before, &after).await? {
+            return Err(AdminError::Changed(format!(
+                "{} was changed by somebody else: read it again and repeat the change",
+                at.id
+            )));
+        }
+        let tag = tag_of(&after);
+        Ok(Answer::ok(&UserView::from(after))?.tagged(&tag))
+    }
+
+    fn check_plan(&self, name: &str) -> Result<(), AdminError> {
+        let limits = self.facts.limits.load();
+        if limits.plans.contains_key(name) {
+            return Ok(());
+        }
+        let known: Vec<&str> = limits.plans.keys().map(String::as_str).collect();
+        Err(AdminError::Invalid(format!(
+            "the settings have no plan {name:?}, only [{}]: add [limits.plans.{name}] to them",
+            known.join(", ")
+        )))
+    }
+
+    pub(super) async fn export(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let person = self.person(at.id).await?;
+        let store = self.operations.store();
+        let keys = store.keys().await?.into_iter();
+        let keys: Vec<KeyView> = keys
+            .filter(|key| key.owner == person.id)
+            .map(KeyView::from)
+            .collect();
+        let period = Period::days(self.zone(), at.asked.now_unix_ms, EXPORTED_DAYS);
+        let of = (Aspect::User, person.id.to_string());
+        let usage = self.sums_of(&person.tenant, &period.labels, of).await?;
+        let mut query = RecordQuery {
+            user: Some(person.id.clone()),
+            ..RecordQuery::of(person.tenant.clone())
+        };
+        let mut records = Vec::new();
+        while records.len() < EXPORTED_MAX {
+            let page = store.records(&query).await?;
+            records.extend(page.entries);
+            query.after = page.next;
+            if query.after.is_none() {
+                break;
+            }
+        }
+        self.note(at, at.id, (Value::Null, Value::Null)).await?;
+        Answer::ok(&UserExport {
+            user: person.into(),
+            keys,
+            usage: usage
+                .into_iter()
+                .filter(|row: &UsageRow| row.totals.requests > 0)
+                .collect(),
+            records,
+        })
+    }
+
+    pub(super) async fn erase(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let id = UserId::new(at.id);
+        let store = self.operations.store();
+        let known = store.user(&id).await?;
+        let keys = store.keys().await?;
+        let theirs: Vec<KeyId> = keys
+            .iter()
+            .filter(|key| key.owner == id && key.revoked_unix.is_none())
+            .map(|key| key.id.clone())
+            .collect();
+        if known.is_none() && !keys.iter().any(|key| key.owner == id) {
+            self.person(at.id).await?;
+        }
+        // The audit log keeps that it happened, and the hashed name alone.
+        let subject = policy::identity::Subject::of_user(&id);
+        self.note(at, subject.as_str(), (Value::Null, Value::Null))
+            .await?;
+        for key in &theirs {
+            self.operations.revoke_key(key).await?;
+        }
+        let tenant = known.map_or_else(Tenant::default, |known| known.tenant);
+        let usage_rows = store.forget_usage(&tenant, &id).await?;
+        let account = store.remove_user(&id).await?;
+        Answer::ok(&Erased {
+            id,
+            account,
+            keys_revoked: theirs.len(),
+            usage_rows,
+        })
+    }
+
+    pub(super) async fn deny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let order: DenialOrder = at.asked.order()?;
+        let reason = match order.reason.trim() {
+            "" => String::new(),
+            reason => operations::label("reason", reason, REASON_MAX)?,
+        };
+        let now = at.asked.now_unix();
+        let denial = Denial {
+            whom: whom(&order.whom)?,
+            not_before_unix: order.not_before_unix,
+            reason,
+            created_unix: now,
+            expires_unix: operations::end_of_life(now, order.expires_secs, DENIAL_SECS_MAX)?,
+        };
+        let view = DenialView::from(denial.clone());
+        self.note(at, &view.whom, (Value::Null, json(&view)))
+            .await?;
+        self.operations.store().deny(&denial).await?;
+        Answer::made(&view)
+    }
+
+    pub(super) async fn undeny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let whom = whom(at.id)?;
+        let store = self.operations.store();
+        let denials = store.denials().await?;
+        let known = denials.into_iter().find(|denial| denial.whom == whom);
+        let nothing = || AdminError::NotFound(format!("{} is not on the deny list", at.id));
+        let view = DenialView::from(known.ok_or_else(nothing)?);
+        self.note(at, &view.whom, (json(&view), Value::Null))
+            .await?;
+        store.undeny(&whom).await?;
+        Answer::ok(&view)
+    }
+}
+
+fn whom(text: &str) -> Result<Denied, AdminError> {
+    let wrong = || AdminError::Invalid(format!("whom is {text:?}: user:ID, key:ID or tenant:NAME"));
+    let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
+    operations::label("whom", name, 512)?;
+    match kind {
+        "user" => Ok(Denied::User(UserId::new(name))),
+        "key" => Ok(Denied::Key(operations::key_id(name)?)),
+        "tenant" => Ok(Denied::Tenant(name.parse().map_err(|_| wrong())?)),
+        _ => Err(wrong()),
+    }
+}
+
+/// The last visit does not change who somebody is.
+fn tag_of(record: &UserRecord) -> String {
+    tag(&UserRecord {
+        last_seen_unix: 0,
+        ..record.clone()
+    })
+}

@@ -1,0 +1,590 @@
+//! The table of `/admin/v1`: the one place that says which method and path mean which act, what it takes and what it answers. The
+//! router, the OpenAPI description and the audit log are made from it. Does nothing itself.
+
+use http::Method;
+
+/// The beginning of every path.
+pub const PREFIX: &str = "/admin/v1";
+/// What stands for a name in a path.
+const ID: &str = "{id}";
+
+/// What an administrator can do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Act {
+    /// The description of all this.
+    Describe,
+    /// The proxy at a glance.
+    Status,
+    /// Keys.
+    KeyList,
+    /// A new key.
+    KeyCreate,
+    /// One key.
+    KeyShow,
+    /// Another name, scope or limit.
+    KeyPatch,
+    /// The end of a key.
+    KeyRevoke,
+    /// A new secret.
+    KeyRotate,
+    /// People.
+    UserList,
+    /// One person.
+    UserShow,
+    /// Another plan, other limits, closed or open.
+    UserPatch,
+    /// Everything that is kept about a person.
+    UserExport,
+    /// Forgets a person.
+    UserErase,
+    /// Plans of the settings.
+    PlanList,
+    /// The deny list.
+    DenialList,
+    /// Another line of it.
+    DenialPut,
+    /// One line less.
+    DenialRemove,
+    /// Join tokens.
+    InviteList,
+    /// A new join link.
+    InviteCreate,
+    /// The end of a join link.
+    InviteEnd,
+    /// Nodes.
+    NodeList,
+    /// One node.
+    NodeShow,
+    /// The end of a node.
+    NodeRevoke,
+    /// Sums of usage.
+    Usage,
+    /// Requests one by one.
+    Records,
+    /// The audit log.
+    AuditList,
+    /// Whether it is whole.
+    AuditVerify,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// The verb.
+    pub method: &'static str,
+    /// Behind [`PREFIX`]; `{id}` is one segment, decoded.
+    pub path: &'static str,
+    /// What it means.
+    pub act: Act,
+    /// For the description, the audit log and completions: `key.create`.
+    pub name: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// Schema of the body, if it takes one.
+    pub order: Option<&'static str>,
+    /// Status and schema of the answer.
+    pub answer: (u16, &'static str),
+    /// Query parameters.
+    pub asks: &'static [Param],
+}
+
+/// A query parameter.
+#[derive(Debug)]
+pub struct Param {
+    /// Its name.
+    pub name: &'static str,
+    /// JSON schema, as text.
+    pub schema: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+}
+
+const fn param(name: &'static str, schema: &'static str, about: &'static str) -> Param {
+    Param {
+        name,
+        schema,
+        about,
+    }
+}
+
+const LIMIT: Param = param(
+    "limit",
+    r#"{"type":"integer","minimum":1,"maximum":1000,"default":100}"#,
+    "Rows of one page.",
+);
+const CURSOR: Param = param(
+    "cursor",
+    r#"{"type":"string","maxLength":1024}"#,
+    "`next_cursor` of the page before.",
+);
+const DAY: &str = r#"{"type":"string","format":"date"}"#;
+const TEXT: &str = r#"{"type":"string","minLength":1,"maxLength":512}"#;
+const PAGED: &[Param] = &[LIMIT, CURSOR];
+const FROM: Param = param(
+    "from",
+    DAY,
+    "The first day; default 29 days before the last.",
+);
+const TO: Param = param("to", DAY, "The last day; default today.");
+const USER: Param = param("user", TEXT, "Only this person.");
+const KEY: Param = param("key", TEXT, "Only this key.");
+const MODEL: Param = param("model", TEXT, "Only this model.");
+const TIER: Param = param(
+    "tier",
+    r#"{"type":"string","enum":["fast","primary","heavy"]}"#,
+    "Only this tier.",
+);
+const NODE: Param = param("node", TEXT, "Only this node.");
+const TENANT: Param = param(
+    "tenant",
+    r#"{"type":"string","pattern":"^[a-z0-9-]{1,32}$","default":"home"}"#,
+    "Whose house.",
+);
+const FORMAT: Param = param(
+    "format",
+    r#"{"type":"string","enum":["json","csv"],"default":"json"}"#,
+    "JSON, or lines for a spreadsheet.",
+);
+/// Query parameters of sums.
+pub const SUMS: &[Param] = &[
+    FROM,
+    TO,
+    param(
+        "per",
+        r#"{"type":"string","enum":["day","month","total"],"default":"day"}"#,
+        "A row for each day, for each month, or for the whole time.",
+    ),
+    param(
+        "by",
+        r#"{"type":"string","enum":["user","key","model","tier","node"]}"#,
+        "A row for each of these.",
+    ),
+    USER,
+    KEY,
+    MODEL,
+    TIER,
+    NODE,
+    TENANT,
+    FORMAT,
+];
+const RECORDS: &[Param] = &[
+    FROM, TO, USER, KEY, MODEL, TIER, NODE, TENANT, FORMAT, LIMIT, CURSOR,
+];
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    (act, name): (Act, &'static str),
+    summary: &'static str,
+    answer: (u16, &'static str),
+) -> Route {
+    Route {
+        method,
+        path,
+        act,
+        name,
+        summary,
+        order: None,
+        answer,
+        asks: &[],
+    }
+}
+
+const fn ordered(route: Route, order: &'static str) -> Route {
+    Route {
+        order: Some(order),
+        ..route
+    }
+}
+
+const fn asking(route: Route, asks: &'static [Param]) -> Route {
+    Route { asks, ..route }
+}
+
+const GET: &str = "GET";
+const POST: &str = "POST";
+const PATCH: &str = "PATCH";
+const DELETE: &str = "DELETE";
+
+/// Everything there is.
+pub static ROUTES: [Route; 27] = [
+    route(
+        GET,
+        "/openapi.json",
+        (Act::Describe, "openapi"),
+        "This description.",
+        (200, "Any"),
+    ),
+    route(
+        GET,
+        "/status",
+        (Act::Status, "status"),
+        "The proxy at a glance.",
+        (200, "Status"),
+    ),
+    asking(
+        route(
+            GET,
+            "/keys",
+            (Act::KeyList, "key.list"),
+            "All API keys; their secrets are nowhere.",
+            (200, "KeyPage"),
+        ),
+        PAGED,
+    ),
+    ordered(
+        route(
+            POST,
+            "/keys",
+            (Act::KeyCreate, "key.create"),
+            "Makes a key. The answer holds it, once.",
+            (201, "KeyMade"),
+        ),
+        "KeyOrder",
+    ),
+    route(
+        GET,
+        "/keys/{id}",
+        (Act::KeyShow, "key.show"),
+        "One key.",
+        (200, "Key"),
+    ),
+    ordered(
+        route(
+            PATCH,
+            "/keys/{id}",
+            (Act::KeyPatch, "key.patch"),
+            "Changes what a key may do.",
+            (200, "Key"),
+        ),
+        "KeyPatch",
+    ),
+    route(
+        DELETE,
+        "/keys/{id}",
+        (Act::KeyRevoke, "key.revoke"),
+        "Ends a key, at once and for ever.",
+        (200, "Key"),
+    ),
+    ordered(
+        route(
+            POST,
+            "/keys/{id}/rotate",
+            (Act::KeyRotate, "key.rotate"),
+            "Gives a key a new secret; the old one stays good for a while.",
+            (200, "KeyMade"),
+        ),
+        "RotateOrder",
+    ),
+    asking(
+        route(
+            GET,
+            "/users",
+            (Act::UserList, "user.list"),
+            "Everybody who came through an issuer or owns a key.",
+            (200, "UserPage"),
+        ),
+        PAGED,
+    ),
+    route(
+        GET,
+        "/users/{id}",
+        (Act::UserShow, "user.show"),
+        "One person.",
+        (200, "User"),
+    ),
+    ordered(
+        route(
+            PATCH,
+            "/users/{id}",
+            (Act::UserPatch, "user.patch"),
+            "Changes plan, limits or groups of a person, or closes the account.",
+            (200, "User"),
+        ),
+        "UserPatch",
+    ),
+    route(
+        GET,
+        "/users/{id}/export",
+        (Act::UserExport, "user.export"),
+        "Everything that is kept about a person.",
+        (200, "Any"),
+    ),
+    route(
+        DELETE,
+        "/users/{id}",
+        (Act::UserErase, "user.erase"),
+        "Forgets a person: account, keys and usage.",
+        (200, "Erased"),
+    ),
+    route(
+        GET,
+        "/plans",
+        (Act::PlanList, "plan.list"),
+        "The plans of the settings.",
+        (200, "PlanPage"),
+    ),
+    route(
+        GET,
+        "/denials",
+        (Act::DenialList, "denial.list"),
+        "Whom nobody lets in.",
+        (200, "DenialPage"),
+    ),
+    ordered(
+        route(
+            POST,
+            "/denials",
+            (Act::DenialPut, "denial.put"),
+            "Shuts somebody out, on every proxy.",
+            (201, "Denial"),
+        ),
+        "DenialOrder",
+    ),
+    route(
+        DELETE,
+        "/denials/{id}",
+        (Act::DenialRemove, "denial.remove"),
+        "Lets somebody in again.",
+        (200, "Denial"),
+    ),
+    asking(
+        route(
+            GET,
+            "/join-tokens",
+            (Act::InviteList, "invite.list"),
+            "Join links, without their secrets.",
+            (200, "JoinTokenPage"),
+        ),
+        PAGED,
+    ),
+    ordered(
+        route(
+            POST,
+            "/join-tokens",
+            (Act::InviteCreate, "invite.create"),
+            "Makes a join link. The answer holds it, once.",
+            (201, "Invite"),
+        ),
+        "InviteOrder",
+    ),
+    route(
+        DELETE,
+        "/join-tokens/{id}",
+        (Act::InviteEnd, "invite.end"),
+        "Ends a join link.",
+        (200, "JoinToken"),
+    ),
+    asking(
+        route(
+            GET,
+            "/nodes",
+            (Act::NodeList, "node.list"),
+            "All home machines.",
+            (200, "NodePage"),
+        ),
+        PAGED,
+    ),
+    route(
+        GET,
+        "/nodes/{id}",
+        (Act::NodeShow, "node.show"),
+        "One machine, by id or by a name that one has.",
+        (200, "Node"),
+    ),
+    route(
+        DELETE,
+        "/nodes/{id}",
+        (Act::NodeRevoke, "node.revoke"),
+        "Cuts a machine off, at once and for ever.",
+        (200, "Node"),
+    ),
+    asking(
+        route(
+            GET,
+            "/usage",
+            (Act::Usage, "usage"),
+            "What was used, summed.",
+            (200, "Usage"),
+        ),
+        SUMS,
+    ),
+    asking(
+        route(
+            GET,
+            "/usage/records",
+            (Act::Records, "usage.records"),
+            "What was used, request by request.",
+            (200, "RecordPage"),
+        ),
+        RECORDS,
+    ),
+    asking(
+        route(
+            GET,
+            "/audit",
+            (Act::AuditList, "audit.list"),
+            "Every administrative act, the oldest first.",
+            (200, "AuditPage"),
+        ),
+        PAGED,
+    ),
+    route(
+        GET,
+        "/audit/verify",
+        (Act::AuditVerify, "audit.verify"),
+        "Whether a line of the audit log was changed or removed.",
+        (200, "AuditCheck"),
+    ),
+];
+
+/// What a method and a path mean.
+#[derive(Debug)]
+pub enum Found {
+    /// An act, and the name in the path.
+    Route(&'static Route, String),
+    /// The path is there, the method is not; those that are.
+    Methods(String),
+    /// Nothing.
+    Nothing,
+}
+
+/// Looks up a method and a whole path. `HEAD` is `GET`.
+pub fn find(method: &Method, path: &str) -> Found {
+    let Some(path) = path.strip_prefix(PREFIX) else {
+        return Found::Nothing;
+    };
+    let method = if *method == Method::HEAD {
+        &Method::GET
+    } else {
+        method
+    };
+    let mut methods = Vec::new();
+    // A path without a name in it is meant before one with a name.
+    for with_name in [false, true] {
+        for route in ROUTES
+            .iter()
+            .filter(|route| route.path.contains(ID) == with_name)
+        {
+            let Some(id) = matched(route.path, path) else {
+                continue;
+            };
+            if route.method == method.as_str() {
+                return Found::Route(route, id);
+            }
+            methods.push(route.method);
+        }
+    }
+    if methods.is_empty() {
+        return Found::Nothing;
+    }
+    Found::Methods(methods.join(", "))
+}
+
+fn matched(known: &str, path: &str) -> Option<String> {
+    let Some((before, after)) = known.split_once(ID) else {
+        return (known == path).then(String::new);
+    };
+    let id = path.strip_prefix(before)?.strip_suffix(after)?;
+    if id.is_empty() || id.contains('/') {
+        return None;
+    }
+    decoded(id)
+}
+
+/// A part of a URL without its escapes (RFC 3986 section 2.1); `None` for what is no text.
+pub(crate) fn decoded(raw: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(raw.len());
+    let mut rest = raw.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        if first != b'%' {
+            bytes.push(first);
+            rest = after;
+            continue;
+        }
+        let (digits, after) = after.split_at_checked(2)?;
+        let mut byte = [0];
+        hex::decode_to_slice(digits, &mut byte).ok()?;
+        bytes.extend_from_slice(&byte);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A name as a segment of a path.
+pub(crate) fn encoded(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _written = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+/// The parameters of a query, decoded; `+` is a space.
+pub(crate) fn query(text: &str) -> Option<Vec<(String, String)>> {
+    text.split('&')
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            let plain = |text: &str| decoded(&text.replace('+', " "));
+            Some((plain(name)?, plain(value)?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(method: &str, path: &str) -> Option<(Act, String)> {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        match find(&method, path) {
+            Found::Route(route, id) => Some((route.act, id)),
+            Found::Methods(_) | Found::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_path_is_one_segment_and_is_decoded() {
+        let user = "https://idp.example.org/x|ada%";
+        let path = format!("/admin/v1/users/{}", encoded(user));
+        assert_eq!(at("GET", &path), Some((Act::UserShow, user.to_owned())));
+        assert_eq!(at("GET", "/admin/v1/users/a/b"), None);
+        assert_eq!(at("GET", "/admin/v1/users/%ff"), None, "no text");
+        assert_eq!(at("GET", "/admin/v1/users/"), None);
+    }
+
+    #[test]
+    fn a_path_without_a_name_is_meant_before_one_with_a_name() {
+        assert_eq!(
+            at("GET", "/admin/v1/audit/verify").unwrap().0,
+            Act::AuditVerify
+        );
+        assert_eq!(
+            at("HEAD", "/admin/v1/usage/records").unwrap().0,
+            Act::Records
+        );
+        assert_eq!(
+            at("POST", "/admin/v1/keys/k1/rotate").unwrap(),
+            (Act::KeyRotate, "k1".into())
+        );
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        let found = find(&Method::DELETE, "/admin/v1/keys");
+        assert!(matches!(found, Found::Methods(methods) if methods == "GET, POST"));
+    }
+
+    #[test]
+    fn every_act_has_one_line_and_every_name_is_its_own() {
+        let names: std::collections::BTreeSet<_> = ROUTES.iter().map(|route| route.name).collect();
+        assert_eq!(names.len(), ROUTES.len());
+    }
+}

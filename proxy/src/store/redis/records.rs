@@ -1,0 +1,421 @@
+//! The records in Redis: JSON in hashes, changed by compare-and-set in one script that tells the other proxies too. All of one
+//! deployment's records lie in one slot (`{prefix}`), so that the script runs on a cluster. Counts nothing.
+
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use config::ids::{KeyId, NodeId, UserId};
+use config::secret::Secret;
+use redis::AsyncCommands;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use super::Redis;
+use super::watch::{channel, version};
+use crate::store::{
+    Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records, Redeemed,
+    Redemption, StoreError, UserRecord, local,
+};
+
+/// Tries of a compare-and-set; each failure means that somebody else succeeded.
+const TRIES_MAX: usize = 16;
+/// The hashes.
+const KEYS: &str = "keys";
+const USERS: &str = "users";
+/// Ids of [`USERS`] in order, for pages.
+const USERS_INDEX: &str = "users_index";
+const DENIALS: &str = "denials";
+const JOIN_TOKENS: &str = "join_tokens";
+const NODES: &str = "nodes";
+const SECRETS: &str = "secrets";
+
+impl Redis {
+    fn secrets(&self) -> MutexGuard<'_, HashMap<String, Secret<[u8; 32]>>> {
+        self.known_secrets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hash(&self, records: &str) -> String {
+        format!("{{{}}}:{records}", self.prefix)
+    }
+
+    async fn text(&self, records: &str, id: &str) -> Result<Option<String>, StoreError> {
+        let hash = self.hash(records);
+        self.link
+            .call(async |connection| connection.hget(&hash, id).await)
+            .await
+    }
+
+    async fn one<T: DeserializeOwned>(
+        &self,
+        records: &str,
+        id: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let text = self.text(records, id).await?;
+        text.map(|text| parse(records, id, &text)).transpose()
+    }
+
+    async fn all<T: DeserializeOwned>(&self, records: &str) -> Result<Vec<T>, StoreError> {
+        let hash = self.hash(records);
+        let mut found: Vec<(String, String)> = self
+            .link
+            .call(async |connection| connection.hgetall(&hash).await)
+            .await?;
+        found.sort();
+        found
+            .iter()
+            .map(|(id, text)| parse(records, id, text))
+            .collect()
+    }
+
+    /// Reads, changes, and writes if nobody else wrote in between; else again. `change` gets `None` when there is no record,
+    /// and returns `None` to leave things as they are. `news` is told to all proxies if something changed.
+    async fn change<T: DeserializeOwned + Serialize>(
+        &self,
+        (records, id): (&str, &str),
+        news: Option<&Change>,
+        mut change: impl FnMut(Option<T>) -> Option<T> + Send,
+    ) -> Result<Option<T>, StoreError> {
+        for _ in 0..TRIES_MAX {
+            let before = self.text(records, id).await?;
+            let known = before
+                .as_deref()
+                .map(|text| parse(records, id, text))
+                .transpose()?;
+            let Some(record) = change(known) else {
+                return Ok(None);
+            };
+            let after = json(records, id, &record)?;
+            let before = before.unwrap_or_default();
+            if before == after || self.replace((records, id), (&before, &after), news).await? {
+                return Ok(Some(record));
+            }
+        }
+        Err(StoreError::Overloaded)
+    }
+
+    /// Writes `after` ('' removes) if what stands there reads as `before`.
+    async fn swap<T: DeserializeOwned + Serialize + PartialEq>(
+        &self,
+        (records, id): (&str, &str),
+        news: &Change,
+        (before, after): (&T, &T),
+    ) -> Result<bool, StoreError> {
+        let Some(text) = self.text(records, id).await? else {
+            return Ok(false);
+        };
+        // Compared as records: a version before this one may have written fewer members.
+        if parse::<T>(records, id, &text)? != *before {
+            return Ok(false);
+        }
+        let after = json(records, id, after)?;
+        self.replace((records, id), (&text, &after), Some(news))
+            .await
+    }
+
+    async fn replace(
+        &self,
+        (records, id): (&str, &str),
+        (before, after): (&str, &str),
+        news: Option<&Change>,
+    ) -> Result<bool, StoreError> {
+        let mut invocation = self.replacing.prepare_invoke();
+        invocation
+            .key(self.hash(records))
+            .key(version(&self.prefix));
+        if records == USERS {
+            invocation.key(self.hash(USERS_INDEX));
+        }
+        let news = news.map_or_else(|| Ok(String::new()), |news| json("changes", "", news))?;
+        invocation
+            .arg(id)
+            .arg(before)
+            .arg(after)
+            .arg(channel(&self.prefix))
+            .arg(news);
+        self.link
+            .call(async |connection| invocation.invoke_async(connection).await)
+            .await
+    }
+
+    async fn remove(&self, (records, id): (&str, &str), news: &Change) -> Result<bool, StoreError> {
+        for _ in 0..TRIES_MAX {
+            let Some(before) = self.text(records, id).await? else {
+                return Ok(false);
+            };
+            if self
+                .replace((records, id), (&before, ""), Some(news))
+                .await?
+            {
+                return Ok(true);
+            }
+        }
+        Err(StoreError::Overloaded)
+    }
+}
+
+#[async_trait]
+impl Records for Redis {
+    async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
+        let news = Change::Key(key.id.clone());
+        self.change((KEYS, key.id.as_str()), Some(&news), |_| Some(key.clone()))
+            .await
+            .map(drop)
+    }
+
+    async fn swap_key(&self, before: &KeyRecord, after: &KeyRecord) -> Result<bool, StoreError> {
+        let news = Change::Key(after.id.clone());
+        self.swap((KEYS, after.id.as_str()), &news, (before, after))
+            .await
+    }
+
+    async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        self.one(KEYS, id.as_str()).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.all(KEYS).await
+    }
+
+    async fn revoke_key(&self, id: &KeyId, now_unix: i64) -> Result<Option<KeyRecord>, StoreError> {
+        let news = Change::Key(id.clone());
+        self.change(
+            (KEYS, id.as_str()),
+            Some(&news),
+            |known: Option<KeyRecord>| {
+                let mut key = known?;
+                key.revoked_unix.get_or_insert(now_unix);
+                Some(key)
+            },
+        )
+        .await
+    }
+
+    async fn touch_key(&self, id: &KeyId, now_unix: i64) -> Result<(), StoreError> {
+        self.change((KEYS, id.as_str()), None, |known: Option<KeyRecord>| {
+            let mut key = known?;
+            key.last_used_unix = key.last_used_unix.max(Some(now_unix));
+            Some(key)
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn create_user(&self, user: &UserRecord) -> Result<UserRecord, StoreError> {
+        let news = Change::User(user.id.clone());
+        let made = self
+            .change(
+                (USERS, user.id.as_str()),
+                Some(&news),
+                |known: Option<UserRecord>| Some(known.unwrap_or_else(|| user.clone())),
+            )
+            .await?;
+        Ok(made.unwrap_or_else(|| user.clone()))
+    }
+
+    async fn swap_user(&self, before: &UserRecord, after: &UserRecord) -> Result<bool, StoreError> {
+        let news = Change::User(after.id.clone());
+        self.swap((USERS, after.id.as_str()), &news, (before, after))
+            .await
+    }
+
+    async fn user(&self, id: &UserId) -> Result<Option<UserRecord>, StoreError> {
+        self.one(USERS, id.as_str()).await
+    }
+
+    async fn users(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserRecord>, StoreError> {
+        let from = after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
+        let index = self.hash(USERS_INDEX);
+        let count = isize::try_from(limit).unwrap_or(isize::MAX);
+        let ids: Vec<String> = self
+            .link
+            .call(async |connection| {
+                connection
+                    .zrangebylex_limit(&index, &from, "+", 0, count)
+                    .await
+            })
+            .await?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hash = self.hash(USERS);
+        let texts: Vec<Option<String>> = self
+            .link
+            .call(async |connection| connection.hmget(&hash, &ids).await)
+            .await?;
+        ids.iter()
+            .zip(texts)
+            .filter_map(|(id, text)| text.map(|text| parse(USERS, id, &text)))
+            .collect()
+    }
+
+    async fn touch_user(&self, id: &UserId, now_unix: i64) -> Result<(), StoreError> {
+        self.change((USERS, id.as_str()), None, |known: Option<UserRecord>| {
+            let mut user = known?;
+            user.last_seen_unix = user.last_seen_unix.max(now_unix);
+            Some(user)
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn remove_user(&self, id: &UserId) -> Result<bool, StoreError> {
+        self.remove((USERS, id.as_str()), &Change::User(id.clone()))
+            .await
+    }
+
+    async fn deny(&self, denial: &Denial) -> Result<(), StoreError> {
+        let text = denial.whom.text();
+        self.change((DENIALS, &text), Some(&Change::Denials), |_| {
+            Some(denial.clone())
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn undeny(&self, whom: &Denied) -> Result<bool, StoreError> {
+        self.remove((DENIALS, &whom.text()), &Change::Denials).await
+    }
+
+    async fn denials(&self) -> Result<Vec<Denial>, StoreError> {
+        self.all(DENIALS).await
+    }
+
+    async fn put_join_token(&self, token: &JoinToken) -> Result<(), StoreError> {
+        self.change((JOIN_TOKENS, &token.id), None, |_| Some(token.clone()))
+            .await
+            .map(drop)
+    }
+
+    async fn redeem_join_token(
+        &self,
+        redemption: &Redemption,
+        now_unix: i64,
+    ) -> Result<Redeemed, StoreError> {
+        let mut redeemed = Redeemed::Unknown;
+        self.change(
+            (JOIN_TOKENS, &redemption.id),
+            None,
+            |known: Option<JoinToken>| {
+                let mut token = known?;
+                redeemed = token.redeem(redemption, now_unix);
+                Some(token)
+            },
+        )
+        .await?;
+        Ok(redeemed)
+    }
+
+    async fn join_tokens(&self) -> Result<Vec<JoinToken>, StoreError> {
+        self.all(JOIN_TOKENS).await
+    }
+
+    async fn put_node(&self, node: &NodeRecord) -> Result<(), StoreError> {
+        let news = Change::Node(node.id.clone());
+        self.change(
+            (NODES, node.id.as_str()),
+            Some(&news),
+            |known: Option<NodeRecord>| {
+                let mut node = node.clone();
+                node.revoked_unix = known
+                    .and_then(|known| known.revoked_unix)
+                    .or(node.revoked_unix);
+                Some(node)
+            },
+        )
+        .await
+        .map(drop)
+    }
+
+    async fn node(&self, id: &NodeId) -> Result<Option<NodeRecord>, StoreError> {
+        self.one(NODES, id.as_str()).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError> {
+        self.all(NODES).await
+    }
+
+    async fn revoke_node(
+        &self,
+        id: &NodeId,
+        now_unix: i64,
+    ) -> Result<Option<NodeRecord>, StoreError> {
+        let news = Change::Node(id.clone());
+        self.change(
+            (NODES, id.as_str()),
+            Some(&news),
+            |known: Option<NodeRecord>| {
+                let mut node = known?;
+                node.revoked_unix.get_or_insert(now_unix);
+                Some(node)
+            },
+        )
+        .await
+    }
+
+    async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {
+        let hash = self.hash(SECRETS);
+        let known = self.secrets().get(name).cloned();
+        let proposal = match &known {
+            Some(known) => hex::encode(known.expose()),
+            None => hex::encode(local::random()?.expose()),
+        };
+        let made: bool = self
+            .link
+            .call(async |connection| connection.hset_nx(&hash, name, &proposal).await)
+            .await?;
+        if made && known.is_some() {
+            tracing::warn!(
+                name,
+                "Redis had lost a secret of this proxy; it has it again"
+            );
+        }
+        let text = self.text(SECRETS, name).await?.unwrap_or_default();
+        let mut bytes = [0_u8; 32];
+        hex::decode_to_slice(&text, &mut bytes)
+            .map_err(|_| StoreError::Corrupt(format!("{SECRETS}/{name}")))?;
+        let secret = Secret::new(bytes);
+        self.secrets().insert(name.to_owned(), secret.clone());
+        Ok(secret)
+    }
+}
+
+#[async_trait]
+impl Changes for Redis {
+    fn changes(&self) -> broadcast::Receiver<Change> {
+        self.watch.changes()
+    }
+
+    async fn publish(&self, change: &Change) -> Result<(), StoreError> {
+        let mut invocation = self.announcing.prepare_invoke();
+        invocation
+            .key(version(&self.prefix))
+            .arg(channel(&self.prefix))
+            .arg(json("changes", "", change)?);
+        self.link
+            .call(async |connection| invocation.invoke_async(connection).await)
+            .await
+    }
+
+    fn watched_until(&self) -> Option<Instant> {
+        self.watch.watched_until()
+    }
+}
+
+fn json<T: Serialize>(records: &str, id: &str, record: &T) -> Result<String, StoreError> {
+    serde_json::to_string(record)
+        .map_err(|error| StoreError::Corrupt(format!("{records}/{id}: {error}")))
+}
+
+fn parse<T: DeserializeOwned>(records: &str, id: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text)
+        .map_err(|error| StoreError::Corrupt(format!("{records}/{id}: {error}")))
+}
