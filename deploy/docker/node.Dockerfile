@@ -1,4 +1,4 @@
-# hearth-node on the CPU. Build from the repository's root: docker build -f deploy/docker/node.Dockerfile -t hearth-node .
+# The node, computing on the CPU. Build from the repository's root: docker build -f deploy/docker/node.Dockerfile -t hearth-node .
 FROM rust:1.95-bookworm AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake g++ libclang-dev mold \

@@ -6,7 +6,8 @@ pub mod chat_whole;
 pub mod text;
 
 use config::wire::chat::{
-    CompletionTokensDetails, FinishReason, Logprobs, Timings, TokenLogprob, TopLogprob, Usage,
+    CompletionTokensDetails, FinishReason, Logprobs, PromptTokensDetails, Timings, TokenLogprob,
+    TopLogprob, Usage,
 };
 use engine::Finish;
 use indexmap::IndexMap;
@@ -28,6 +29,8 @@ pub struct Envelope {
     pub include_usage: bool,
     /// Choices for each prompt.
     pub n: usize,
+    /// The answer's part in what the machine draws, in watts.
+    pub watts: Option<f64>,
     /// Messages that were left out to make the conversation fit, with the sender's leave.
     pub dropped: usize,
 }
@@ -50,19 +53,35 @@ pub struct Tally {
     cached: u64,
     completion: u64,
     reasoning: u64,
+    image: u64,
+    audio: u64,
     prompt_ms: f64,
     predicted_ms: f64,
     queue_ms: Option<f64>,
+    watts: Option<f64>,
+    /// Milliseconds of all choices together.
+    busy_ms: f64,
 }
 
 impl Tally {
+    /// Nothing used yet, of a machine that draws so much for one answer.
+    pub fn drawing(watts: Option<f64>) -> Self {
+        Self {
+            watts,
+            ..Self::default()
+        }
+    }
+
     /// Adds one finished choice. Its prompt counts only once for all its `n` answers.
     pub fn add(&mut self, choice: usize, n: usize, usage: engine::Usage, timings: engine::Timings) {
         if choice.is_multiple_of(n.max(1)) {
             self.prompt += u64::from(usage.prompt_tokens);
             self.cached += u64::from(usage.cached_tokens);
+            self.image += u64::from(usage.image_tokens);
+            self.audio += u64::from(usage.audio_tokens);
             self.prompt_ms += timings.prompt_ms;
         }
+        self.busy_ms += timings.prompt_ms + timings.predicted_ms;
         self.completion += u64::from(usage.completion_tokens);
         // Choices are decoded side by side.
         self.predicted_ms = self.predicted_ms.max(timings.predicted_ms);
@@ -78,6 +97,11 @@ impl Tally {
     /// For `usage`.
     pub const fn usage(&self) -> Usage {
         let mut usage = Usage::new(self.prompt, self.completion, self.cached);
+        usage.prompt_tokens_details = Some(PromptTokensDetails {
+            cached_tokens: self.cached,
+            image_tokens: self.image,
+            audio_tokens: self.audio,
+        });
         usage.completion_tokens_details = Some(CompletionTokensDetails {
             reasoning_tokens: self.reasoning,
         });
@@ -104,6 +128,7 @@ impl Tally {
             predicted_ms: self.predicted_ms,
             predicted_per_second: rate,
             queue_ms: self.queue_ms,
+            joules: self.watts.map(|watts| watts * self.busy_ms / 1000.0),
         }
     }
 }

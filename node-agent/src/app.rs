@@ -19,6 +19,7 @@ use crate::join::{self, JoinError, JoinLink, Pin};
 use crate::local::LocalApi;
 use crate::metrics::Metrics;
 use crate::models::lock::Keeper;
+use crate::power::Power;
 use crate::register::Backoff;
 use crate::status::Teller;
 use crate::tiers::{Launcher, Tiers};
@@ -116,9 +117,10 @@ pub async fn serve(
         settings.tiers,
         node.memory_max,
         &launcher,
-        keeper,
+        &keeper,
     ));
-    let metrics = Arc::new(Metrics::new(tiers.clone()));
+    tiers.set_power(Power::new("/", node.watts));
+    let metrics = Arc::new(Metrics::new(tiers.clone()).also_as(&node.metrics_compat));
     let work = Work::default();
     let front = Arc::new(Front::new(
         tiers.clone(),
@@ -263,9 +265,10 @@ impl Agent {
             settings.tiers,
             node.memory_max,
             launcher,
-            keeper,
+            &keeper,
         ));
-        let metrics = Arc::new(Metrics::new(tiers.clone()));
+        tiers.set_power(Power::new("/", node.watts));
+        let metrics = Arc::new(Metrics::new(tiers.clone()).also_as(&node.metrics_compat));
         let work = Work::default();
         let token = AgentToken::default();
         let (standing, present) = watch::channel(Standing::default());

@@ -30,7 +30,7 @@ pub struct BenchArgs {
     /// Only this tier. Default: all that the settings have.
     #[arg(long, value_name = "TIER")]
     pub tier: Option<Tier>,
-    /// A server that runs already, such as http://127.0.0.1:8090 or any that speaks OpenAI's API.
+    /// A server that runs already, such as `http://127.0.0.1:8090`, or any that speaks OpenAI's API.
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
     /// The model to ask for at --url. Default: the tier's name, else the first that the server lists.

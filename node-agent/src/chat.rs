@@ -7,15 +7,18 @@ use std::time::{Duration, SystemTime};
 use config::settings::node::SamplingDefaults;
 use config::wire::chat::{ResponseFormat, Tool, ToolChoice};
 use config::wire::valid::{self, ReasoningEffort, ValidChat, ValidCompletion};
-use engine::{GenerateSpec, Grammar, Prompt, Sampling};
+use engine::{Fim, GenerateSpec, Grammar, Modalities, Prompt, Segment};
 use serde_json::{Map, Value, json};
 
+use crate::media;
 use crate::reply::Refused;
 use crate::schema;
 use crate::template::{Conversation, Piece, Template};
 use crate::tools::grammar::{self, Said, Shape};
 use crate::tools::splitter::{SplitRules, Start};
 use crate::tools::toolbox::Toolbox;
+
+mod sampling;
 
 /// What a request is planned with, besides itself.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,8 @@ pub struct Setting<'a> {
     pub template: &'a Template,
     /// The tier's defaults.
     pub defaults: &'a SamplingDefaults,
+    /// What the model takes besides text.
+    pub modalities: Modalities,
     /// Time left.
     pub deadline: Duration,
     /// Whose request it is.
@@ -41,11 +46,13 @@ pub struct Plan {
     pub rules: SplitRules,
     /// The field that asked for a grammar, if one did.
     pub form_param: &'static str,
+    /// Where in the request each picture and sound stands.
+    pub media_places: Vec<String>,
 }
 
 /// Plans a chat.
 pub fn plan(chat: &ValidChat, setting: &Setting<'_>) -> Result<Plan, Refused> {
-    text_only(chat)?;
+    let found = media::decode(chat, setting.modalities)?;
     let calling = Calling::of(chat)?;
     let (prompt, form) = shaped(chat, &calling, setting)?;
     let format = setting.template.format();
@@ -53,6 +60,7 @@ pub fn plan(chat: &ValidChat, setting: &Setting<'_>) -> Result<Plan, Refused> {
     let thoughts = setting.template.thoughts();
     let mut spec = GenerateSpec::from_template("");
     spec.prompt = segments(prompt.pieces);
+    spec.media = found.media;
     fill(&mut spec, &chat.generation, setting);
     spec.logprobs = chat.logprobs;
     spec.render_special =
@@ -82,6 +90,7 @@ pub fn plan(chat: &ValidChat, setting: &Setting<'_>) -> Result<Plan, Refused> {
             Calling::Off | Calling::Free(_) if chat.generation.grammar.is_some() => "grammar",
             Calling::Off | Calling::Free(_) => "response_format",
         },
+        media_places: found.places,
     })
 }
 
@@ -216,11 +225,22 @@ fn own_grammar(gbnf: &str, formed: bool, calling: &Calling<'_>) -> Result<Form, 
 }
 
 /// Plans a text completion: choices of the first prompt, then of the second, and so on.
-pub fn plan_completion(completion: &ValidCompletion, setting: &Setting<'_>) -> Plan {
+pub fn plan_completion(
+    completion: &ValidCompletion,
+    setting: &Setting<'_>,
+    fim: Option<Fim>,
+) -> Result<Plan, Refused> {
     let mut specs = Vec::new();
     for prompt in &completion.prompts {
         let mut spec = GenerateSpec::from_template("");
         spec.prompt = match prompt {
+            valid::Prompt::Text(text) if completion.suffix.is_some() => {
+                let fim = fim.ok_or_else(|| no_fim("suffix"))?;
+                let suffix = completion.suffix.as_deref().unwrap_or_default();
+                let mut segments = hole(text, suffix, fim);
+                segments.retain(|segment| *segment != Segment::Literal(String::new()));
+                Prompt::Segments(segments)
+            }
             valid::Prompt::Text(text) => Prompt::Text {
                 text: text.clone(),
                 parse_special: true,
@@ -233,10 +253,30 @@ pub fn plan_completion(completion: &ValidCompletion, setting: &Setting<'_>) -> P
         spec.grammar = completion.generation.grammar.clone().map(Grammar::Gbnf);
         specs.extend(repeated(&spec, completion.generation.n));
     }
-    Plan {
+    Ok(Plan {
         specs,
         rules: SplitRules::default(),
+        media_places: Vec::new(),
         form_param: "grammar",
+    })
+}
+
+/// The two sides of a hole with the tokens that name them, as models were trained: before, after, and then what is between.
+pub(crate) fn hole(before: &str, after: &str, fim: Fim) -> Vec<Segment> {
+    vec![
+        Segment::Tokens(vec![fim.prefix]),
+        Segment::Literal(before.to_owned()),
+        Segment::Tokens(vec![fim.suffix]),
+        Segment::Literal(after.to_owned()),
+        Segment::Tokens(vec![fim.middle]),
+    ]
+}
+
+/// The refusal of a model that was not trained to fill holes.
+pub(crate) fn no_fim(param: &str) -> Refused {
+    Refused::Unsupported {
+        param: param.to_owned(),
+        message: "this model cannot fill a hole in a text: its vocabulary has no tokens for that; use a model for code, or send the text before the hole as prompt alone".to_owned(),
     }
 }
 
@@ -292,22 +332,6 @@ fn unsupported(param: &str, message: &str) -> Refused {
         param: param.to_owned(),
         message: message.to_owned(),
     }
-}
-
-/// No model of this node sees or hears yet.
-fn text_only(chat: &ValidChat) -> Result<(), Refused> {
-    for (at, message) in chat.messages.iter().enumerate() {
-        let Some(config::wire::chat::Content::Parts(parts)) = &message.content else {
-            continue;
-        };
-        if let Some(part) = parts.iter().position(config::wire::chat::Part::is_media) {
-            return Err(unsupported(
-                &format!("messages[{at}].content[{part}]"),
-                "this model takes text only, no pictures or sound",
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// The schema of the answer, as far as a grammar can hold the answer to it; a strict one is held to all of it or refused.
@@ -383,68 +407,32 @@ fn variables(chat: &ValidChat, without_thoughts: bool) -> Map<String, Value> {
     variables
 }
 
-/// What the engine reads of a rendered prompt.
-fn segments(pieces: Vec<Piece>) -> Prompt {
-    let texts = pieces.into_iter().map(|piece| match piece {
-        Piece::Text(text) | Piece::Literal(text) => text,
-        Piece::Media(_) => String::new(),
-    });
-    Prompt::Text {
-        text: texts.collect(),
-        parse_special: true,
-        add_special: true,
+/// What the engine reads of a rendered prompt. Text as it is, unless something in it must not be taken for a control token.
+fn segments(mut pieces: Vec<Piece>) -> Prompt {
+    if let [Piece::Text(text)] = pieces.as_mut_slice() {
+        return Prompt::Text {
+            text: std::mem::take(text),
+            parse_special: true,
+            add_special: true,
+        };
     }
+    let segments = pieces.into_iter().map(|piece| match piece {
+        Piece::Text(text) => Segment::Text(text),
+        Piece::Literal(text) => Segment::Literal(text),
+        Piece::Media(index) => Segment::Media(index),
+    });
+    Prompt::Segments(segments.collect())
 }
 
-fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, setting: &Setting<'_>) {
+pub(crate) fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, setting: &Setting<'_>) {
     spec.max_tokens = generation.max_tokens;
     spec.stop.clone_from(&generation.stop);
-    spec.sampling = sampling(&generation.sampling, setting.defaults);
+    spec.sampling = sampling::merge(&generation.sampling, setting.defaults);
+    spec.ignore_eos = generation.ignore_eos;
+    spec.min_tokens = generation.min_tokens;
     spec.cache_prompt = generation.cache_prompt.unwrap_or(true);
     spec.deadline = Some(setting.deadline);
     spec.principal = setting.principal;
-}
-
-/// The request's values, else the tier's, else the engine's.
-fn sampling(asked: &valid::Sampling, defaults: &SamplingDefaults) -> Sampling {
-    let engine = Sampling::default();
-    Sampling {
-        temperature: number(asked.temperature)
-            .or(defaults.temperature)
-            .unwrap_or(engine.temperature),
-        top_k: asked.top_k.or(defaults.top_k).unwrap_or(engine.top_k),
-        top_p: number(asked.top_p)
-            .or(defaults.top_p)
-            .unwrap_or(engine.top_p),
-        min_p: number(asked.min_p)
-            .or(defaults.min_p)
-            .unwrap_or(engine.min_p),
-        typical_p: number(asked.typical_p).unwrap_or(engine.typical_p),
-        repeat_penalty: number(asked.repeat_penalty)
-            .or(defaults.repeat_penalty)
-            .unwrap_or(engine.repeat_penalty),
-        repeat_last_n: engine.repeat_last_n,
-        presence_penalty: number(asked.presence_penalty).unwrap_or(engine.presence_penalty),
-        frequency_penalty: number(asked.frequency_penalty).unwrap_or(engine.frequency_penalty),
-        logit_bias: asked
-            .logit_bias
-            .iter()
-            .filter_map(|(token, bias)| Some((i32::try_from(*token).ok()?, narrow(*bias))))
-            .collect(),
-        seed: asked.seed.map(i64::cast_unsigned),
-    }
-}
-
-fn number(value: Option<f64>) -> Option<f32> {
-    value.map(narrow)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "sampling values are small and need no more than seven digits"
-)]
-const fn narrow(value: f64) -> f32 {
-    value as f32
 }
 
 /// `n` times the same question; with a fixed seed each choice gets its own.

@@ -84,7 +84,7 @@ In quotes: the link holds a # and an &.")]
     Serve {
         #[command(flatten)]
         settings: SettingsFile,
-        /// A loopback address with port. Default: api_listen of the settings, else 127.0.0.1:8090.
+        /// A loopback address with port. Default: `api_listen` of the settings, else 127.0.0.1:8090.
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
     },
@@ -245,13 +245,16 @@ fn setup_command(args: &crate::setup::SetupArgs) -> Result<(), Failure> {
 }
 
 fn bench_command(args: &crate::bench::BenchArgs, file: &SettingsFile) -> Result<(), Failure> {
-    let settings =
-        || load::node(file.config.as_deref()).map_err(|problems| problems.to_string());
+    let settings = || load::node(file.config.as_deref()).map_err(|problems| problems.to_string());
     let launcher = launcher()?;
     let outcome = models::commands::block_on(crate::bench::run(args, settings, &launcher));
-    let outcome = outcome.and_then(|outcome| outcome).map_err(Failure::Other)?;
+    let outcome = outcome
+        .and_then(|outcome| outcome)
+        .map_err(Failure::Other)?;
     say(&outcome.text)?;
-    outcome.failed.map_or(Ok(()), |reason| Err(Failure::Other(reason)))
+    outcome
+        .failed
+        .map_or(Ok(()), |reason| Err(Failure::Other(reason)))
 }
 
 fn told(result: Result<String, String>) -> Result<(), Failure> {

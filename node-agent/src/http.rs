@@ -4,12 +4,15 @@
 mod asked;
 mod call;
 mod flow;
+mod infill;
 mod job;
 mod patience;
 mod record;
 mod remote;
 mod slide;
+mod slots;
 mod stream;
+mod vectors;
 mod words;
 
 use std::convert::Infallible;
@@ -195,20 +198,29 @@ impl Front {
         match (path.as_str(), request.method()) {
             ("/v1/chat/completions", &Method::POST) => self.infer(request, Surface::Chat).await,
             ("/v1/completions", &Method::POST) => self.infer(request, Surface::Text).await,
+            ("/v1/embeddings" | "/embeddings", &Method::POST) => self.embeddings(request).await,
+            ("/v1/rerank" | "/rerank", &Method::POST) => self.rerank(request).await,
+            ("/infill", &Method::POST) => self.infill(request).await,
             ("/tokenize", &Method::POST) => self.tokenize(request).await,
             ("/detokenize", &Method::POST) => self.detokenize(request).await,
             ("/apply-template", &Method::POST) => self.apply_template(request).await,
             ("/health", &Method::GET) => Ok(json_response(&json!({"status": "ok"}))),
             ("/props", &Method::GET) => Ok(json_response(&self.props())),
+            ("/slots", &Method::GET) => Ok(self.slots(request.uri().query())),
             (
                 "/v1/chat/completions"
                 | "/v1/completions"
+                | "/v1/embeddings"
+                | "/embeddings"
+                | "/v1/rerank"
+                | "/rerank"
+                | "/infill"
                 | "/tokenize"
                 | "/detokenize"
                 | "/apply-template",
                 _,
             ) => Err(Refused::Method("POST")),
-            ("/health" | "/props", _) => Err(Refused::Method("GET")),
+            ("/health" | "/props" | "/slots", _) => Err(Refused::Method("GET")),
             _ => Err(Refused::NotFound),
         }
     }
@@ -279,33 +291,6 @@ impl Front {
             Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large),
             Ok(Err(_)) | Err(_) => Err(Refused::BodyLost),
         }
-    }
-
-    fn props(&self) -> serde_json::Value {
-        let tiers: Vec<serde_json::Value> = self
-            .tiers
-            .rooms()
-            .iter()
-            .map(|room| {
-                let template = room
-                    .ready()
-                    .ok()
-                    .map(|ready| ready.card.chat_template.clone());
-                json!({
-                    "report": room.report(),
-                    "chat_template": template,
-                    "sampling": room.settings().sampling,
-                    "system_fingerprint": room.fingerprint(),
-                })
-            })
-            .collect();
-        json!({
-            "build_info": concat!("hearth-node ", env!("CARGO_PKG_VERSION")),
-            "modalities": {"vision": false, "audio": false},
-            "is_draining": self.work.is_draining(),
-            "requests_running": self.work.running(),
-            "tiers": tiers,
-        })
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use config::settings::node::TierKind;
 use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
@@ -107,7 +108,8 @@ async fn routed(front: &Arc<Front>, request: Request<Incoming>) -> Result<Respon
     }
     let (bytes, held) = front.body(body).await?;
     let named: Named = serde_json::from_slice(&bytes).unwrap_or_default();
-    let room = find(front.tiers().rooms(), named.model.as_deref())?;
+    let kind = kind_for(head.uri.path());
+    let room = find(front.tiers().rooms(), named.model.as_deref(), kind)?;
     head.headers
         .insert(TIER, HeaderValue::from_static(room.tier().as_str()));
     head.headers.remove(TRANSFER_ENCODING);
@@ -119,14 +121,30 @@ async fn routed(front: &Arc<Front>, request: Request<Incoming>) -> Result<Respon
         .await
 }
 
+/// What kind of model can answer.
+fn kind_for(path: &str) -> TierKind {
+    match path {
+        "/v1/embeddings" | "/embeddings" => TierKind::Embedding,
+        "/v1/rerank" | "/rerank" => TierKind::Rerank,
+        _text => TierKind::Chat,
+    }
+}
+
 /// The tier that a request names: by tier, by model, or the first one when it leaves the choice to us.
-fn find<'r>(rooms: &'r [Arc<TierRoom>], model: Option<&str>) -> Result<&'r TierRoom, Refused> {
+fn find<'r>(
+    rooms: &'r [Arc<TierRoom>],
+    model: Option<&str>,
+    kind: TierKind,
+) -> Result<&'r TierRoom, Refused> {
     let wanted = model.unwrap_or("auto");
     let named = rooms
         .iter()
         .find(|room| room.tier().as_str() == wanted || room.settings().answers_to(wanted));
     let found = match named {
-        None if wanted == "auto" || wanted.is_empty() => rooms.first(),
+        None if wanted == "auto" || wanted.is_empty() => {
+            let apt = rooms.iter().find(|room| room.settings().kind == kind);
+            apt.or_else(|| rooms.first())
+        }
         found => found,
     };
     found.map(AsRef::as_ref).ok_or_else(|| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::settings::node::MetricsCompat;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -13,6 +14,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use crate::tiers::{Phase, TierRoom, Tiers};
+
+mod compat;
+
+use compat::Compat;
 
 /// As OpenTelemetry's `gen_ai.server.time_to_first_token`.
 const FIRST_TOKEN_BUCKETS: [f64; 16] = [
@@ -48,6 +53,7 @@ pub struct Metrics {
     reports: Family<ResultLabels, Counter>,
     registrations: Family<ResultLabels, Counter>,
     connected: Gauge,
+    compat: Compat,
 }
 
 impl Metrics {
@@ -84,7 +90,7 @@ impl Metrics {
             "1 while the proxy answers reports",
             connected.clone(),
         );
-        registry.register_collector(Box::new(TierCollector(tiers)));
+        registry.register_collector(Box::new(TierCollector(tiers.clone())));
         Self {
             registry,
             requests,
@@ -93,7 +99,15 @@ impl Metrics {
             reports,
             registrations,
             connected,
+            compat: Compat::new(tiers),
         }
+    }
+
+    /// Shows the figures of the tiers under the names of other servers too.
+    #[must_use]
+    pub fn also_as(mut self, names: &[MetricsCompat]) -> Self {
+        self.compat = self.compat.also_as(names);
+        self
     }
 
     /// Counts a request that ended.
@@ -105,12 +119,14 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
         let duration = self.duration.get_or_create(&TierLabels { tier });
         duration.observe(took.as_secs_f64());
+        self.compat.request(tier, outcome, took);
     }
 
     /// Counts a first token.
     pub fn first_token(&self, tier: &'static str, took: Duration) {
         let histogram = self.first_token.get_or_create(&TierLabels { tier });
         histogram.observe(took.as_secs_f64());
+        self.compat.first_token(tier, took);
     }
 
     /// Counts a report.
@@ -131,6 +147,7 @@ impl Metrics {
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(%error, "metrics could not be written");
         }
+        self.compat.write(&mut text);
         text
     }
 }
@@ -152,7 +169,7 @@ type TierGauge = (&'static str, &'static str, fn(&TierRoom) -> f64);
 /// A counter of a tier.
 type TierCounter = (&'static str, &'static str, fn(&TierRoom) -> u64);
 
-const GAUGES: [TierGauge; 8] = [
+const GAUGES: [TierGauge; 9] = [
     ("tier_ready", "1 if the tier answers", |room| {
         f64::from(u8::from(matches!(room.phase(), Phase::Ready(_))))
     }),
@@ -181,9 +198,14 @@ const GAUGES: [TierGauge; 8] = [
         "Tokens that fit into the KV cache",
         |room| precise(room.stats().kv_tokens_max),
     ),
+    (
+        "prompt_cache_bytes",
+        "Host memory of prompts that may come again",
+        |room| precise(room.stats().prompt_cache_bytes),
+    ),
 ];
 
-const COUNTERS: [TierCounter; 4] = [
+const COUNTERS: [TierCounter; 8] = [
     (
         "worker_starts",
         "Starts of the worker process",
@@ -204,6 +226,24 @@ const COUNTERS: [TierCounter; 4] = [
         "Tokens made since the worker's start",
         |room| room.stats().completion_tokens_total,
     ),
+    (
+        "prompt_hits",
+        "Prompts of which something was reused",
+        |room| room.stats().prompt_hits_total,
+    ),
+    (
+        "prompt_moves",
+        "Those of them that came from another slot or from host memory",
+        |room| room.stats().prompt_moves_total,
+    ),
+    (
+        "drafted_tokens",
+        "Tokens guessed ahead since the worker's start",
+        |room| room.stats().drafted_tokens_total,
+    ),
+    ("accepted_tokens", "Those of them that were right", |room| {
+        room.stats().accepted_tokens_total
+    }),
 ];
 
 impl Collector for TierCollector {
@@ -214,6 +254,17 @@ impl Collector for TierCollector {
             for room in self.0.rooms() {
                 let labels = labels(room);
                 ConstGauge::new(value(room)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        let reading = self.0.power();
+        for (name, help, value) in [
+            ("watts", "What the machine draws", reading.watts),
+            ("celsius", "Its hottest sensor", reading.celsius),
+        ] {
+            if let Some(value) = value {
+                let gauge = ConstGauge::new(value);
+                let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+                gauge.encode(metric)?;
             }
         }
         for (name, help, value) in COUNTERS {

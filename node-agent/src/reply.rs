@@ -79,6 +79,18 @@ pub enum Refused {
         /// What would be right.
         message: String,
     },
+    /// One of several texts is longer than the model takes.
+    #[error(
+        "{param} has {tokens} tokens, and this model takes at most {max}; shorten it or split it"
+    )]
+    TooLong {
+        /// Its place.
+        param: String,
+        /// Its tokens.
+        tokens: u32,
+        /// The bound.
+        max: u32,
+    },
     /// The tier is not there, not ready, or died.
     #[error("the {tier} tier is not available: {reason}")]
     TierUnavailable {
@@ -142,6 +154,27 @@ impl Refused {
         }
     }
 
+    /// Names the place in the request of a picture or sound that the engine cannot read.
+    #[must_use]
+    pub fn about_media(self, places: &[String]) -> Self {
+        let Self::Engine(engine::Refusal::Invalid { param, reason }) = &self else {
+            return self;
+        };
+        let index = param
+            .strip_prefix("media[")
+            .and_then(|rest| rest.strip_suffix(']'));
+        let place = index
+            .and_then(|index| index.parse::<usize>().ok())
+            .and_then(|index| places.get(index));
+        match place {
+            Some(place) => Self::Malformed {
+                param: place.clone(),
+                message: reason.clone(),
+            },
+            None => self,
+        }
+    }
+
     /// The word for logs and metrics: the `code` of the body.
     pub fn label(&self) -> String {
         self.wire().body.error.code.unwrap_or_default()
@@ -185,6 +218,7 @@ impl Refused {
             | Self::Template(_)
             | Self::Form { .. }
             | Self::Malformed { .. }
+            | Self::TooLong { .. }
             | Self::TierUnavailable { .. }
             | Self::Draining
             | Self::Engine(_)
@@ -236,6 +270,14 @@ impl Refused {
             Self::Template(error) => template(error, message),
             Self::Form { param, .. } => Wire::caller("invalid_value", message).param(*param),
             Self::Malformed { param, .. } => Wire::caller("invalid_value", message).param(param),
+            Self::TooLong { param, tokens, max } => {
+                let mut wire = Wire::caller("context_length_exceeded", message).param(param);
+                wire.body = wire
+                    .body
+                    .with("n_ctx", *max)
+                    .with("n_prompt_tokens", *tokens);
+                wire
+            }
             Self::TierUnavailable { .. } | Self::Draining => {
                 Wire::unavailable("tier_unavailable", message, UNAVAILABLE_SECS)
             }

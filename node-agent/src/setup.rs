@@ -18,7 +18,7 @@ use crate::identity::{Identity, Member};
 use crate::join::{self, JoinLink};
 use crate::models::catalogue;
 use crate::models::commands;
-use crate::models::lock::Keeper;
+use crate::models::lock::{Keeper, name_of};
 use crate::models::machine::Machine;
 use crate::models::progress::tell;
 use crate::tiers::Launcher;
@@ -34,13 +34,24 @@ pub struct SetupArgs {
     #[arg(long, value_name = "TIER")]
     pub tier: Option<Tier>,
     /// The settings to write, or to add to.
-    #[arg(long, value_name = "FILE", default_value = "node.toml", env = "HEARTH_NODE_CONFIG")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "node.toml",
+        env = "HEARTH_NODE_CONFIG"
+    )]
     pub config: PathBuf,
     /// The folder for identity and pins, when the settings are new. Default: that of the settings.
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
     /// The link that `hearth-proxy node invite` prints, in quotes.
-    #[arg(long, value_name = "LINK", env = "HEARTH_NODE_JOIN", hide_env_values = true, conflicts_with = "no_join")]
+    #[arg(
+        long,
+        value_name = "LINK",
+        env = "HEARTH_NODE_JOIN",
+        hide_env_values = true,
+        conflicts_with = "no_join"
+    )]
     pub join: Option<String>,
     /// Join no proxy: serve this machine alone.
     #[arg(long)]
@@ -63,11 +74,15 @@ pub fn run(args: &SetupArgs, launcher: &Launcher) -> Result<String, String> {
         return Err("nobody can be asked here: say --yes to take what is advised, and --model, --tier, --join for what is not".to_owned());
     }
     let guide = Guide { args, asks };
-    let machine = guide.machine();
+    let machine = Machine::this();
+    step("machine", &commands::machine_text(&machine));
     let served = guide.served()?;
     let (model, tier, written) = match served {
         Served::Already(tier) => {
-            step("model", &format!("{} serves {} already", args.config.display(), tier.model_id));
+            step(
+                "model",
+                &format!("{} serves {} already", args.config.display(), tier.model_id),
+            );
             (tier.model.clone(), tier.tier, None)
         }
         Served::Not(present) => {
@@ -102,12 +117,6 @@ struct Guide<'a> {
 }
 
 impl Guide<'_> {
-    fn machine(&self) -> Machine {
-        let machine = Machine::this();
-        step("machine", &commands::machine_text(&machine));
-        machine
-    }
-
     /// What the settings have already.
     fn served(&self) -> Result<Served, String> {
         if !self.args.config.exists() {
@@ -134,7 +143,11 @@ impl Guide<'_> {
         }
         let name = if self.asks {
             for entry in catalogue::entries() {
-                tell(&format!("  {:<16} {}\n", entry.name, steps::verdict(entry, machine)));
+                tell(&format!(
+                    "  {:<16} {}\n",
+                    entry.name,
+                    steps::verdict(entry, machine)
+                ));
             }
             let question = "Which model? A name from above, hf:USER/REPO[:QUANT] or a file";
             ask(question, suits)?
@@ -170,7 +183,10 @@ impl Guide<'_> {
         let link = match &self.args.join {
             Some(link) => link.clone(),
             None if before.is_some() => String::new(),
-            None if self.asks => ask("The link of `hearth-proxy node invite` (empty: none now)", "")?,
+            None if self.asks => ask(
+                "The link of `hearth-proxy node invite` (empty: none now)",
+                "",
+            )?,
             None => String::new(),
         };
         let run = format!("start the agent with `hearth-node run --config {config}`");
@@ -180,8 +196,14 @@ impl Guide<'_> {
             }));
         }
         let link = JoinLink::parse(&link).map_err(|error| error.to_string())?;
-        if before.as_ref().is_some_and(|member| member.proxy == link.proxy) {
-            return Ok(format!("ready: this machine has joined {} before; {run}", link.proxy));
+        if before
+            .as_ref()
+            .is_some_and(|member| member.proxy == link.proxy)
+        {
+            return Ok(format!(
+                "ready: this machine has joined {} before; {run}",
+                link.proxy
+            ));
         }
         let identity = Identity::open(&node.state_dir).map_err(|error| error.to_string())?;
         let joining = join::join(&link, &identity, &node.name, &node.state_dir);
@@ -194,10 +216,11 @@ impl Guide<'_> {
 fn pin(settings: &Settings, tier: &TierSettings, model: &Path) -> Result<(), String> {
     let keeper = Keeper::new(&settings.node.state_dir);
     crate::files::make_private_dir(&settings.node.state_dir).map_err(|error| error.to_string())?;
+    let name = name_of(tier, &settings.tiers);
     let pin = keeper
-        .admit(&tier.model_id, model, &CancellationToken::new())
+        .admit(&name, model, &CancellationToken::new())
         .map_err(|error| error.to_string())?;
-    step("lock", &format!("{} is sha256:{}", tier.model_id, pin.sha256));
+    step("lock", &format!("{name} is sha256:{}", pin.sha256));
     Ok(())
 }
 
@@ -232,5 +255,8 @@ fn ask(question: &str, default: &str) -> Result<String, String> {
 }
 
 fn is_yes(answer: &str) -> bool {
-    matches!(answer.to_ascii_lowercase().as_str(), "y" | "yes" | "j" | "ja")
+    matches!(
+        answer.to_ascii_lowercase().as_str(),
+        "y" | "yes" | "j" | "ja"
+    )
 }

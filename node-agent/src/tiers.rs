@@ -2,22 +2,27 @@
 //! they share ([`shelf`]). Never runs a model in this process.
 
 pub mod footprint;
+mod load_spec;
+mod placed;
 pub mod remote;
 pub mod room;
 mod shelf;
 mod supervisor;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use config::settings::node::TierSettings;
 use config::tier::Tier;
+use std::time::Instant;
+
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use room::{InUse, Phase, Ready, Serving, TierRoom};
 use crate::models::lock::Keeper;
+use crate::power::{Power, Reading};
+pub use room::{InUse, Phase, Ready, Serving, TierRoom};
 use shelf::Shelf;
 
 /// How to start a worker.
@@ -33,6 +38,7 @@ pub struct Launcher {
 #[derive(Debug)]
 pub struct Tiers {
     rooms: Vec<Arc<TierRoom>>,
+    power: OnceLock<Arc<Power>>,
     changes: watch::Sender<u64>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -53,7 +59,7 @@ impl Tiers {
         settings: Vec<TierSettings>,
         memory_max: Option<u64>,
         launcher: &Launcher,
-        keeper: Arc<Keeper>,
+        keeper: &Arc<Keeper>,
     ) -> Self {
         Self::begin(settings, memory_max, launcher, Some(keeper))
     }
@@ -62,7 +68,7 @@ impl Tiers {
         settings: Vec<TierSettings>,
         memory_max: Option<u64>,
         launcher: &Launcher,
-        keeper: Option<Arc<Keeper>>,
+        keeper: Option<&Arc<Keeper>>,
     ) -> Self {
         let (changes, _receiver) = watch::channel(0);
         let stop = CancellationToken::new();
@@ -78,7 +84,7 @@ impl Tiers {
             if room.settings().upstream.is_some() {
                 tasks.spawn(remote::watch(room, stop.clone()));
             } else {
-                let keeper = keeper.clone();
+                let keeper = keeper.cloned();
                 tasks.spawn(supervisor::supervise(
                     room,
                     launcher.clone(),
@@ -89,6 +95,7 @@ impl Tiers {
         }
         Self {
             rooms,
+            power: OnceLock::new(),
             changes,
             stop,
             tasks,
@@ -111,6 +118,21 @@ impl Tiers {
         }
         strange.extend(missing);
         strange
+    }
+
+    /// Knows the machine's sensors from now on; the first ones stay.
+    pub fn set_power(&self, power: Power) {
+        let power = Arc::new(power);
+        for room in &self.rooms {
+            room.sense(power.clone());
+        }
+        let _known = self.power.set(power);
+    }
+
+    /// What the sensors say; nothing as long as none is known.
+    pub fn power(&self) -> Reading {
+        let power = self.power.get();
+        power.map_or_else(Reading::default, |power| power.read(Instant::now()))
     }
 
     /// Each tier.

@@ -6,7 +6,11 @@ pub mod changes;
 mod contract;
 pub mod counting;
 pub mod embedded;
+mod journal;
+mod lease;
 pub mod ledger;
+#[cfg(test)]
+mod ledger_contract;
 mod local;
 mod memory;
 mod record;
@@ -80,6 +84,8 @@ pub async fn open(
 ) -> Result<Arc<dyn Store>, StoreError> {
     match settings {
         StoreSettings::Embedded => Ok(Arc::new(Embedded::open_for(state_dir, subjects_max)?)),
-        StoreSettings::Redis { .. } => Ok(Arc::new(Redis::open(settings, metrics).await?)),
+        StoreSettings::Redis(settings) => {
+            Ok(Arc::new(Redis::open(settings, state_dir, metrics).await?))
+        }
     }
 }

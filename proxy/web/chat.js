@@ -10,11 +10,16 @@ const page = {
   signIn: byId("sign-in"), keyForm: byId("key-form"), key: byId("key"), remember: byId("remember"), keyError: byId("key-error"),
   tools: byId("tools"), model: byId("model"), newChat: byId("new-chat"), signOut: byId("sign-out"),
   chat: byId("chat"), messages: byId("messages"), empty: byId("empty"),
+  attach: byId("attach"), picture: byId("picture"), preview: byId("preview"),
   ask: byId("ask"), question: byId("question"), send: byId("send"), stop: byId("stop"),
 };
 
 /** The conversation as the API wants it; sent whole each time. */
 let conversation = [];
+/** A picture for the next question as a data: URL; null when there is none. */
+let picture = null;
+/** Longest side of a picture that is sent: models look at no more, and it must pass a home connection. */
+const PICTURE_SIDE = 512;
 /** Aborts the running answer; null when none runs. */
 let running = null;
 
@@ -71,6 +76,8 @@ async function loadModels() {
   const chosen = page.model.value || "auto";
   page.model.replaceChildren(...list.data.map(({ id }) => new Option(id, id)));
   if (list.data.some(({ id }) => id === chosen)) page.model.value = chosen;
+  const sees = ({ architecture }) => architecture?.input_modalities?.includes("image") ?? false;
+  page.attach.hidden = !list.data.some(sees);
 }
 
 // --- what the page shows ---------------------------------------------------------------------------------------------
@@ -89,9 +96,38 @@ function element(tag, className, text = "") {
   return node;
 }
 
-function addQuestion(text) {
+function addQuestion(text, shown) {
   page.empty.hidden = true;
-  page.messages.append(element("li", "user", text));
+  const item = element("li", "user", text);
+  if (shown) {
+    const image = element("img", "");
+    image.src = shown;
+    image.alt = "The picture that was sent";
+    item.prepend(image);
+  }
+  page.messages.append(item);
+}
+
+function showPicture(url) {
+  picture = url;
+  page.preview.hidden = url === null;
+  if (url) page.preview.src = url;
+  else page.preview.removeAttribute("src");
+}
+
+/** The picture no larger than is of use, as a data: URL. Drawing it again also leaves out where and when it was taken. */
+async function shrunk(file) {
+  const bitmap = await createImageBitmap(file);
+  const scale = Math.min(1, PICTURE_SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return canvas.toDataURL("image/jpeg", 0.9);
 }
 
 function addAnswer() {
@@ -254,6 +290,7 @@ function signOut(message = "") {
 function startAnew() {
   running?.abort();
   conversation = [];
+  showPicture(null);
   page.messages.replaceChildren();
   page.empty.hidden = false;
 }
@@ -276,8 +313,10 @@ page.ask.addEventListener("submit", (event) => {
   if (!text || running) return;
   page.question.value = "";
   grow();
-  conversation.push({ role: "user", content: text });
-  addQuestion(text);
+  const content = picture ? [{ type: "image_url", image_url: { url: picture } }, { type: "text", text }] : text;
+  conversation.push({ role: "user", content });
+  addQuestion(text, picture);
+  showPicture(null);
   answerConversation();
 });
 
@@ -288,6 +327,19 @@ page.question.addEventListener("keydown", (event) => {
     page.ask.requestSubmit();
   }
 });
+page.picture.addEventListener("change", async () => {
+  const [file] = page.picture.files;
+  page.picture.value = "";
+  if (!file) return;
+  try {
+    showPicture(await shrunk(file));
+  } catch {
+    showPicture(null);
+    page.question.placeholder = "This file is no picture that can be read";
+  }
+  page.question.focus();
+});
+page.preview.addEventListener("click", () => showPicture(null));
 page.question.addEventListener("input", grow);
 page.stop.addEventListener("click", () => running?.abort());
 page.newChat.addEventListener("click", () => { startAnew(); page.question.focus(); });

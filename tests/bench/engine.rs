@@ -68,7 +68,9 @@ impl Ask {
 async fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [address, model, what, figure] = arguments.as_slice() else {
-        return Err("usage: bench-engine HOST:PORT MODEL decode|prefill|shared|stall NUMBER".into());
+        return Err(
+            "usage: bench-engine HOST:PORT MODEL decode|prefill|shared|stall NUMBER".into(),
+        );
     };
     let number: usize = figure.parse()?;
     let ask = Ask {

@@ -9,4 +9,5 @@ mod input;
 mod lifecycle;
 mod limits;
 mod management;
+mod media;
 mod stores;

@@ -20,14 +20,14 @@ const HIDDEN: u64 = 64;
 const ALIGNMENT: usize = 32;
 
 /// Tokens of any picture.
-pub const IMAGE_TOKENS: u64 = 4;
+pub(crate) const IMAGE_TOKENS: u64 = 4;
 /// Tokens of up to 30 seconds of sound.
-pub const AUDIO_TOKENS: u64 = 150;
+pub(crate) const AUDIO_TOKENS: u64 = 150;
 /// Width of the tiny models in this folder.
-pub const TINY_WIDTH: u64 = 128;
+pub(crate) const TINY_WIDTH: u64 = 128;
 
 /// Writes a projector for pictures for a model of that width.
-pub fn write_vision(folder: &Path, model_width: u64) -> PathBuf {
+pub(crate) fn write_vision(folder: &Path, model_width: u64) -> PathBuf {
     let mut file = File::new("gemma3", "vision");
     file.numbers(&[
         ("image_size", SIDE),
@@ -49,7 +49,7 @@ pub fn write_vision(folder: &Path, model_width: u64) -> PathBuf {
 }
 
 /// Writes a projector for sound for a model of that width.
-pub fn write_audio(folder: &Path, model_width: u64) -> PathBuf {
+pub(crate) fn write_audio(folder: &Path, model_width: u64) -> PathBuf {
     let mut file = File::new("ultravox", "audio");
     file.numbers(&[
         ("num_mel_bins", BANDS),
@@ -210,7 +210,8 @@ impl File {
             let bits = self.draw().to_bits();
             let exponent = (bits >> 23 & 0xff).saturating_sub(112);
             let number = bits >> 16 & 0x8000 | exponent << 10 | bits >> 13 & 0x3ff;
-            self.data.extend([number as u8, (number >> 8) as u8]);
+            let [low, high, ..] = number.to_le_bytes();
+            self.data.extend([low, high]);
         }
     }
 

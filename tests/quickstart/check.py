@@ -20,7 +20,7 @@ import uuid
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy/quickstart.sh"
 STATE = ROOT / ".quickstart"
-MODELS = ROOT / "target/models"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = ROOT / "tests/models/tiny-heavy-q8_0.gguf"
 BYTES = MODEL.read_bytes()
 MARK = "HEARTH_CHECK_" + uuid.uuid4().hex
@@ -42,24 +42,27 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         Hub.asked.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
-        listing = re.fullmatch(r"/api/models/me/(\w+)/tree/main\?recursive=true", self.path)
+        listing = re.fullmatch(rf"/api/models/me/(\w+)/tree/{COMMIT}\?recursive=true", self.path)
         if listing:
             self.answer(200, json.dumps(self.tree(listing[1])).encode())
-        elif "/resolve/main/" in self.path:
+        elif re.fullmatch(r"/api/models/me/\w+/refs", self.path):
+            self.answer(200, json.dumps({"branches": [{"name": "main", "targetCommit": COMMIT}]}).encode())
+        elif f"/resolve/{COMMIT}/" in self.path:
             self.download()
         else:
             self.answer(404, b"{}")
 
     def tree(self, repo):
         sha = hashlib.sha256(BYTES).hexdigest() if repo != "wrong" else "0" * 64
-        names = {"split": ["tiny-Q8_0-00001-of-00002.gguf", "tiny-Q8_0-00002-of-00002.gguf"], "empty": ["README.md"]}
+        names = {"split": ["tiny-Q8_0-00001-of-00002.gguf"], "empty": ["README.md"]}
         names = names.get(repo, ["mmproj-Q8_0.gguf", "tiny Q4_0.gguf", "sub folder/tiny-Q8_0.gguf"])
         return [{"type": "file", "path": name, "size": len(BYTES), "lfs": {"oid": sha, "size": len(BYTES)}} for name in names]
 
     def download(self):
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
-        headers = {"Content-Range": f"bytes {start}-{len(BYTES) - 1}/{len(BYTES)}"} if start else {}
-        self.answer(206 if start else 200, BYTES[start:], headers, cut=self.path not in Hub.cut)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-"))
+        start, end = int(asked[1]), int(asked[2] or len(BYTES) - 1)
+        headers = {"Content-Range": f"bytes {start}-{end}/{len(BYTES)}"} if "Range" in self.headers else {}
+        self.answer(206 if headers else 200, BYTES[start : end + 1], headers, cut=self.path not in Hub.cut)
         Hub.cut.add(self.path)
 
     def answer(self, status, body, headers=None, cut=False):
@@ -130,29 +133,32 @@ def a_file_is_served_from_any_folder_even_with_a_space(_):
 
 
 def a_cut_download_goes_on_and_is_kept(hub):
-    status, said = run("--check", "--model", "hf:me/tiny:Q8_0", HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
-    assert status == 0 and "check passed" in said, said
-    downloads = [asked for asked in Hub.asked if "/resolve/" in asked[0]]
-    assert [range for _, range, _ in downloads] == [None, f"bytes={len(BYTES) // 2}-"], downloads
-    assert downloads[0][0].endswith("/sub%20folder/tiny-Q8_0.gguf"), downloads
-    assert all(token == "Bearer hf_secret" for *_, token in Hub.asked), Hub.asked
-    assert "hf_secret" not in said
-    status, said = run("--check", "--model", "hf:me/tiny:Q8_0", HF_ENDPOINT=hub)
-    assert status == 0, said
-    assert len([asked for asked in Hub.asked if "/resolve/" in asked[0]]) == 2, "it was kept"
+    with tempfile.TemporaryDirectory() as home:
+        status, said = run("--check", "--model", "hf:me/tiny:Q8_0", HF_ENDPOINT=hub, HF_TOKEN="hf_secret", HF_HOME=home)
+        assert status == 0 and "check passed" in said, said
+        downloads = [(path, range) for path, range, _ in Hub.asked if path.endswith("/sub%20folder/tiny-Q8_0.gguf")]
+        assert len(downloads) >= 2, downloads
+        assert any(int(range.removeprefix("bytes=").split("-")[0]) > 0 for _, range in downloads), downloads
+        assert all(token == "Bearer hf_secret" for *_, token in Hub.asked), Hub.asked
+        assert "hf_secret" not in said
+        before = len([asked for asked in Hub.asked if "/resolve/" in asked[0]])
+        status, said = run("--check", "--model", "hf:me/tiny:Q8_0", HF_ENDPOINT=hub, HF_HOME=home)
+        assert status == 0, said
+        assert len([asked for asked in Hub.asked if "/resolve/" in asked[0]]) == before, "it was kept"
 
 
 def what_is_not_the_model_is_refused(hub):
-    for repo, words in [
-        ("me/wrong:Q8_0", "does not have the SHA-256"),
-        ("me/split:Q8_0", "one part of several"),
-        ("me/empty", "holds no GGUF file"),
-        ("nobody/nothing", "cannot list nobody/nothing"),
-        ("not a name", "is not USER/REPO"),
-    ]:
-        status, said = run("--check", "--model", f"hf:{repo}", HF_ENDPOINT=hub)
-        assert status == 1 and words in said, (repo, said)
-    assert not list(MODELS.glob("me--wrong*")), "a wrong file is not kept"
+    with tempfile.TemporaryDirectory() as home:
+        for repo, words in [
+            ("me/wrong:Q8_0", "does not have the SHA-256"),
+            ("me/split:Q8_0", "holds 1 of the 2 parts"),
+            ("me/empty", "holds no GGUF file"),
+            ("nobody/nothing", "does not exist"),
+            ("not a name", "USER/REPO"),
+        ]:
+            status, said = run("--check", "--model", f"hf:{repo}", HF_ENDPOINT=hub, HF_HOME=home)
+            assert status == 1 and words in said, (repo, said)
+        assert not list(pathlib.Path(home).rglob("tiny-Q8_0.gguf")), "a wrong file is not kept"
 
 
 def signals_during_a_build_leave_nothing(_):
@@ -215,8 +221,7 @@ def main():
             gone(check.__name__)
             print(f"ok {check.__name__.replace('_', ' ')} ({time.monotonic() - began:.1f} s)", flush=True)
     finally:
-        for file in MODELS.glob("me--*"):
-            file.unlink()
+        hub.shutdown()
     print(f"{len(checks)} passed")
 
 

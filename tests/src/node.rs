@@ -56,6 +56,15 @@ impl Builder {
         self
     }
 
+    /// The tier named last gets this projector.
+    #[must_use]
+    pub fn seeing(mut self, projector: &Path) -> Self {
+        let projector = projector.display();
+        write!(self.tiers, "[tiers.engine]\nprojector = '{projector}'\n\n")
+            .expect("a string grows");
+        self
+    }
+
     /// Joins the proxy and runs.
     pub fn join(self, proxy: &Proxy) -> Node {
         let mut node = self.prepare();

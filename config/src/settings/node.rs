@@ -193,6 +193,8 @@ pub struct EngineSettings {
     pub prompt_dir: Option<PathBuf>,
     /// A small model with the same vocabulary that guesses ahead.
     pub draft_model: Option<PathBuf>,
+    /// The file that lets the model see or hear (`mmproj`).
+    pub projector: Option<PathBuf>,
     /// Most tokens guessed ahead. Default 8.
     pub draft_max: u32,
     /// Guess ahead from what was said before. Default false.
@@ -219,6 +221,7 @@ impl Default for EngineSettings {
             prompt_cache_bytes: 512 * 1024 * 1024,
             prompt_dir: None,
             draft_model: None,
+            projector: None,
             draft_max: 8,
             ngram: false,
             ubatch: None,
@@ -242,18 +245,52 @@ pub enum KvType {
     Q4,
 }
 
-/// Defaults of one tier; `None` leaves it to the engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+/// Defaults of one tier; `None` leaves it to the engine. A request may say otherwise in each of them.
+#[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingDefaults {
     /// 0 to 2.
     pub temperature: Option<f32>,
+    /// 0 (off) to 2.
+    pub dynatemp_range: Option<f32>,
+    /// 0 to 10.
+    pub dynatemp_exponent: Option<f32>,
     /// 1 and up.
     pub top_k: Option<u32>,
     /// 0 to 1.
     pub top_p: Option<f32>,
     /// 0 to 1.
     pub min_p: Option<f32>,
+    /// 0 to 1; 1 = off.
+    pub typical_p: Option<f32>,
+    /// 0 (off) to 100.
+    pub top_n_sigma: Option<f32>,
+    /// 0 (off) to 1.
+    pub xtc_probability: Option<f32>,
+    /// 0 to 1; above 0.5 = off.
+    pub xtc_threshold: Option<f32>,
     /// Above 0; 1 = off.
     pub repeat_penalty: Option<f32>,
+    /// Tokens that the penalties look back on.
+    pub repeat_last_n: Option<u32>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// 0 (off) to 100.
+    pub dry_multiplier: Option<f32>,
+    /// 1 to 10.
+    pub dry_base: Option<f32>,
+    /// Tokens that may be repeated freely.
+    pub dry_allowed_length: Option<u32>,
+    /// Tokens that DRY looks back on.
+    pub dry_penalty_last_n: Option<u32>,
+    /// Texts that no repetition reaches across.
+    pub dry_sequence_breakers: Option<Vec<String>>,
+    /// 0 (off), 1 or 2.
+    pub mirostat: Option<u32>,
+    /// 0 to 100 bits.
+    pub mirostat_tau: Option<f32>,
+    /// 0 to 1.
+    pub mirostat_eta: Option<f32>,
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use super::plan::{Plan, Price, Prices, WhenUsedUp, Zone};
+pub use super::store::{Login, OnFailure, Redis, RedisTls, Servers, Store};
 use crate::ids::Tenant;
-use crate::secret::Secret;
 use crate::tier::Tier;
 pub use crate::units::Cidr;
 
@@ -227,34 +227,6 @@ pub struct Usage {
     pub retention: Duration,
     /// Requests one by one. Default 90 days.
     pub records_retention: Duration,
-}
-
-/// Where counters, keys and nodes live.
-#[derive(Clone, Debug)]
-pub enum Store {
-    /// redb in the state directory.
-    Embedded,
-    /// Redis, shared by many proxies.
-    Redis {
-        /// `redis://` or `rediss://`.
-        url: Secret<String>,
-        /// Prefix of every key. Default `hearth`.
-        prefix: String,
-        /// Longest wait for one answer. Default 250 ms.
-        timeout: Duration,
-        /// What admission does while Redis is away.
-        on_failure: OnFailure,
-    },
-}
-
-/// What admission does while the store is away.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum OnFailure {
-    /// 503, the default.
-    Closed,
-    /// Admission goes on and counts in this proxy alone, so each proxy allows the whole limit; a metric counts how often.
-    /// Nothing else opens: an API key unknown to this proxy still cannot be checked.
-    Open,
 }
 
 /// Where to.

@@ -9,6 +9,7 @@ mod issuer;
 mod limits;
 pub(super) mod node;
 pub(super) mod proxy;
+mod store;
 mod tls;
 
 const FORMATS: [(&str, LogFormat); 3] = [

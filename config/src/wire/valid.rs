@@ -18,12 +18,14 @@ mod media;
 mod message;
 mod options;
 mod read;
+mod sampling;
 mod tools;
 
 pub use ask::{AskKind, TEXTS_MAX, ValidAsk, ValidEmbeddings, ValidRerank};
 pub use completion::{CompletionRequest, Prompt, ValidCompletion};
 pub use infill::{ExtraFile, ValidInfill};
 pub use media::IMAGE_TYPES;
+pub use sampling::Sampling;
 
 /// Messages of one request, at most.
 pub const MESSAGES_MAX: usize = 2048;
@@ -112,31 +114,6 @@ pub struct Unknown {
 #[derive(Debug)]
 pub struct ChatRequest(Map<String, Value>);
 
-/// How tokens are chosen; `None` leaves it to the tier.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sampling {
-    /// 0 to 2.
-    pub temperature: Option<f64>,
-    /// 0 to 1.
-    pub top_p: Option<f64>,
-    /// 0 (off) and up.
-    pub top_k: Option<u32>,
-    /// 0 to 1.
-    pub min_p: Option<f64>,
-    /// 0 to 1.
-    pub typical_p: Option<f64>,
-    /// Above 0 to 2; 1 is off.
-    pub repeat_penalty: Option<f64>,
-    /// -2 to 2.
-    pub presence_penalty: Option<f64>,
-    /// -2 to 2.
-    pub frequency_penalty: Option<f64>,
-    /// The same seed gives the same answer while `system_fingerprint` stays the same.
-    pub seed: Option<i64>,
-    /// Token id and what is added to its logit, -100 to 100; in order of id.
-    pub logit_bias: Vec<(u32, f64)>,
-}
-
 /// What chat and text completions share.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
@@ -148,6 +125,10 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Never end at the model's own end.
+    pub ignore_eos: bool,
+    /// Tokens before which the model does not end the answer.
+    pub min_tokens: u32,
     /// GBNF grammar of the answer.
     pub grammar: Option<String>,
     /// Whether the prompt may be kept for later requests.

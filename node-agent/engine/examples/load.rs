@@ -1,6 +1,7 @@
 //! Measures one worker without HTTP: tokens per second at several numbers of streams, and the longest gap that a long prompt
 //! causes in a running answer. `cargo run --release -p engine --example load -- WORKER MODEL [setting=value…]`
 
+use std::io::Write as _;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -66,6 +67,7 @@ async fn run(worker: &Worker, spec: GenerateSpec) -> Result<(u32, Duration, Dura
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
+    let mut out = std::io::stdout();
     let worker = args.next().ok_or("the path of hearth-worker comes first")?;
     let model = args.next().ok_or("the path of a model comes second")?;
     let mut settings = serde_json::to_value(LoadSpec {
@@ -84,7 +86,7 @@ async fn main() -> Result<(), Failure> {
     }
     let spec: LoadSpec = serde_json::from_value(settings)?;
     let (worker, card) = Worker::spawn(worker, [] as [&str; 0], spec).await?;
-    println!("{} weights, {} threads", card.parameters, card.threads);
+    writeln!(out, "{} weights, {} threads", card.parameters, card.threads)?;
 
     let running = run(&worker, ask(16, 100, 600));
     let long = async {
@@ -92,25 +94,28 @@ async fn main() -> Result<(), Failure> {
         run(&worker, ask(LONG, 101, 4)).await
     };
     let (running, long) = tokio::join!(running, long);
-    println!(
+    writeln!(
+        out,
         "first long prompt: gap {:?}, its first token after {:?}",
         running?.2, long?.1
-    );
+    )?;
     let running = run(&worker, ask(16, 102, 600));
     let long = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         run(&worker, ask(LONG, 103, 4)).await
     };
     let (running, long) = tokio::join!(running, long);
-    println!(
+    writeln!(
+        out,
         "second long prompt: gap {:?}, its first token after {:?}",
         running?.2, long?.1
-    );
+    )?;
     let alone = run(&worker, ask(LONG, 104, 1)).await?;
-    println!(
+    writeln!(
+        out,
         "alone: {:.0} prompt tokens/s",
         f64::from(LONG) / alone.1.as_secs_f64()
-    );
+    )?;
 
     for streams in [1, 4, 8, 16] {
         let begun = Instant::now();
@@ -120,15 +125,17 @@ async fn main() -> Result<(), Failure> {
         for answer in answers {
             made += answer?.0;
         }
-        println!(
+        writeln!(
+            out,
             "{streams} streams: {:.0} tokens/s",
             f64::from(made) / begun.elapsed().as_secs_f64()
-        );
+        )?;
     }
     let stats = *worker.stats().borrow();
-    println!(
+    writeln!(
+        out,
         "{} of {} guesses right",
         stats.accepted_tokens_total, stats.drafted_tokens_total
-    );
+    )?;
     Ok(())
 }

@@ -23,6 +23,9 @@ const SEGMENTS_MAX: usize = 65_536;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 512;
 const BIASES_MAX: usize = 1_024;
+/// Sequence breakers of DRY, and bytes of each.
+const BREAKERS_MAX: usize = 64;
+const BREAKER_BYTES_MAX: usize = 64;
 const LOGPROBS_MAX: u8 = 20;
 /// llama.cpp allows 256 sequences; more than this is never useful on one machine.
 const SLOTS_MAX: u16 = 64;
@@ -56,6 +59,13 @@ pub(crate) fn generate(spec: &GenerateSpec) -> Result<(), Refusal> {
     }
     if spec.max_tokens == Some(0) {
         return invalid("max_tokens", "at least 1");
+    }
+    let resumed = spec.resume.as_ref().map_or(0, |resume| resume.tokens.len());
+    if resumed > PROMPT_TOKENS_MAX {
+        return invalid(
+            "resume",
+            format!("{resumed} tokens, at most {PROMPT_TOKENS_MAX}"),
+        );
     }
     if spec.stop.len() > STOPS_MAX {
         return invalid("stop", format!("at most {STOPS_MAX} strings"));
@@ -195,7 +205,9 @@ fn prompt(prompt: &Prompt) -> Result<(), Refusal> {
                 let pieces = segments.len();
                 return invalid(
                     "prompt",
-                    format!("{bytes} bytes in {pieces} pieces, at most {PROMPT_BYTES_MAX} in {SEGMENTS_MAX}"),
+                    format!(
+                        "{bytes} bytes in {pieces} pieces, at most {PROMPT_BYTES_MAX} in {SEGMENTS_MAX}"
+                    ),
                 );
             }
             Ok(())
@@ -205,23 +217,45 @@ fn prompt(prompt: &Prompt) -> Result<(), Refusal> {
 }
 
 fn sampling(rules: &Sampling) -> Result<(), Refusal> {
-    // A range holds no NaN, so each check also refuses that.
-    let ranges = [
+    ranges(&[
         ("temperature", rules.temperature, 0.0, 100.0),
+        ("dynatemp_range", rules.dynatemp_range, 0.0, 100.0),
+        ("dynatemp_exponent", rules.dynatemp_exponent, 0.0, 10.0),
         ("top_p", rules.top_p, 0.0, 1.0),
         ("min_p", rules.min_p, 0.0, 1.0),
         ("typical_p", rules.typical_p, 0.0, 1.0),
+        ("top_n_sigma", rules.top_n_sigma, 0.0, 100.0),
+        ("xtc_probability", rules.xtc_probability, 0.0, 1.0),
+        ("xtc_threshold", rules.xtc_threshold, 0.0, 1.0),
         ("repeat_penalty", rules.repeat_penalty, 0.01, 100.0),
         ("presence_penalty", rules.presence_penalty, -100.0, 100.0),
         ("frequency_penalty", rules.frequency_penalty, -100.0, 100.0),
-    ];
-    for (param, value, least, most) in ranges {
-        if !(least..=most).contains(&value) {
-            return invalid(param, format!("{value} is not within {least} to {most}"));
+    ])?;
+    if let Some(dry) = &rules.dry {
+        ranges(&[
+            ("dry_multiplier", dry.multiplier, 0.0, 100.0),
+            ("dry_base", dry.base, 1.0, 10.0),
+        ])?;
+        let long = |text: &String| text.len() > BREAKER_BYTES_MAX;
+        if dry.breakers.len() > BREAKERS_MAX || dry.breakers.iter().any(long) {
+            return invalid(
+                "dry_sequence_breakers",
+                format!("at most {BREAKERS_MAX} texts of at most {BREAKER_BYTES_MAX} bytes"),
+            );
         }
     }
+    if let Some(mirostat) = &rules.mirostat {
+        ranges(&[
+            ("mirostat_tau", mirostat.tau, 0.0, 100.0),
+            ("mirostat_eta", mirostat.eta, 0.0, 1.0),
+        ])?;
+    }
     if rules.logit_bias.len() > BIASES_MAX {
-        return invalid("logit_bias", format!("at most {BIASES_MAX} tokens"));
+        let count = rules.logit_bias.len();
+        return invalid(
+            "logit_bias",
+            format!("{count} tokens, at most {BIASES_MAX}"),
+        );
     }
     if rules
         .logit_bias
@@ -229,6 +263,16 @@ fn sampling(rules: &Sampling) -> Result<(), Refusal> {
         .any(|(_token, bias)| !bias.is_finite())
     {
         return invalid("logit_bias", "each value is a finite number");
+    }
+    Ok(())
+}
+
+/// Says which value is outside of its bounds. A range holds no NaN, so each check also refuses that.
+fn ranges(values: &[(&str, f32, f32, f32)]) -> Result<(), Refusal> {
+    for (param, value, least, most) in values {
+        if !(least..=most).contains(&value) {
+            return invalid(param, format!("{value} is not within {least} to {most}"));
+        }
     }
     Ok(())
 }

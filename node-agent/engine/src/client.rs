@@ -182,8 +182,8 @@ impl Worker {
             let mut part = Vec::new();
             let mut bytes = 0;
             // The first always goes; its size has been checked.
-            while let Some(input) = inputs
-                .next_if(|next| part.is_empty() || bytes + next.bytes() <= PART_BYTES_MAX)
+            while let Some(input) =
+                inputs.next_if(|next| part.is_empty() || bytes + next.bytes() <= PART_BYTES_MAX)
             {
                 bytes += input.bytes();
                 part.push(input);

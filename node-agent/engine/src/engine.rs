@@ -88,7 +88,7 @@ pub(crate) trait Engine {
     ) -> Result<(), EngineFault>;
 
     /// Compiles a grammar that has passed [`crate::grammar::check`].
-    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, String>;
+    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint + Send>, String>;
 }
 
 /// A model that turns texts into numbers.

@@ -26,6 +26,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::send_logs_to_tracing;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::vocab::LlamaVocab;
 
 use scheduler::BatchPlan;
 use scheduler::KvState;
@@ -76,6 +77,8 @@ pub(crate) fn with_engine<R>(
         Err(error) => return Err(fail(error.to_string())),
     };
     send_logs_to_tracing(LogOptions::default());
+    #[cfg(feature = "portable")]
+    load_backends(&fail)?;
     let backend = LlamaBackend::init().map_err(|error| fail(error.to_string()))?;
     let mut model = LlamaModel::load_from_file(&backend, &spec.model_path, &model_params(spec))
         .map_err(|_null| fail(last_words()))?;
@@ -117,6 +120,22 @@ pub(crate) fn with_engine<R>(
         engine.drafter = Some(drafter);
     }
     Ok(run(Loaded::Text(&mut engine)))
+}
+
+/// Chooses among the libraries beside this program, one for each instruction set.
+#[cfg(feature = "portable")]
+fn load_backends(fail: &dyn Fn(String) -> LoadError) -> Result<(), LoadError> {
+    let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+    if let Some(folder) = program.parent() {
+        llama_cpp_2::llama_backend::load_backends_from_path(folder);
+    }
+    if llama_cpp_2::list_llama_ggml_backend_devices().is_empty() {
+        return Err(fail(
+            "no libggml-cpu-*.so lies beside the program; copy them there from where it was built"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Reads the adapter that `spec` names; it must have been trained for this model.
@@ -251,6 +270,10 @@ impl Engine for LlamaEngine<'_> {
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<Token> {
         let vocab = self.model.vocab();
         let mut tokens = vocab.tokenize(text.as_bytes(), add_special, parse_special);
+        // llama.cpp keeps to it only for tokens that the file itself calls control tokens.
+        if !parse_special && tokens.iter().any(|token| card::steers(&vocab, *token)) {
+            tokens = tokenize_apart(&vocab, text, add_special);
+        }
         // Many chat templates write the begin token themselves; twice, it spoils the answer.
         let begin = vocab.bos();
         if add_special && tokens.starts_with(&[begin, begin]) {
@@ -430,7 +453,7 @@ impl Engine for LlamaEngine<'_> {
         Some(self.context.get_logits_ith(index))
     }
 
-    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, String> {
+    fn constraint(&self, grammar: &Grammar) -> Result<Box<dyn Constraint + Send>, String> {
         let converted;
         let text = match grammar {
             Grammar::Gbnf(text) => text,
@@ -451,3 +474,15 @@ impl Engine for LlamaEngine<'_> {
         }))
     }
 }
+
+/// Tokens of a text none of which steers: cut where one would begin, so that it is not seen.
+fn tokenize_apart(vocab: &LlamaVocab<'_>, text: &str, add_special: bool) -> Vec<LlamaToken> {
+    let mut tokens = Vec::new();
+    for (index, part) in text.split_inclusive('<').enumerate() {
+        tokens.extend(vocab.tokenize(part.as_bytes(), add_special && index == 0, false));
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod peer;

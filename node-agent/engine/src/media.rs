@@ -17,7 +17,7 @@ use serde::de::Error as _;
 use crate::spec::Refusal;
 
 /// Pictures and sounds in one request.
-pub const MEDIA_MAX: usize = 16;
+pub const MEDIA_MAX: usize = 32;
 /// The longest side of a picture, in pixels.
 pub const SIDE_MAX: u32 = 4_096;
 /// The most pixels of a picture: what a frame carries easily, and more than any projector looks at.
@@ -187,9 +187,7 @@ fn samples_as_base64<S: Serializer>(pcm: &Arc<[f32]>, serializer: S) -> Result<S
     serializer.serialize_str(&STANDARD_NO_PAD.encode(bytes))
 }
 
-fn samples_from_base64<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Arc<[f32]>, D::Error> {
+fn samples_from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[f32]>, D::Error> {
     let bytes = from_base64(deserializer)?;
     let (samples, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {

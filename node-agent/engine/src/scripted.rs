@@ -21,13 +21,13 @@ use crate::engine::Constraint;
 use crate::engine::DraftWish;
 use crate::engine::Engine;
 use crate::engine::EngineFault;
+use crate::engine::PreparedMedia;
 use crate::engine::Snapshot;
+use crate::media::Media;
+use crate::media::Modalities;
 use crate::spec::Device;
 use crate::spec::Grammar;
 use crate::spec::LoadError;
-use crate::engine::PreparedMedia;
-use crate::media::Media;
-use crate::media::Modalities;
 use crate::spec::LoadSpec;
 use crate::spec::ModelCard;
 
@@ -162,6 +162,7 @@ impl ScriptedEngine {
             chat_template: Some(TEMPLATE.to_owned()),
             bos_token: String::new(),
             eos_token: "<|im_end|>".to_owned(),
+            control_tokens: Vec::new(),
             add_bos: false,
             n_ctx,
             n_ctx_train: N_CTX_TRAIN,
@@ -409,7 +410,7 @@ impl Engine for ScriptedEngine {
         })
     }
 
-    fn constraint(&self, _grammar: &Grammar) -> Result<Box<dyn Constraint>, String> {
+    fn constraint(&self, _grammar: &Grammar) -> Result<Box<dyn Constraint + Send>, String> {
         Ok(Box::new(Unconstrained))
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! This room must never do I/O and never name llama.cpp: everything here crosses a process boundary.
 
+mod event;
 mod load_error;
+mod sampling;
 mod vectors;
 
 use std::path::PathBuf;
@@ -16,7 +18,17 @@ use crate::media::Media;
 use crate::media::Modalities;
 use crate::media::Segment;
 
+pub use event::Event;
+pub use event::Finish;
+pub use event::LogprobEntry;
+pub use event::Timings;
+pub use event::TokenLogprob;
+pub use event::Usage;
 pub use load_error::LoadError;
+pub use sampling::Dry;
+pub use sampling::Mirostat;
+pub use sampling::MirostatVersion;
+pub use sampling::Sampling;
 pub use vectors::EmbedError;
 pub use vectors::EmbedInput;
 pub use vectors::Embedded;
@@ -193,6 +205,9 @@ pub struct ModelCard {
     pub eos_token: String,
     /// Whether the tokenizer itself puts the begin token in front.
     pub add_bos: bool,
+    /// Texts that are read as control tokens unless they stand in a [`Segment::Literal`].
+    #[serde(default)]
+    pub control_tokens: Vec<String>,
     /// Context length of one slot in tokens.
     pub n_ctx: u32,
     /// Context length the model was trained with.
@@ -260,10 +275,26 @@ pub struct GenerateSpec {
     pub cache_salt: Option<String>,
     /// Never end at an end-of-generation token.
     pub ignore_eos: bool,
+    /// Do not end at one before the answer has so many tokens.
+    #[serde(default)]
+    pub min_tokens: u32,
     /// Reuse and keep the KV cache of this prompt.
     pub cache_prompt: bool,
     /// Also write control tokens such as `<|tool_call>` into the text.
     pub render_special: bool,
+    /// An answer that another machine has begun.
+    #[serde(default)]
+    pub resume: Option<Resume>,
+}
+
+/// The beginning of an answer, made elsewhere: only what comes after it is made and told.
+///
+/// The tokens are read after the prompt and replayed through grammar, penalties, stop strings and text, so that the rest is
+/// what it would have been. They count as completion tokens.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Resume {
+    /// What was told in [`Event::Piece`] so far.
+    pub tokens: Vec<i32>,
 }
 
 impl GenerateSpec {
@@ -287,6 +318,8 @@ impl GenerateSpec {
             ignore_eos: false,
             cache_prompt: true,
             render_special: false,
+            min_tokens: 0,
+            resume: None,
         }
     }
 }
@@ -310,52 +343,6 @@ pub enum Prompt {
     Segments(Vec<Segment>),
 }
 
-/// How tokens are chosen.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Sampling {
-    /// 0 takes the best token every time.
-    pub temperature: f32,
-    /// Only the k best tokens; 0 means no such limit.
-    pub top_k: u32,
-    /// Only the best tokens that together reach this probability; 1 means all.
-    pub top_p: f32,
-    /// Only tokens at least this likely relative to the best; 0 means all.
-    pub min_p: f32,
-    /// Locally typical sampling; 1 means off.
-    pub typical_p: f32,
-    /// Divides the logits of tokens among the last [`Sampling::repeat_last_n`]; 1 means off.
-    pub repeat_penalty: f32,
-    /// How many tokens, prompt included, the repeat penalty looks back on.
-    pub repeat_last_n: u32,
-    /// Subtracted from the logit of every token in the answer so far.
-    pub presence_penalty: f32,
-    /// Subtracted for each time that a token is in the answer so far.
-    pub frequency_penalty: f32,
-    /// Added to the logits of single tokens.
-    pub logit_bias: Vec<(i32, f32)>,
-    /// The same seed gives the same text.
-    pub seed: Option<u64>,
-}
-
-impl Default for Sampling {
-    /// OpenAI's defaults: temperature 1, nothing cut off, no penalties.
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            typical_p: 1.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        }
-    }
-}
-
 /// A form that the answer must take.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -364,116 +351,6 @@ pub enum Grammar {
     Gbnf(String),
     /// A JSON schema.
     JsonSchema(serde_json::Value),
-}
-
-/// One step in the life of a [`crate::Generation`].
-///
-/// The order is `Started`, any number of `Piece`, then one `Done`; or a `Refused` in place of any of them, which ends it too.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// A slot works on the prompt.
-    Started {
-        /// Tokens of the prompt.
-        prompt_tokens: u32,
-        /// How many of them were in the KV cache already.
-        cached_tokens: u32,
-        /// Time spent waiting for the slot.
-        queue_ms: u64,
-    },
-    /// Some more text: whole characters only, never a part of a stop string.
-    Piece {
-        /// The text, possibly empty when only log-probabilities or token counts are due.
-        text: String,
-        /// Tokens made since the piece before.
-        tokens: u32,
-        /// One entry per token, if they were asked for.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        logprobs: Vec<TokenLogprob>,
-    },
-    /// The answer is complete.
-    Done {
-        /// Why it ended.
-        finish: Finish,
-        /// What it used.
-        usage: Usage,
-        /// How long it took.
-        timings: Timings,
-    },
-    /// The request ended without an answer.
-    Refused(Refusal),
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Finish {
-    /// The model ended it.
-    Stop,
-    /// A stop string was found.
-    StopString,
-    /// `max_tokens` or the end of the context was reached.
-    Length,
-    /// The deadline passed while the answer was being made.
-    Deadline,
-}
-
-impl Finish {
-    /// Names it for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::StopString => "stop_string",
-            Self::Length => "length",
-            Self::Deadline => "deadline",
-        }
-    }
-}
-
-/// Tokens used by one request, counted by the engine.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// Tokens made, the end token included.
-    pub completion_tokens: u32,
-    /// Tokens of the prompt that were in the KV cache already.
-    pub cached_tokens: u32,
-    /// Tokens of the prompt that pictures became.
-    pub image_tokens: u32,
-    /// Tokens of the prompt that sounds became.
-    pub audio_tokens: u32,
-}
-
-/// Times of one request in milliseconds.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Timings {
-    /// Waiting for a slot.
-    pub queue_ms: f64,
-    /// From the slot to the first token.
-    pub prompt_ms: f64,
-    /// From the first token to the last.
-    pub predicted_ms: f64,
-}
-
-/// Log-probability of one token.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct TokenLogprob {
-    /// The token and its probability before any sampling rule.
-    pub chosen: LogprobEntry,
-    /// The most likely tokens at this place, best first.
-    pub top: Vec<LogprobEntry>,
-}
-
-/// One candidate in a [`TokenLogprob`].
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct LogprobEntry {
-    /// Number of the token.
-    pub token: i32,
-    /// Its bytes, possibly a part of a character.
-    pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
 }
 
 /// Why a request got no answer.

@@ -3,6 +3,7 @@
 //! It must never outlive its agent, never touch the network and never write a prompt or an answer anywhere but into the
 //! socket. Its standard input is that socket, used both ways.
 
+mod ahead;
 mod answer;
 mod embed;
 mod guess;

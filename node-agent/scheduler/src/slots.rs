@@ -159,6 +159,12 @@ impl<T> Slots<T> {
         self.slots.get_mut(usize::from(id.0))?.work.as_mut()
     }
 
+    /// What all slots at work do.
+    pub fn works_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut Work<T>)> {
+        let slots = self.slots.iter_mut();
+        slots.filter_map(|slot| Some((slot.id, slot.work.as_mut()?)))
+    }
+
     /// The slot that works on a job.
     pub fn find(&self, job: JobId) -> Option<SlotId> {
         let at_work = |slot: &&Slot<T>| slot.work.as_ref().is_some_and(|work| work.job.id == job);

@@ -53,9 +53,9 @@ impl ChatStream {
             cached_tokens: 0,
         };
         Self {
+            tally: Tally::drawing(envelope.watts),
             envelope,
             choices: (0..choices).map(choice).collect(),
-            tally: Tally::default(),
             clock: None,
             progress: false,
         }
@@ -114,6 +114,7 @@ impl ChatStream {
                 text,
                 tokens,
                 logprobs,
+                ids: _,
             } => {
                 state.logprobs.extend(token_logprobs(logprobs));
                 if let Some(clock) = &mut self.clock {

@@ -39,9 +39,9 @@ impl ChatWhole {
             finish: FinishReason::Stop,
         };
         Self {
+            tally: Tally::drawing(envelope.watts),
             envelope,
             choices: (0..choices).map(choice).collect(),
-            tally: Tally::default(),
         }
     }
 
@@ -61,6 +61,7 @@ impl ChatWhole {
                 text,
                 tokens,
                 logprobs,
+                ids: _,
             } => {
                 gathered.logprobs.extend(token_logprobs(logprobs));
                 gathered.splitter.push(text, &mut parts);

@@ -24,6 +24,7 @@ fn envelope() -> Envelope {
         fingerprint: Some("fp_0".to_owned()),
         include_usage: true,
         n: 1,
+        watts: None,
         dropped: 0,
     }
 }
@@ -33,6 +34,7 @@ fn piece(text: &str) -> Event {
         text: text.to_owned(),
         tokens: 1,
         logprobs: Vec::new(),
+        ids: Vec::new(),
     }
 }
 
@@ -43,9 +45,9 @@ fn done(completion_tokens: u32) -> Event {
             prompt_tokens: 9,
             completion_tokens,
             cached_tokens: 4,
-                image_tokens: 0,
-                audio_tokens: 0,
-            },
+            image_tokens: 0,
+            audio_tokens: 0,
+        },
         timings: engine::Timings {
             queue_ms: 0.0,
             prompt_ms: 2.0,
@@ -124,6 +126,7 @@ fn log_probabilities_of_text_held_back_wait_for_the_text() {
             },
             top: Vec::new(),
         }],
+        ids: Vec::new(),
     };
     let mut stream = ChatStream::new(envelope(), &rules(), 1);
     let mut out = Vec::new();

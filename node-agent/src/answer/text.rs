@@ -23,10 +23,10 @@ impl TextAnswer {
     /// An answer with `choices` choices.
     pub fn new(envelope: Envelope, choices: usize) -> Self {
         Self {
+            tally: Tally::drawing(envelope.watts),
             envelope,
             choices: (0..choices).map(|at| choice(at, String::new())).collect(),
             offsets: vec![0; choices],
-            tally: Tally::default(),
         }
     }
 

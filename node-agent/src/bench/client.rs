@@ -153,7 +153,10 @@ impl Client {
         let answer = self.http.get(&url).timeout(LIST_MAX).send().await;
         let answer = answer.map_err(|error| self.broken(&error))?;
         let answer = self.well(answer).await?;
-        if answer.content_length().is_some_and(|bytes| bytes > LIST_BYTES_MAX) {
+        if answer
+            .content_length()
+            .is_some_and(|bytes| bytes > LIST_BYTES_MAX)
+        {
             return Err(self.odd("its list of models is longer than 4 MiB"));
         }
         let list: Value = answer.json().await.map_err(|error| self.broken(&error))?;
@@ -199,11 +202,7 @@ impl Client {
         Err(ClientError::Refused {
             url: self.base.clone(),
             status: status.as_u16(),
-            message: said
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(400)
-                .collect(),
+            message: said.chars().filter(|c| !c.is_control()).take(400).collect(),
         })
     }
 

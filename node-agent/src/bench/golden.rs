@@ -134,7 +134,9 @@ fn case(line: &str, number: usize) -> Result<Case, String> {
         (Some(prompt), None) => Ask::user(&prompt),
         (None, Some(messages)) if messages.is_array() => messages,
         (None | Some(_), _) => {
-            return Err("needs a prompt, or messages as the API takes them; one of the two".to_owned());
+            return Err(
+                "needs a prompt, or messages as the API takes them; one of the two".to_owned(),
+            );
         }
     };
     let expect = line.expect.as_deref().map(|pattern| {
@@ -176,7 +178,11 @@ impl Case {
         {
             return Some(format!("is not \"{}\"", shown(equals)));
         }
-        if let Some(missing) = self.contains.iter().find(|part| !text.contains(part.as_str())) {
+        if let Some(missing) = self
+            .contains
+            .iter()
+            .find(|part| !text.contains(part.as_str()))
+        {
             return Some(format!("does not contain \"{}\"", shown(missing)));
         }
         let wanted = self.json.as_ref()?;
@@ -192,9 +198,11 @@ impl Case {
 fn holds(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (_, Value::Bool(true)) => true,
-        (Value::Object(found), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| found.get(key).is_some_and(|there| there == value || holds_object(there, value))),
+        (Value::Object(found), Value::Object(wanted)) => wanted.iter().all(|(key, value)| {
+            found
+                .get(key)
+                .is_some_and(|there| there == value || holds_object(there, value))
+        }),
         (found, wanted) => found == wanted,
     }
 }
@@ -293,8 +301,8 @@ mod tests {
     use super::*;
 
     fn wrong(line: &str, answer: &str) -> Option<String> {
-        let set = Set::parse(line).expect("reads");
-        set.cases.first().expect("one").wrong(answer)
+        let set = Set::parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        set.cases.first().and_then(|case| case.wrong(answer))
     }
 
     #[test]
@@ -321,7 +329,10 @@ mod tests {
             ("nonsense", "expected"),
         ] {
             let error = Set::parse(&format!("\n{line}")).expect_err(line);
-            assert!(error.starts_with("line 2: ") && error.contains(want), "{error}");
+            assert!(
+                error.starts_with("line 2: ") && error.contains(want),
+                "{error}"
+            );
         }
         assert!(Set::parse("\n").is_err());
     }

@@ -115,7 +115,18 @@ pub fn ms(time: Duration) -> f64 {
 pub fn text(all: &[&Figures]) -> String {
     let mut text = format!(
         "{:<9} {:<24} {:>7} {:>8} {:>8} {:>9} {:>8} {:>8} {:>9} {:>9} {:>10} {:>9}",
-        "tier", "model", "context", "tokens/s", "x4", "prompt/s", "P50 ms", "P99 ms", "TTFT P50", "TTFT P95", "answer P95", "memory"
+        "tier",
+        "model",
+        "context",
+        "tokens/s",
+        "x4",
+        "prompt/s",
+        "P50 ms",
+        "P99 ms",
+        "TTFT P50",
+        "TTFT P95",
+        "answer P95",
+        "memory"
     );
     for one in all {
         let facts = &one.facts;
@@ -136,7 +147,9 @@ pub fn text(all: &[&Figures]) -> String {
             one.answer_p95_ms,
         );
     }
-    text.push_str("\nP50, P99: milliseconds between tokens; TTFT: to the first one; x4: four answers at once");
+    text.push_str(
+        "\nP50, P99: milliseconds between tokens; TTFT: to the first one; x4: four answers at once",
+    );
     text
 }
 
@@ -148,7 +161,10 @@ mod tests {
     fn percentiles_are_values_that_were_measured() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         for (percent, want) in [(50, 50.0), (95, 95.0), (99, 99.0), (100, 100.0)] {
-            assert!((percentile(&values, percent) - want).abs() < 1e-9, "{percent}");
+            assert!(
+                (percentile(&values, percent) - want).abs() < 1e-9,
+                "{percent}"
+            );
         }
         assert!(percentile(&[], 50).abs() < 1e-9);
         assert!((percentile(&[7.0], 99) - 7.0).abs() < 1e-9);
@@ -168,6 +184,9 @@ mod tests {
         assert!((figures.tokens_per_second - 10.0).abs() < 1e-6);
         assert!((figures.token_p50_ms - 10.0).abs() < 1e-6);
         let shown = text(&[&figures]);
-        assert!(shown.contains("tokens/s") && shown.contains("fast"), "{shown}");
+        assert!(
+            shown.contains("tokens/s") && shown.contains("fast"),
+            "{shown}"
+        );
     }
 }

@@ -55,7 +55,7 @@ impl Target {
         let client = Client::new(url, "").map_err(|error| error.to_string())?;
         let listed = client.models().await.map_err(|error| error.to_string())?;
         let id = |entry: &Value| entry["id"].as_str().unwrap_or_default().to_owned();
-        let wanted = model.or(tier.map(|tier| tier.as_str()));
+        let wanted = model.or(tier.map(Tier::as_str));
         let entry = listed
             .iter()
             .find(|entry| wanted.is_none_or(|wanted| is_meant(entry, wanted)));
@@ -89,7 +89,7 @@ impl Target {
             .filter(|tier| only.is_none_or(|only| only == tier.tier))
             .collect();
         if wanted.is_empty() {
-            let tier = only.map_or("tier", |tier| tier.as_str());
+            let tier = only.map_or("tier", Tier::as_str);
             return Err(format!("the settings have no {tier}: see [[tiers]]"));
         }
         if let Some(address) = settings.node.api_listen {
@@ -105,7 +105,7 @@ impl Target {
         let mut started = Vec::new();
         for tier in wanted {
             let keeper = Arc::new(Keeper::new(&settings.node.state_dir));
-            started.push(Self::start(tier, settings.node.memory_max, launcher, keeper).await?);
+            started.push(Self::start(tier, settings.node.memory_max, launcher, &keeper).await?);
         }
         Ok(started)
     }
@@ -114,7 +114,7 @@ impl Target {
         mut settings: TierSettings,
         memory_max: Option<u64>,
         launcher: &Launcher,
-        keeper: Arc<Keeper>,
+        keeper: &Arc<Keeper>,
     ) -> Result<Self, String> {
         // It is measured now, whatever it does otherwise.
         settings.load_on_demand = false;
@@ -213,7 +213,10 @@ fn facts_of(entry: &Value) -> Facts {
     ];
     Facts {
         model: entry["id"].as_str().unwrap_or_default().to_owned(),
-        quantization: report["quantization"].as_str().unwrap_or_default().to_owned(),
+        quantization: report["quantization"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
         n_ctx: n_ctx.into_iter().find_map(Value::as_u64).unwrap_or(0),
         memory_bytes: None,
     }

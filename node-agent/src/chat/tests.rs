@@ -1,3 +1,4 @@
+use std::sync::LazyLock;
 use std::time::UNIX_EPOCH;
 
 use config::wire::valid::{ChatRequest, CompletionRequest};
@@ -10,16 +11,17 @@ fn planned(template: &str, body: &Value) -> Result<Plan, Refused> {
     plan(&chat, &setting(&template))
 }
 
+static DEFAULTS: LazyLock<SamplingDefaults> = LazyLock::new(|| SamplingDefaults {
+    temperature: Some(0.5),
+    top_k: Some(40),
+    ..SamplingDefaults::default()
+});
+
 fn setting(template: &Template) -> Setting<'_> {
     Setting {
         template,
-        defaults: &SamplingDefaults {
-            temperature: Some(0.5),
-            top_k: Some(40),
-            top_p: None,
-            min_p: None,
-            repeat_penalty: None,
-        },
+        defaults: &DEFAULTS,
+        modalities: Modalities::default(),
         deadline: Duration::from_secs(9),
         principal: 7,
         now: UNIX_EPOCH,
@@ -179,7 +181,7 @@ fn completions_are_planned_prompt_by_prompt() {
     let template = Template::new(None, "", "", false).expect("parses");
     let body = json!({"model": "auto", "prompt": ["a", [1, 2]], "n": 2, "logprobs": 3});
     let asked = CompletionRequest::parse(body.to_string().as_bytes()).expect("valid");
-    let plan = plan_completion(&asked, &setting(&template));
+    let plan = plan_completion(&asked, &setting(&template), None).expect("planned");
     let tokens: Vec<bool> = plan
         .specs
         .iter()

@@ -20,6 +20,7 @@ use crate::answer::chat_stream::ChatStream;
 use crate::answer::chat_whole::ChatWhole;
 use crate::answer::text::TextAnswer;
 use crate::chat::{self, Plan, Setting};
+use crate::media;
 use crate::reply::Refused;
 use crate::tiers::{Ready, TierRoom};
 
@@ -64,7 +65,8 @@ impl Task {
             }
             Checked::Text(_) => None,
         };
-        if self.asked.bytes.len() <= INLINE_BYTES_MAX {
+        // A picture of a few bytes may have millions of pixels.
+        if self.asked.bytes.len() <= INLINE_BYTES_MAX && !self.asked.has_media() {
             return self.prepare_now(shorter);
         }
         in_a_thread(move || self.prepare_now(shorter)).await
@@ -111,12 +113,22 @@ impl Asked {
     /// The same with the tier's own system message, if the conversation has none.
     pub(super) fn told(mut self, system: Option<&str>) -> Self {
         if let (Some(system), Checked::Chat(chat)) = (system, &mut self.body)
-            && chat.messages.iter().all(|message| message.role != Role::System)
+            && chat
+                .messages
+                .iter()
+                .all(|message| message.role != Role::System)
         {
             chat.messages.insert(0, system_message(system));
             self.system = Some(system.to_owned());
         }
         self
+    }
+
+    fn has_media(&self) -> bool {
+        match &self.body {
+            Checked::Chat(chat) => media::has_any(chat),
+            Checked::Text(_) => false,
+        }
     }
 
     /// For another server.
@@ -157,6 +169,7 @@ pub(super) fn setting<'a>(
     Ok(Setting {
         template: &ready.template,
         defaults,
+        modalities: ready.card.modalities,
         deadline: call.time_left().ok_or(Refused::Deadline)?,
         principal: call.principal,
         now: SystemTime::now(),
@@ -193,7 +206,7 @@ impl Checked {
         let setting = setting(ready, &settings.sampling, call)?;
         match self {
             Self::Chat(chat) => chat::plan(chat, &setting),
-            Self::Text(text) => Ok(chat::plan_completion(text, &setting)),
+            Self::Text(text) => chat::plan_completion(text, &setting, ready.card.fim),
         }
     }
 
@@ -212,6 +225,7 @@ impl Checked {
             fingerprint: room.fingerprint(),
             include_usage,
             n: usize::try_from(n).unwrap_or(1),
+            watts: room.watts_each(),
             dropped: 0,
         }
     }

@@ -101,7 +101,7 @@ impl Job {
             ready: ready.clone(),
         };
         let (plan, output) = task.prepare().await?;
-        let form_param = plan.form_param;
+        let (form_param, places) = (plan.form_param, plan.media_places);
         let flow = Flow::start(&ready.worker, plan.specs, ends_at).await?;
         drop(ready);
         let made = match output {
@@ -111,7 +111,7 @@ impl Job {
             }
             Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
         };
-        made.map_err(|refused| refused.about_form(form_param))
+        made.map_err(|refused| refused.about_form(form_param).about_media(&places))
     }
 }
 

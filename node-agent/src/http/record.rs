@@ -79,6 +79,11 @@ impl Record {
         refused
     }
 
+    /// Counts tokens that were read for something else than an answer.
+    pub(super) const fn read(&mut self, tokens: u64) {
+        self.prompt_tokens = tokens;
+    }
+
     pub(super) fn complete(&mut self) {
         "ok".clone_into(&mut self.outcome);
     }

@@ -26,7 +26,7 @@ use crate::tiers::remote::Remote;
 /// A whole answer is a few thousand tokens.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Silence for longer than this is the end of a stream.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// What a server says about an error, at most.
 const MESSAGE_CHARS_MAX: usize = 400;
 

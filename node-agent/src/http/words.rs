@@ -105,6 +105,7 @@ impl Front {
             let setting = Setting {
                 template: &ready.template,
                 defaults: &settings.sampling,
+                modalities: ready.card.modalities,
                 deadline,
                 principal: 0,
                 now: SystemTime::now(),

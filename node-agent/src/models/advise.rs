@@ -13,7 +13,7 @@ use super::progress::{float, size, whole};
 const GIB: u64 = 1024 * 1024 * 1024;
 /// Left to the system and to other programs: a tenth, and at least this.
 const SPARE_MIN: u64 = GIB / 2;
-/// Share of the theoretical bandwidth that decoding reaches (measured on CPUs).
+/// Share of the bandwidth that decoding reaches: an estimate, made to err on the low side; `hearth-node bench` measures.
 const BANDWIDTH_SHARE: f64 = 0.7;
 /// Contexts below this are of no use to a chat.
 const CONTEXT_USEFUL: u64 = 4_096;

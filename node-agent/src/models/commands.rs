@@ -1,6 +1,7 @@
 //! The commands about models: `pull`, `advise`, `models` and their parts. Says results on the standard output and everything else beside it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -9,16 +10,16 @@ use super::advise::{self, Advice};
 use super::cache::{self, Cache};
 use super::catalogue;
 use super::gguf::Gguf;
-use super::lock::{Keeper, Lock};
+use super::lock::{Keeper, Lock, name_of};
 use super::machine::Machine;
 use super::memory::Shape;
 use super::modelfile::{Modelfile, is_name};
-use super::progress::{end_line, size, tell};
+use super::progress::{EVENT_EVERY, end_line, size, tell};
 use super::pull::{Pulled, Puller};
 use super::source::Source;
 use config::settings::node::Settings;
 
-/// Ctrl-C, as shells count it.
+/// What Ctrl-C leaves.
 const INTERRUPTED: &str = "stopped; what came is kept, and the same command goes on from there";
 
 /// `hearth-node pull`
@@ -32,6 +33,20 @@ pub struct PullArgs {
     /// Say everything about the result as JSON instead of the model's path.
     #[arg(long)]
     pub json: bool,
+    /// Where standard error is no terminal, tell of the download as JSON every so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+    pub progress_every: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_error| format!("\"{text}\" is no number of seconds"))?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err(format!("{seconds} is not within 0.1 and 3600 seconds"))
+    }
 }
 
 /// `hearth-node advise`
@@ -79,7 +94,8 @@ pub enum ModelsCommand {
 
 /// Fetches a model; the text to print.
 pub fn pull(args: &PullArgs) -> Result<String, String> {
-    let pulled = fetch(&args.model, args.offline)?;
+    let every = Duration::from_secs_f64(args.progress_every);
+    let pulled = fetch_telling(&args.model, args.offline, every)?;
     if args.json {
         return serde_json::to_string_pretty(&pulled).map_err(|error| error.to_string());
     }
@@ -88,6 +104,10 @@ pub fn pull(args: &PullArgs) -> Result<String, String> {
 
 /// Fetches what a name of any kind means.
 pub fn fetch(name: &str, offline: bool) -> Result<Pulled, String> {
+    fetch_telling(name, offline, EVENT_EVERY)
+}
+
+fn fetch_telling(name: &str, offline: bool, every: Duration) -> Result<Pulled, String> {
     let known = catalogue::find(name).map(|entry| format!("hf:{}", entry.repo));
     let source =
         Source::parse(known.as_deref().unwrap_or(name)).map_err(|error| error.to_string())?;
@@ -97,6 +117,7 @@ pub fn fetch(name: &str, offline: bool) -> Result<Pulled, String> {
         let _too_large = tokio::signal::unix::signal(limit);
         let puller =
             Puller::new(&cache::environment, offline).map_err(|error| error.to_string())?;
+        let puller = puller.with_events(every);
         tokio::select! {
             pulled = puller.pull(&source) => pulled.map_err(|error| error.to_string()),
             _asked = tokio::signal::ctrl_c() => {
@@ -295,10 +316,11 @@ fn pins(settings: &Settings) -> Result<String, String> {
 }
 
 fn accept(settings: &Settings, name: &str) -> Result<String, String> {
-    let tier = settings
-        .tiers
-        .iter()
-        .find(|tier| tier.answers_to(name) || tier.tier.as_str() == name);
+    let tier = settings.tiers.iter().find(|tier| {
+        name_of(tier, &settings.tiers) == name
+            || tier.answers_to(name)
+            || tier.tier.as_str() == name
+    });
     let tier = tier.ok_or_else(|| {
         let known: Vec<&str> = settings
             .tiers
@@ -311,15 +333,16 @@ fn accept(settings: &Settings, name: &str) -> Result<String, String> {
         )
     })?;
     let keeper = Keeper::new(&settings.node.state_dir);
+    let name = name_of(tier, &settings.tiers);
     let (before, now) = keeper
-        .update(&tier.model_id, &tier.model, &CancellationToken::new())
+        .update(&name, &tier.model, &CancellationToken::new())
         .map_err(|error| error.to_string())?;
     Ok(match before {
         Some(before) => format!(
-            "{}: sha256:{} is accepted instead of sha256:{}",
-            tier.model_id, now.sha256, before.sha256
+            "{name}: sha256:{} is accepted instead of sha256:{}",
+            now.sha256, before.sha256
         ),
-        None => format!("{}: sha256:{} is pinned", tier.model_id, now.sha256),
+        None => format!("{name}: sha256:{} is pinned", now.sha256),
     })
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use config::settings::node::TierSettings;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -176,6 +177,18 @@ impl Lock {
     }
 }
 
+/// The name under which a tier's model is pinned: its id, and the tier where another one gives the same id to another file (two
+/// quantisations of one model).
+pub fn name_of<'a>(mine: &TierSettings, all: impl IntoIterator<Item = &'a TierSettings>) -> String {
+    let id = &mine.model_id;
+    let mut others = all.into_iter().filter(|other| other.tier != mine.tier);
+    if others.any(|other| other.model_id == *id && other.model != mine.model) {
+        format!("{id}@{}", mine.tier)
+    } else {
+        id.clone()
+    }
+}
+
 /// Pins models and holds them to it; one for a process.
 #[derive(Debug)]
 pub struct Keeper {
@@ -308,13 +321,8 @@ mod tests {
         fs::copy(model("tiny-fast-q8_0.gguf"), &path).expect("copies");
         let keeper = Keeper::new(folder.path());
         let run = CancellationToken::new();
-        let first = keeper
-            .admit("m", &path, &run)
-            .expect("is new");
-        assert_eq!(
-            keeper.admit("m", &path, &run).expect("is the same"),
-            first
-        );
+        let first = keeper.admit("m", &path, &run).expect("is new");
+        assert_eq!(keeper.admit("m", &path, &run).expect("is the same"), first);
         assert!(
             fs::read_to_string(folder.path().join(FILE))
                 .expect("reads")

@@ -77,7 +77,10 @@ pub fn ram_available() -> Option<u64> {
 
 /// Memory that a process has now, files that it maps among it; `None` where the system does not say.
 pub fn resident(pid: u32) -> Option<u64> {
-    field(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmRSS")
+    field(
+        &fs::read_to_string(format!("/proc/{pid}/status")).ok()?,
+        "VmRSS",
+    )
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {

@@ -2,7 +2,7 @@
 //! deadline and a bound. Must never print a token.
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
@@ -355,9 +355,15 @@ fn moved(answer: &Response, url: &Url) -> Result<Url, NetError> {
     Ok(next)
 }
 
+/// Seconds, or a date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = httpdate::parse_http_date(text).ok()?;
+    // A moment that has passed is now.
+    Some(then.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// Who was asked.
@@ -401,4 +407,24 @@ pub(super) fn cause(error: &reqwest::Error) -> String {
 /// Whether a status says that a range was given.
 pub fn is_partial(status: StatusCode) -> bool {
     status == StatusCode::PARTIAL_CONTENT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_say_when_in_seconds_or_as_a_date() {
+        let after = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_str(text).expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
+        let asked = after(&soon).expect("a date");
+        assert!((80..=90).contains(&asked.as_secs()), "{asked:?}");
+        assert_eq!(after("later"), None);
+    }
 }

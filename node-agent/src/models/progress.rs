@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 const BAR_EVERY: Duration = Duration::from_millis(200);
-const EVENT_EVERY: Duration = Duration::from_secs(5);
+/// Between two events where nobody watches, unless the command says otherwise.
+pub const EVENT_EVERY: Duration = Duration::from_secs(5);
 const BAR_CELLS: u64 = 24;
 /// The rate is measured over about so long.
 const RATE_OVER_SECS: f64 = 5.0;
@@ -48,12 +49,12 @@ impl Progress {
         self.counts.total.load(Ordering::Relaxed)
     }
 
-    /// Tells of it until the future is dropped.
-    pub async fn show(&self, file: &str) {
+    /// Tells of it until the future is dropped: on a terminal all the time, else one event `every` so often.
+    pub async fn show(&self, file: &str, every: Duration) {
         let terminal = std::io::stderr().is_terminal();
         let mut rate = Rate::new(self.done());
         loop {
-            tokio::time::sleep(if terminal { BAR_EVERY } else { EVENT_EVERY }).await;
+            tokio::time::sleep(if terminal { BAR_EVERY } else { every }).await;
             let event = rate.event(file, self.done(), self.total());
             if terminal {
                 tell(&format!("\r\x1b[2K{}", event.bar()));

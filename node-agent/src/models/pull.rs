@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -19,7 +20,7 @@ use super::choose::{Choice, ChoiceError, Listed, choose};
 use super::fetch::{BlobLock, FetchError, Wanted, fetch};
 use super::gguf::Gguf;
 use super::net::{Net, NetError};
-use super::progress::{Progress, end_line, size, tell};
+use super::progress::{EVENT_EVERY, Progress, end_line, size, tell};
 use super::registry;
 use super::source::{Source, SourceError};
 
@@ -87,6 +88,8 @@ pub struct Puller<'a> {
     cache: Cache,
     net: Option<Net>,
     variable: Environment<'a>,
+    /// Between two events about a download.
+    every: Duration,
 }
 
 impl std::fmt::Debug for Puller<'_> {
@@ -113,7 +116,15 @@ impl<'a> Puller<'a> {
                 Some(Net::new(variable)?)
             },
             variable,
+            every: EVENT_EVERY,
         })
+    }
+
+    /// Tells of downloads so often where nobody watches.
+    #[must_use]
+    pub const fn with_events(mut self, every: Duration) -> Self {
+        self.every = every;
+        self
     }
 
     /// Another patience; for tests.
@@ -313,7 +324,7 @@ impl<'a> Puller<'a> {
         }
         let done = tokio::select! {
             done = fetch(net, &wanted, target, &progress) => done,
-            () = progress.show(name) => Err(FetchError::Stopped),
+            () = progress.show(name, self.every) => Err(FetchError::Stopped),
         };
         end_line();
         Ok(done?)

@@ -1,6 +1,7 @@
 //! What the guided start decides: which model, which section, and how it gets into the settings. No step of it is done here but writing
 //! the settings.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -73,7 +74,8 @@ pub(super) fn checked(name: &str, machine: &Machine) -> Result<String, String> {
     match catalogue::find(name) {
         None => Ok(name.to_owned()),
         Some(entry) => {
-            let advice = advise::for_entry(entry, machine).map_err(|refusal| refusal.to_string())?;
+            let advice =
+                advise::for_entry(entry, machine).map_err(|refusal| refusal.to_string())?;
             super::step("advice", &advice.text());
             Ok(advice.pull.unwrap_or_else(|| name.to_owned()))
         }
@@ -92,16 +94,17 @@ pub(super) fn section(
         tier.as_str().clone_into(&mut advice.tier);
     }
     super::step("advice", &advice.text());
-    let tier = advice.tier.parse().map_err(|_unknown| {
-        format!("{} is no tier: fast, primary and heavy are", advice.tier)
-    })?;
+    let tier = advice
+        .tier
+        .parse()
+        .map_err(|_unknown| format!("{} is no tier: fast, primary and heavy are", advice.tier))?;
     let mut text = advice.section(&model.display().to_string());
     if let Some(entry) = catalogue::entries()
         .iter()
         .find(|entry| name.contains(&entry.repo))
     {
         let alias = toml::Value::String(entry.name.clone());
-        text.push_str(&format!("aliases = [{alias}]\n"));
+        let _written = writeln!(text, "aliases = [{alias}]");
     }
     Ok((tier, text))
 }

@@ -38,8 +38,8 @@ pub enum FootprintError {
     File(#[from] FileProblem),
     /// No context fits.
     #[error(
-        "the model needs {} with the shortest context, and {} are its share of the memory: take a smaller quantisation or model, free memory, \
-         or set context to load it all the same", size(*needed), size(*share)
+        "the model needs {} with the shortest context, and {} are its share of the memory: take a smaller quantisation or model, free \
+         memory, raise memory_max if it is set, or set context to load it all the same", size(*needed), size(*share)
     )]
     Share {
         /// With 256 tokens.
@@ -87,10 +87,10 @@ pub(super) fn plan(settings: &TierSettings, share: &Share) -> Result<Footprint, 
             prompts: 0,
         });
     };
-    let draft = draft_weights(settings)?;
+    let beside = companions(settings)?;
     let load = load_of(settings);
     let prompts = prompts_of(settings, share, bytes);
-    let room = bytes.saturating_sub(prompts).saturating_sub(draft);
+    let room = bytes.saturating_sub(prompts).saturating_sub(beside);
     let context = match settings.context {
         Some(context) => u64::from(context).min(shape.context_max),
         None => shape.longest(load, room).ok_or_else(|| {
@@ -99,7 +99,7 @@ pub(super) fn plan(settings: &TierSettings, share: &Share) -> Result<Footprint, 
                 ..load
             });
             FootprintError::Share {
-                needed: least.total().saturating_add(draft + prompts),
+                needed: least.total().saturating_add(beside + prompts),
                 share: bytes,
             }
         })?,
@@ -117,7 +117,7 @@ pub(super) fn plan(settings: &TierSettings, share: &Share) -> Result<Footprint, 
             });
         }
     }
-    need.weights = need.weights.saturating_add(draft);
+    need.weights = need.weights.saturating_add(beside);
     Ok(Footprint {
         n_ctx: u32::try_from(context).unwrap_or(u32::MAX),
         need,
@@ -125,12 +125,15 @@ pub(super) fn plan(settings: &TierSettings, share: &Share) -> Result<Footprint, 
     })
 }
 
-/// The model that guesses ahead counts with its file: its own cache is small beside it.
-fn draft_weights(settings: &TierSettings) -> Result<u64, FileProblem> {
-    match &settings.engine.draft_model {
-        Some(path) => Gguf::open_whole(path).map(|gguf| gguf.tensor_bytes()),
-        None => Ok(0),
+/// A model that guesses ahead, and adapters, count with their files: what else they take is small beside those.
+fn companions(settings: &TierSettings) -> Result<u64, FileProblem> {
+    let draft = settings.engine.draft_model.as_ref();
+    let adapters = settings.lora.iter().map(|lora| &lora.path);
+    let mut bytes = 0_u64;
+    for path in draft.into_iter().chain(adapters) {
+        bytes = bytes.saturating_add(Gguf::open_whole(path)?.tensor_bytes());
     }
+    Ok(bytes)
 }
 
 fn prompts_of(settings: &TierSettings, share: &Share, bytes: u64) -> u64 {

@@ -2,31 +2,26 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use config::settings::node::{EngineSettings, KvType, TierSettings};
+use config::settings::node::{TierKind, TierSettings};
 use config::tier::Tier;
 use config::wire::node::{ModelReport, TierReport, TierState};
-use engine::{LoadSpec, ModelCard, Stats, Worker};
+use engine::{Modalities, ModelCard, Stats, Worker};
 use tokio::sync::{Notify, watch};
 
-use super::footprint::Footprint;
 use super::remote::Remote;
 use super::shelf::{Place, Shelf};
 use crate::models::Gguf;
 use crate::models::lock::Pin;
+use crate::power::Power;
 use crate::reply::Refused;
 use crate::template::Template;
 
-/// Layers are put on the GPU as far as it has room; no model has more.
-const ALL_LAYERS: u32 = 9_999;
 /// Tokens of one request at a server that does not tell; set `context` to say otherwise.
 const N_CTX_UNKNOWN: u32 = 8_192;
-/// One principal may fill half of a queue.
-const PRINCIPAL_SHARE: usize = 2;
-
 /// Why there is no worker at once.
 enum Busy {
     /// It is being loaded for whoever waits.
@@ -102,6 +97,8 @@ pub struct TierRoom {
     pub(super) starts: AtomicU64,
     changes: watch::Sender<u64>,
     pub(super) shelf: Arc<Shelf>,
+    /// The machine's sensors, once known.
+    power: OnceLock<Arc<Power>>,
 }
 
 /// A worker in use by one request, until dropped.
@@ -190,6 +187,7 @@ impl TierRoom {
             starts: AtomicU64::new(0),
             changes,
             shelf,
+            power: OnceLock::new(),
         }
     }
 
@@ -346,6 +344,17 @@ impl TierRoom {
         });
     }
 
+    pub(super) fn sense(&self, power: Arc<Power>) {
+        // The first one stays.
+        let _known = self.power.set(power);
+    }
+
+    /// One answer's part in what the machine draws: as much as that of every other slot at work.
+    pub fn watts_each(&self) -> Option<f64> {
+        let watts = self.power.get()?.read(Instant::now()).watts?;
+        Some(watts / f64::from(self.shelf.slots_busy().max(1)))
+    }
+
     /// How busy the worker is; zeros when there is none.
     pub fn stats(&self) -> Stats {
         match &*self.phase.borrow() {
@@ -436,7 +445,7 @@ impl TierRoom {
             parameters: gguf.parameters(),
             quantization: gguf.quantisation().unwrap_or_default().to_owned(),
             architecture: gguf.architecture().unwrap_or_default().to_owned(),
-            modalities: Vec::new(),
+            modalities: crafts(&settings),
         });
     }
 
@@ -495,29 +504,8 @@ impl TierRoom {
             parameters: card.parameters,
             quantization: card.quantization,
             architecture: card.architecture,
-            modalities: Vec::new(),
+            modalities: [kinds(card.modalities), crafts(&settings)].concat(),
         }
-    }
-
-    pub(super) fn load_spec(settings: &TierSettings, footprint: &Footprint) -> LoadSpec {
-        let mut spec = LoadSpec::new(&settings.model);
-        spec.n_ctx = footprint.n_ctx;
-        spec.slots = u16::try_from(settings.slots).unwrap_or(u16::MAX);
-        spec.threads = settings
-            .threads
-            .map(|threads| u16::try_from(threads).unwrap_or(u16::MAX));
-        spec.kv_type = match settings.kv_type {
-            KvType::F16 => engine::KvType::F16,
-            KvType::Q8 => engine::KvType::Q8_0,
-            KvType::Q4 => engine::KvType::Q4_0,
-        };
-        spec.gpu_layers = settings.gpu_layers.unwrap_or(ALL_LAYERS);
-        spec.mlock = settings.mlock;
-        apply_engine(&mut spec, &settings.engine);
-        spec.prompt_cache_bytes = footprint.prompts;
-        spec.queue_max = usize::try_from(settings.queue_max).unwrap_or(usize::MAX);
-        spec.queue_per_principal_max = spec.queue_max.div_ceil(PRINCIPAL_SHARE);
-        spec
     }
 
     pub(super) fn enter(&self, phase: Phase) {
@@ -531,28 +519,21 @@ impl TierRoom {
     }
 }
 
+/// The words for what a model takes besides text.
+fn kinds(takes: Modalities) -> Vec<String> {
+    let kinds = [(takes.image, "image"), (takes.audio_hz.is_some(), "audio")];
+    let taken = kinds.into_iter().filter(|(taken, _kind)| *taken);
+    taken.map(|(_taken, kind)| kind.to_owned()).collect()
+}
+
 const fn finite(rate: f64) -> f64 {
     if rate.is_finite() { rate } else { 0.0 }
 }
 
-/// What `[tiers.engine]` says.
-fn apply_engine(spec: &mut LoadSpec, settings: &EngineSettings) {
-    spec.flash_attention = match settings.flash_attention {
-        None => engine::FlashAttention::Auto,
-        Some(true) => engine::FlashAttention::On,
-        Some(false) => engine::FlashAttention::Off,
-    };
-    spec.batch = settings.batch;
-    spec.threads_batch = settings
-        .threads_batch
-        .and_then(|threads| u16::try_from(threads).ok());
-    spec.kv_unified = settings.kv_unified;
-    spec.kv_tokens = settings.kv_tokens;
-    spec.swa_full = settings.swa_full;
-    spec.mmap = settings.mmap;
-    spec.main_gpu = settings.main_gpu;
-    spec.state_dir.clone_from(&settings.prompt_dir);
-    spec.draft_model.clone_from(&settings.draft_model);
-    spec.draft_max = settings.draft_max;
-    spec.ngram = settings.ngram;
+/// What the model makes besides text, as the proxy knows it.
+fn crafts(settings: &TierSettings) -> Vec<String> {
+    match settings.kind {
+        TierKind::Chat => Vec::new(),
+        TierKind::Embedding | TierKind::Rerank => vec![settings.kind.as_str().to_owned()],
+    }
 }

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use config::settings::node::TierSettings;
 use tokio::sync::Notify;
 
 use super::TierRoom;
 use crate::models::advise::budget_of;
+use crate::models::lock::name_of;
 use crate::models::machine::ram_available;
 
 /// Bytes on loan, and the bound.
@@ -66,6 +68,16 @@ impl Shelf {
         *lock(&self.rooms) = rooms.iter().map(Arc::downgrade).collect();
     }
 
+    /// Slots at work, of all tiers.
+    pub(super) fn slots_busy(&self) -> u32 {
+        let rooms: Vec<Arc<TierRoom>> =
+            lock(&self.rooms).iter().filter_map(Weak::upgrade).collect();
+        rooms
+            .iter()
+            .map(|room| u32::from(room.stats().slots_busy))
+            .sum()
+    }
+
     /// The share of the tier whose model is `mine`: its file, and an equal part of what all models leave. It depends on the settings
     /// alone, not on who is loaded, so that a model comes back with the context that it had.
     pub(super) fn share(&self, mine: &Path) -> Share {
@@ -82,6 +94,14 @@ impl Shelf {
             bytes: bound.map_or(u64::MAX, |bound| part_of(bound, file_bytes(mine), &others)),
             bounded: self.max.is_some(),
         }
+    }
+
+    /// The name under which a tier's model is pinned.
+    pub(super) fn lock_name(&self, mine: &TierSettings) -> String {
+        let rooms = lock(&self.rooms);
+        let loaded = rooms.iter().filter_map(Weak::upgrade);
+        let all: Vec<Arc<TierSettings>> = loaded.map(|room| room.settings()).collect();
+        name_of(mine, all.iter().map(AsRef::as_ref))
     }
 
     /// Something changed that a waiting tier may use.
@@ -139,7 +159,9 @@ fn part_of(bound: u64, mine: u64, others: &[u64]) -> u64 {
     } else {
         bound.saturating_sub(mine)
     };
-    let tiers = u64::try_from(others.len()).unwrap_or(u64::MAX).saturating_add(1);
+    let tiers = u64::try_from(others.len())
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
     mine.saturating_add(left / tiers).min(bound)
 }
 

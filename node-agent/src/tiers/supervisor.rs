@@ -12,6 +12,8 @@ use tokio::select;
 use tokio_util::sync::CancellationToken;
 
 use super::footprint::{self, Footprint};
+use super::load_spec::load_spec;
+use super::placed;
 use super::shelf::Place;
 use super::{Launcher, Phase, Ready, TierRoom};
 use crate::models::lock::{Keeper, Pin};
@@ -92,7 +94,7 @@ async fn introduce(room: &TierRoom, keeper: Option<&Keeper>) {
     if models::is_script(&settings.model) {
         return;
     }
-    if let Some(pin) = keeper.and_then(|keeper| keeper.pinned(&settings.model_id)) {
+    if let Some(pin) = keeper.and_then(|keeper| keeper.pinned(&room.shelf.lock_name(&settings))) {
         room.set_pin(settings.model.clone(), Arc::new(pin));
     }
     let share = room.shelf.share(&settings.model);
@@ -111,12 +113,7 @@ async fn introduce(room: &TierRoom, keeper: Option<&Keeper>) {
 }
 
 /// One life of a tier: from loading until its worker ends or sleeps. New settings may bring another worker in between.
-async fn live(
-    room: &Arc<TierRoom>,
-    house: &House,
-    stop: &CancellationToken,
-    wanted: bool,
-) -> End {
+async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wanted: bool) -> End {
     room.enter(Phase::Loading { wanted });
     let mut next = room.next.subscribe();
     let settings = next.borrow_and_update().clone();
@@ -137,15 +134,13 @@ async fn live(
                 return End::Stopped;
             }
             () = unused(room, keep_alive) => {
-                if room.lie_down(Phase::Sleeping) {
-                    tracing::info!(tier = %room.tier(), "a tier sleeps: nobody has asked it for its keep_alive");
+                if falls_asleep(room, "nobody has asked for it during keep_alive") {
                     put_down(ready).await;
                     return End::Asleep;
                 }
             }
             () = room.leave.notified() => {
-                if room.lie_down(Phase::Sleeping) {
-                    tracing::info!(tier = %room.tier(), "a tier sleeps: another one needs its memory");
+                if falls_asleep(room, "another tier needs its memory") {
                     put_down(ready).await;
                     return End::Asleep;
                 }
@@ -159,6 +154,15 @@ async fn live(
             }
         }
     }
+}
+
+/// Whether it does: not if somebody has asked for it meanwhile.
+fn falls_asleep(room: &TierRoom, why: &'static str) -> bool {
+    let asleep = room.lie_down(Phase::Sleeping);
+    if asleep {
+        tracing::info!(tier = %room.tier(), why, "a tier sleeps");
+    }
+    asleep
 }
 
 async fn unused(room: &TierRoom, keep_alive: Option<Duration>) {
@@ -177,7 +181,10 @@ async fn swap(
     (old, settings): (Arc<Ready>, Arc<TierSettings>),
 ) -> Result<Arc<Ready>, End> {
     let tier = room.tier();
-    let admitted = match stop.run_until_cancelled(admit(room, house, &settings)).await {
+    let admitted = match stop
+        .run_until_cancelled(admit(room, house, &settings))
+        .await
+    {
         None => return Err(End::Stopped),
         Some(Err(reason)) => return Ok(kept(tier, &reason, old)),
         Some(Ok(admitted)) => admitted,
@@ -265,10 +272,11 @@ async fn admit(
     // If nobody waits any longer, the hashing ends too.
     let _end = stop.clone().drop_guard();
     let share = room.shelf.share(&settings.model);
+    let name = room.shelf.lock_name(settings);
     let (keeper, settings) = (house.keeper.clone(), settings.clone());
     let admitted = tokio::task::spawn_blocking(move || {
         let footprint = footprint::plan(&settings, &share).map_err(|error| error.to_string())?;
-        let pin = keeper.map(|keeper| keeper.admit(&settings.model_id, &settings.model, &stop));
+        let pin = keeper.map(|keeper| keeper.admit(&name, &settings.model, &stop));
         let pin = pin.transpose().map_err(|error| error.to_string())?;
         Ok(Admitted {
             footprint,
@@ -286,7 +294,7 @@ async fn load(
     place: Place,
 ) -> Result<Arc<Ready>, String> {
     let began = Instant::now();
-    let spec = TierRoom::load_spec(&settings, &admitted.footprint);
+    let spec = load_spec(&settings, &admitted.footprint);
     let (worker, card) = start(room, &house.launcher, spec)
         .await
         .map_err(|error| error.to_string())?;
@@ -306,6 +314,10 @@ async fn load(
         slots = card.slots,
         threads = card.threads,
         memory_bytes = admitted.footprint.total(),
+        backend = placed::backend(&card),
+        devices = %placed::devices(&card),
+        gpu_layers = card.gpu_layers,
+        why = placed::why_cpu(&settings, &card),
         ms = began.elapsed().as_millis(),
         "a tier is ready"
     );

@@ -16,7 +16,10 @@ fn put(name: &str, path: &Path) {
     std::fs::copy(model(&format!("tiny-{name}-q8_0.gguf")), path).expect("copies");
     // The time of a file may be coarse; another one is another time.
     let later = SystemTime::now() + Duration::from_secs(u64::try_from(name.len()).unwrap_or(1));
-    let file = std::fs::File::options().write(true).open(path).expect("opens");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(path)
+        .expect("opens");
     file.set_modified(later).expect("sets");
 }
 
@@ -39,7 +42,7 @@ async fn a_changed_file_is_refused_with_both_hashes_until_it_is_accepted() {
     };
     let start = || {
         let keeper = Arc::new(Keeper::new(folder.path()));
-        Tiers::locked(vec![settings.clone()], None, &launcher(), keeper)
+        Tiers::locked(vec![settings.clone()], None, &launcher(), &keeper)
     };
 
     let tiers = start();
@@ -47,7 +50,10 @@ async fn a_changed_file_is_refused_with_both_hashes_until_it_is_accepted() {
     let room = tiers.room(Tier::Fast).expect("there").clone();
     let pinned = Lock::read(folder.path()).expect("reads").models["tiny-fast"].clone();
     let report = room.report().model.expect("ready");
-    assert_eq!(report.file_sha256, pinned.sha256, "the report says what was pinned");
+    assert_eq!(
+        report.file_sha256, pinned.sha256,
+        "the report says what was pinned"
+    );
     let before = room.fingerprint().expect("known");
     assert!(before.starts_with("fp_"), "{before}");
     tiers.shutdown().await;
@@ -60,7 +66,10 @@ async fn a_changed_file_is_refused_with_both_hashes_until_it_is_accepted() {
     let room = tiers.room(Tier::Fast).expect("there").clone();
     assert_eq!(room.starts(), 0, "no worker saw it");
     assert!(reason.contains(&pinned.sha256), "{reason}");
-    assert!(reason.contains("hearth-node models lock --update tiny-fast"), "{reason}");
+    assert!(
+        reason.contains("hearth-node models lock --update tiny-fast"),
+        "{reason}"
+    );
 
     let keeper = Keeper::new(folder.path());
     let run = tokio_util::sync::CancellationToken::new();
@@ -70,7 +79,12 @@ async fn a_changed_file_is_refused_with_both_hashes_until_it_is_accepted() {
     // The supervisor tries again by itself.
     let mut phases = room.phases();
     let ready = phases.wait_for(|phase| matches!(phase, Phase::Ready(_)));
-    drop(timeout(PATIENCE, ready).await.expect("in time").expect("lives"));
+    drop(
+        timeout(PATIENCE, ready)
+            .await
+            .expect("in time")
+            .expect("lives"),
+    );
     assert_ne!(room.fingerprint(), Some(before), "another model answers");
     assert_eq!(room.report().model.expect("ready").file_sha256, new.sha256);
     tiers.shutdown().await;

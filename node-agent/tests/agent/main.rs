@@ -3,11 +3,16 @@
 mod chat;
 mod failures;
 mod fake_proxy;
+#[path = "../../engine/tests/worker/gguf_writer.rs"]
+#[expect(dead_code, reason = "these tests need a few of its models")]
+mod gguf_writer;
 mod life;
 mod lock;
 mod memory;
 mod program;
+mod pull;
 mod remote;
 mod setup;
 mod support;
 mod uplink;
+mod vectors;

@@ -161,9 +161,12 @@ async fn a_worker_does_not_outlive_a_killed_agent() {
         .stderr(Stdio::null())
         .spawn()
         .expect("starts");
-    proxy
-        .wait_for("a report", |told| !told.reports.is_empty())
-        .await;
+    // A worker starts when its model has been admitted, which is later than the first report.
+    let ready = |told: &crate::fake_proxy::Told| {
+        let ready = |report: &config::wire::node::Report| report.tiers[0].model.is_some();
+        told.reports.last().is_some_and(ready)
+    };
+    proxy.wait_for("the tier is ready", ready).await;
     let agent_pid = agent.id().expect("runs");
     // Any thread of the agent may have started the worker.
     let threads = std::fs::read_dir(format!("/proc/{agent_pid}/task")).expect("threads");

@@ -28,7 +28,15 @@ async fn a_machine_is_set_up_once_and_the_same_command_finds_it_done() {
     let file = file.to_str().expect("text");
     let (code, said) = set_up(&config, &state, &["--model", file]).await;
     assert_eq!(code, Some(0), "{said}");
-    for part in ["machine ", "pull ", "advice ", "lock ", "bench ", "settings ", "ready: "] {
+    for part in [
+        "machine ",
+        "pull ",
+        "advice ",
+        "lock ",
+        "bench ",
+        "settings ",
+        "ready: ",
+    ] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let text = std::fs::read_to_string(&config).expect("was written");
@@ -71,19 +79,39 @@ async fn a_tier_is_measured_and_its_answers_are_judged() {
     let told: Value = serde_json::from_str(&said).expect("JSON");
     let tier = &told["tiers"][0];
     assert_eq!(tier["name"], "fast");
-    for figure in ["tokens_per_second", "tokens_per_second_4", "token_p50_ms", "token_p99_ms", "ttft_p50_ms", "prompt_tokens_per_second"] {
-        assert!(tier[figure].as_f64().is_some_and(|value| value > 0.0), "{figure} in {told}");
+    for figure in [
+        "tokens_per_second",
+        "tokens_per_second_4",
+        "token_p50_ms",
+        "token_p99_ms",
+        "ttft_p50_ms",
+        "prompt_tokens_per_second",
+    ] {
+        assert!(
+            tier[figure].as_f64().is_some_and(|value| value > 0.0),
+            "{figure} in {told}"
+        );
     }
-    assert!(tier["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1_000_000), "{told}");
+    assert!(
+        tier["memory_bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes > 1_000_000),
+        "{told}"
+    );
     assert_eq!(tier["n_ctx"], 2_048);
 
     let golden = folder.path().join("golden.jsonl");
     std::fs::write(&golden, GOLDEN).expect("writes");
     let golden = golden.to_str().expect("text");
-    let judged = ["bench", "--golden", golden, "--tier", "fast", "--config", config];
+    let judged = [
+        "bench", "--golden", golden, "--tier", "fast", "--config", config,
+    ];
     let (code, said) = run(&[&judged[..], &["--min-accuracy", "0.6"][..]].concat()).await;
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("2 of 3 right") && said.contains("never: does not match"), "{said}");
+    assert!(
+        said.contains("2 of 3 right") && said.contains("never: does not match"),
+        "{said}"
+    );
     let (code, said) = run(&[&judged[..], &["--min-accuracy", "0.9"][..]].concat()).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("--min-accuracy asks for 90.0 %"), "{said}");
@@ -104,9 +132,16 @@ async fn an_imported_modelfile_passes_the_check_of_the_settings() {
         .output()
         .await
         .expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let section = String::from_utf8(output.stdout).expect("text");
-    assert!(section.contains("system = ") && section.contains("temperature = 0.2"), "{section}");
+    assert!(
+        section.contains("system = ") && section.contains("temperature = 0.2"),
+        "{section}"
+    );
     let config = folder.path().join("node.toml");
     let state = folder.path().join("state");
     let settings = format!("[node]\nstate_dir = \"{}\"\n\n{section}", state.display());

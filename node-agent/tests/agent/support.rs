@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use config::secret::Secret;
-use config::settings::node::{KvType, SamplingDefaults, TierSettings};
+use config::settings::load;
+use config::settings::node::TierSettings;
 use config::tier::Tier;
 use config::wire::sse::{Decoder, Event};
 use http::{HeaderMap, Request, StatusCode};
@@ -40,26 +41,15 @@ pub(crate) fn scripted(tier: Tier, script: &Value) -> TierSettings {
     settings(tier, PathBuf::from(format!("script:{script}")), "scripted")
 }
 
+/// As the settings file gives them, with all defaults.
 fn settings(tier: Tier, model: PathBuf, id: &str) -> TierSettings {
-    TierSettings {
-        tier,
-        model,
-        upstream: None,
-        model_id: id.to_owned(),
-        aliases: Vec::new(),
-        system: None,
-        context: None,
-        slots: 4,
-        queue_max: 8,
-        threads: Some(1),
-        gpu_layers: Some(0),
-        kv_type: KvType::F16,
-        mlock: false,
-        keep_alive: None,
-        load_on_demand: false,
-        engine: config::settings::node::EngineSettings::default(),
-        sampling: SamplingDefaults::default(),
-    }
+    let model = toml::Value::String(model.to_str().expect("text").to_owned());
+    let text = format!(
+        "[node]\nstate_dir = \"/nowhere\"\n[[tiers]]\ntier = \"{tier}\"\nmodel = {model}\nmodel_id = \"{id}\"\n\
+         queue_max = 8\nthreads = 1\ngpu_layers = 0\n"
+    );
+    let parsed = load::parse_node("tests", &text, &load::Outside::this());
+    parsed.expect("right").tiers.remove(0)
 }
 
 pub(crate) fn launcher() -> Launcher {

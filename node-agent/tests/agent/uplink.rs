@@ -32,6 +32,8 @@ fn settings(state_dir: &Path) -> Settings {
             api_listen: None,
             memory_max: None,
             grace: Duration::from_secs(10),
+            watts: None,
+            metrics_compat: Vec::new(),
         },
         tiers: vec![tiny_fast()],
         log: Log {

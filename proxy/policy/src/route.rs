@@ -200,7 +200,7 @@ impl Route {
             return Refusal::BadRequest {
                 code: "unsupported_parameter".into(),
                 param: Some("messages".to_owned()),
-                message: "no model here takes this kind of input: send text only".to_owned(),
+                message: "no model here takes this kind of input or makes this kind of answer: send text only, or see in /v1/models what each does".to_owned(),
             };
         }
         let full = reasons().filter_map(|reason| match reason {

@@ -165,7 +165,7 @@ impl Query {
         };
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
         let cursor = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-        match cursor {
+        match cursor.filter(|cursor| !cursor.is_empty()) {
             Some(cursor) => Ok(Some(cursor)),
             None => Err(bad_cursor()),
         }
@@ -173,7 +173,9 @@ impl Query {
 }
 
 fn bad_cursor() -> AdminError {
-    AdminError::Invalid("cursor must be the next_cursor of a page of this list".into())
+    AdminError::NotFound(
+        "no such page: cursor must be the next_cursor of a page of this list".into(),
+    )
 }
 
 /// An answer.

@@ -442,8 +442,9 @@ pub(super) fn key_id(text: &str) -> Result<KeyId, AdminError> {
         .unwrap_or(text);
     if id.is_empty() || id.len() > NAME_MAX || !id.bytes().all(|byte| byte.is_ascii_alphanumeric())
     {
-        return Err(AdminError::Invalid(
-            "a key is named by its id of ten letters and digits, or by the whole key".to_owned(),
+        return Err(AdminError::NotFound(
+            "no such key: a key is named by its id of ten letters and digits, or by the whole key"
+                .to_owned(),
         ));
     }
     Ok(KeyId::new(id))

@@ -1,7 +1,11 @@
 //! The table of `/admin/v1`: the one place that says which method and path mean which act, what it takes and what it answers. The
 //! router, the OpenAPI description and the audit log are made from it. Does nothing itself.
 
+mod url;
+
 use http::Method;
+
+pub(crate) use url::{decoded, encoded, query};
 
 /// The beginning of every path.
 pub const PREFIX: &str = "/admin/v1";
@@ -114,11 +118,11 @@ const LIMIT: Param = param(
 );
 const CURSOR: Param = param(
     "cursor",
-    r#"{"type":"string","maxLength":1024}"#,
+    r#"{"type":"string","minLength":1,"maxLength":1024,"pattern":"^[A-Za-z0-9_-]*$"}"#,
     "`next_cursor` of the page before.",
 );
 const DAY: &str = r#"{"type":"string","format":"date"}"#;
-const TEXT: &str = r#"{"type":"string","minLength":1,"maxLength":512}"#;
+const TEXT: &str = r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[^\u0000-\u001f\u007f-\u009f]*$"}"#;
 const PAGED: &[Param] = &[LIMIT, CURSOR];
 const FROM: Param = param(
     "from",
@@ -459,26 +463,43 @@ pub fn find(method: &Method, path: &str) -> Found {
     } else {
         method
     };
-    let mut methods = Vec::new();
     // A path without a name in it is meant before one with a name.
-    for with_name in [false, true] {
-        for route in ROUTES
-            .iter()
-            .filter(|route| route.path.contains(ID) == with_name)
+    for route in in_order() {
+        if route.method == method.as_str()
+            && let Some(id) = matched(route.path, path)
         {
-            let Some(id) = matched(route.path, path) else {
-                continue;
-            };
-            if route.method == method.as_str() {
-                return Found::Route(route, id);
-            }
-            methods.push(route.method);
+            return Found::Route(route, id);
         }
     }
-    if methods.is_empty() {
-        return Found::Nothing;
+    allowed(path).map_or(Found::Nothing, Found::Methods)
+}
+
+fn in_order() -> impl Iterator<Item = &'static Route> {
+    let named = |with_name: bool| {
+        ROUTES
+            .iter()
+            .filter(move |route| route.path.contains(ID) == with_name)
+    };
+    named(false).chain(named(true))
+}
+
+/// The methods of a whole path, as in `Allow`; `None`: there is no such path.
+pub fn allow(path: &str) -> Option<String> {
+    allowed(path.strip_prefix(PREFIX)?)
+}
+
+fn allowed(path: &str) -> Option<String> {
+    let mut methods = Vec::new();
+    // Of paths without a name in them and with one, the first that fits is the one that is there.
+    let there = in_order().find(|route| matched(route.path, path).is_some())?;
+    for route in ROUTES.iter().filter(|route| route.path == there.path) {
+        methods.push(route.method);
+        if route.method == GET {
+            methods.push("HEAD");
+        }
     }
-    Found::Methods(methods.join(", "))
+    methods.push("OPTIONS");
+    Some(methods.join(", "))
 }
 
 fn matched(known: &str, path: &str) -> Option<String> {
@@ -490,52 +511,6 @@ fn matched(known: &str, path: &str) -> Option<String> {
         return None;
     }
     decoded(id)
-}
-
-/// A part of a URL without its escapes (RFC 3986 section 2.1); `None` for what is no text.
-pub(crate) fn decoded(raw: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(raw.len());
-    let mut rest = raw.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        if first != b'%' {
-            bytes.push(first);
-            rest = after;
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2)?;
-        let mut byte = [0];
-        hex::decode_to_slice(digits, &mut byte).ok()?;
-        bytes.extend_from_slice(&byte);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// A name as a segment of a path.
-pub(crate) fn encoded(name: &str) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _written = write!(text, "%{byte:02X}");
-        }
-    }
-    text
-}
-
-/// The parameters of a query, decoded; `+` is a space.
-pub(crate) fn query(text: &str) -> Option<Vec<(String, String)>> {
-    text.split('&')
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let plain = |text: &str| decoded(&text.replace('+', " "));
-            Some((plain(name)?, plain(value)?))
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -579,7 +554,11 @@ mod tests {
     #[test]
     fn a_wrong_method_is_told_the_right_ones() {
         let found = find(&Method::DELETE, "/admin/v1/keys");
-        assert!(matches!(found, Found::Methods(methods) if methods == "GET, POST"));
+        assert!(matches!(found, Found::Methods(methods) if methods == "GET, HEAD, POST, OPTIONS"));
+        let allowed = allow("/admin/v1/usage/records");
+        assert_eq!(allowed.as_deref(), Some("GET, HEAD, OPTIONS"));
+        assert_eq!(allow("/admin/v1/nothing"), None);
+        assert_eq!(allow("/v1/models"), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 
 /// The `*` wildcard of the Fetch standard excludes `authorization`, so all are named.
-const ALLOWED_HEADERS: [&str; 17] = [
+const ALLOWED_HEADERS: [&str; 18] = [
     "accept",
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access",
@@ -18,6 +18,7 @@ const ALLOWED_HEADERS: [&str; 17] = [
     "baggage",
     "content-type",
     "idempotency-key",
+    "if-match",
     "openai-beta",
     "openai-organization",
     "openai-project",
@@ -87,12 +88,12 @@ impl Cors {
         headers.append(VARY, HeaderValue::from_static(preflight_vary));
         headers.insert(
             http::header::ALLOW,
-            HeaderValue::from_static("GET, HEAD, POST, DELETE, OPTIONS"),
+            HeaderValue::from_static("GET, HEAD, POST, PATCH, DELETE, OPTIONS"),
         );
         if origin.and_then(|origin| self.allowed(origin)).is_none() {
             return headers;
         }
-        let methods = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
+        let methods = HeaderValue::from_static("GET, POST, PATCH, DELETE, OPTIONS");
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
         if let Ok(allowed) = HeaderValue::from_str(&allowed_headers(wanted)) {
             headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, allowed);

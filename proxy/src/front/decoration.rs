@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use config::ids::RequestId;
 use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -31,10 +31,15 @@ pub(super) struct Decoration {
     pub(super) request_id: RequestId,
     pub(super) origin: Option<HeaderValue>,
     pub(super) received_at: Instant,
+    /// The methods of a path of administration, where the table knows them better than who answers.
+    pub(super) allow: Option<HeaderValue>,
 }
 
 impl Decoration {
     pub(super) fn apply(&self, headers: &mut HeaderMap) {
+        if let (Some(known), Some(told)) = (&self.allow, headers.get_mut(ALLOW)) {
+            told.clone_from(known);
+        }
         let mut missing = |name: HeaderName, value: HeaderValue| {
             headers.entry(name).or_insert(value);
         };

@@ -22,6 +22,7 @@ use super::decoration::Decoration;
 use super::gate::{Admitted, Candidate, HeadRefusal};
 use super::lifecycle::Counted;
 use super::session::SessionSink;
+use crate::admin::routes;
 use crate::gateway::Call;
 use crate::gateway::reply::{self, ReplyContext};
 
@@ -109,6 +110,7 @@ impl Connection {
             request_id: request_id.clone(),
             origin: origin.and_then(|field| HeaderValue::from_bytes(field.1).ok()),
             received_at,
+            allow: administered(candidate.target),
         };
         let arrival = admitted.map(|admitted| Arrival {
             ip: client_address(self.peer, &self.shared.trusted_proxies, &candidate.fields),
@@ -185,6 +187,11 @@ impl Arrival {
             unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
         }
     }
+}
+
+fn administered(target: &str) -> Option<HeaderValue> {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    HeaderValue::from_str(&routes::allow(path)?).ok()
 }
 
 async fn refuse(refusal: &Refusal, request_id: RequestId, sink: &mut SessionSink) {

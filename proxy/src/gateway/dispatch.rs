@@ -327,7 +327,10 @@ async fn read_whole(answer: &mut Answer, key: &str, until: Instant) -> Result<Va
     let body = timeout_at(until, answer.body.collect(ANSWER_BYTES_MAX)).await;
     let body = body.map_err(|_| Fault::Timeout)??;
     let value: Value = serde_json::from_slice(&body).map_err(|_| Fault::Nonsense)?;
-    if value.get(key).is_some_and(|member| member.is_array() || member.is_string()) {
+    if value
+        .get(key)
+        .is_some_and(|member| member.is_array() || member.is_string())
+    {
         return Ok(value);
     }
     Err(Fault::Nonsense.into())

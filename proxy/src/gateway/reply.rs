@@ -13,7 +13,7 @@ use crate::front::gate::HeadRefusal;
 /// The realm of `WWW-Authenticate`.
 const REALM: &str = "Bearer realm=\"hearth\"";
 /// The methods that exist anywhere in Hearth.
-const METHODS: &str = "GET, HEAD, POST, DELETE, OPTIONS";
+const METHODS: &str = "GET, HEAD, POST, PATCH, DELETE, OPTIONS";
 
 const CALLER: &str = "invalid_request_error";
 const PERMISSION: &str = "permission_error";

@@ -1,5 +1,6 @@
 //! The gateway against nodes that misbehave: what the client sees, what the node was asked, what is charged and recorded.
 
+mod asks;
 mod client;
 mod door;
 mod hostile;

@@ -20,7 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use labels::{
     AttemptLabels, BuildLabels, FallbackLabels, NodeLabel, PolicyLabel, ReasonLabel, RequestLabels,
-    TierLabel, TokenLabels,
+    TierLabel, TokenLabels, UnitLabel,
 };
 
 /// The content type of [`Metrics::render`].
@@ -65,6 +65,8 @@ pub struct Metrics {
     breaker_state: Family<TierLabel, Gauge>,
     store_errors: Family<ReasonLabel, Counter>,
     store_open_admissions: Counter,
+    store_lease_units: Family<UnitLabel, Gauge<i64, AtomicI64>>,
+    store_bills: Gauge<i64, AtomicI64>,
     certificate_expiry: Gauge<i64, AtomicI64>,
     nodes_ready: Gauge,
     handshake_age: Family<NodeLabel, Seconds>,
@@ -118,6 +120,8 @@ impl Metrics {
             breaker_state: Family::default(),
             store_errors: Family::default(),
             store_open_admissions: Counter::default(),
+            store_lease_units: Family::default(),
+            store_bills: Gauge::default(),
             certificate_expiry: Gauge::default(),
             nodes_ready: Gauge::default(),
             handshake_age: Family::default(),
@@ -209,6 +213,16 @@ impl Metrics {
             "store_open_admissions",
             "Admissions counted by this proxy alone while the store was away",
             self.store_open_admissions.clone(),
+        );
+        registry.register(
+            "store_lease_units",
+            "What this proxy may admit while the store is away, all shares together: the bound of over-admission",
+            self.store_lease_units.clone(),
+        );
+        registry.register(
+            "store_bills",
+            "Settlements in the journal that the store has not charged yet",
+            self.store_bills.clone(),
         );
         registry.register(
             "cert_expiry_timestamp_seconds",
@@ -410,6 +424,19 @@ impl Metrics {
     /// The store was away and this proxy counted alone.
     pub fn store_open_admission(&self) {
         self.store_open_admissions.inc();
+    }
+
+    /// The sum of all shares of a unit.
+    pub fn store_lease_units(&self, unit: &'static str) -> Gauge<i64, AtomicI64> {
+        self.store_lease_units
+            .get_or_create(&UnitLabel { unit })
+            .clone()
+    }
+
+    /// So many settlements wait in the journal.
+    pub fn store_bills(&self, waiting: usize) {
+        self.store_bills
+            .set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
     /// When the certificate in use ends.

@@ -308,8 +308,11 @@ fn secrets_come_from_the_text_the_environment_or_a_file() {
     ] {
         let text = format!("[store]\nkind = \"redis\"\n{line}\n");
         let settings = parse_proxy("proxy.toml", &text, &outside).expect("right");
-        let Store::Redis { url, .. } = settings.store else {
+        let Store::Redis(redis) = settings.store else {
             panic!("{line}: not Redis");
+        };
+        let Servers::One(url) = redis.servers else {
+            panic!("{line}: not one server");
         };
         assert_eq!(url.expose(), want);
     }

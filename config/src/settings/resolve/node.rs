@@ -173,9 +173,7 @@ impl FromStr for ModelName {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        is_model_name(text)
-            .then(|| Self(text.to_owned()))
-            .ok_or(())
+        is_model_name(text).then(|| Self(text.to_owned())).ok_or(())
     }
 }
 
@@ -190,9 +188,17 @@ fn aliases(section: &mut Section<'_>, seen: &mut BTreeSet<String>) -> Vec<String
         .unwrap_or_default();
     for ModelName(name) in &names {
         if !seen.insert(name.clone()) {
-            section.problem("aliases", format!("\"{name}\" comes twice: it would mean two things"));
+            section.problem(
+                "aliases",
+                format!("\"{name}\" comes twice: it would mean two things"),
+            );
         } else if name == "auto" || TIERS.iter().any(|(tier, _tier)| tier == name) {
-            section.problem("aliases", format!("\"{name}\" has a meaning already: auto and the tiers are no model's names"));
+            section.problem(
+                "aliases",
+                format!(
+                    "\"{name}\" has a meaning already: auto and the tiers are no model's names"
+                ),
+            );
         }
     }
     names.into_iter().map(|ModelName(name)| name).collect()
@@ -235,10 +241,16 @@ fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
     let kind = section.one_of("kind", &KINDS).unwrap_or_default();
     let pooling = section.one_of("pooling", &POOLINGS);
     if pooling.is_some() && kind != TierKind::Embedding {
-        section.problem("pooling", "means nothing without kind = \"embedding\"".to_owned());
+        section.problem(
+            "pooling",
+            "means nothing without kind = \"embedding\"".to_owned(),
+        );
     }
     if kind != TierKind::Chat && upstream.is_some() {
-        section.problem("kind", "a server elsewhere is asked for text alone; leave it out".to_owned());
+        section.problem(
+            "kind",
+            "a server elsewhere is asked for text alone; leave it out".to_owned(),
+        );
     }
     let lora = section.sections("lora", LORAS_MAX).into_iter();
     let lora = lora.filter_map(adapter).collect();
@@ -347,6 +359,7 @@ fn engine(mut section: Section<'_>) -> EngineSettings {
             .unwrap_or(plain.prompt_cache_bytes),
         prompt_dir: section.path("prompt_dir"),
         draft_model: section.path("draft_model"),
+        projector: section.path("projector"),
         draft_max: section
             .integer("draft_max", 1..=64)
             .unwrap_or(plain.draft_max),
@@ -360,19 +373,40 @@ fn engine(mut section: Section<'_>) -> EngineSettings {
 }
 
 fn sampling(mut section: Section<'_>) -> SamplingDefaults {
-    // Bounds are narrow enough that an f32 holds what anybody means.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "bounded to 0..=2 just before"
-    )]
-    let narrow = |number: f64| number as f32;
-    let defaults = SamplingDefaults {
-        temperature: section.float("temperature", 0.0..=2.0).map(narrow),
-        top_k: section.integer("top_k", 1..=1_000_000),
-        top_p: section.float("top_p", 0.0..=1.0).map(narrow),
-        min_p: section.float("min_p", 0.0..=1.0).map(narrow),
-        repeat_penalty: section.float("repeat_penalty", 0.01..=2.0).map(narrow),
+    let mut number = |key: &'static str, least: f64, most: f64| {
+        // Bounds are narrow enough that an f32 holds what anybody means.
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "bounded to -2..=100 just before"
+        )]
+        let narrow = |number: f64| number as f32;
+        section.float(key, least..=most).map(narrow)
     };
+    let mut defaults = SamplingDefaults {
+        temperature: number("temperature", 0.0, 2.0),
+        dynatemp_range: number("dynatemp_range", 0.0, 2.0),
+        dynatemp_exponent: number("dynatemp_exponent", 0.0, 10.0),
+        top_p: number("top_p", 0.0, 1.0),
+        min_p: number("min_p", 0.0, 1.0),
+        typical_p: number("typical_p", 0.0, 1.0),
+        top_n_sigma: number("top_n_sigma", 0.0, 100.0),
+        xtc_probability: number("xtc_probability", 0.0, 1.0),
+        xtc_threshold: number("xtc_threshold", 0.0, 1.0),
+        repeat_penalty: number("repeat_penalty", 0.01, 2.0),
+        presence_penalty: number("presence_penalty", -2.0, 2.0),
+        frequency_penalty: number("frequency_penalty", -2.0, 2.0),
+        dry_multiplier: number("dry_multiplier", 0.0, 100.0),
+        dry_base: number("dry_base", 1.0, 10.0),
+        mirostat_tau: number("mirostat_tau", 0.0, 100.0),
+        mirostat_eta: number("mirostat_eta", 0.0, 1.0),
+        ..SamplingDefaults::default()
+    };
+    defaults.top_k = section.integer("top_k", 1..=1_000_000);
+    defaults.repeat_last_n = section.integer("repeat_last_n", 0..=16_777_216);
+    defaults.dry_allowed_length = section.integer("dry_allowed_length", 0..=16_777_216);
+    defaults.dry_penalty_last_n = section.integer("dry_penalty_last_n", 0..=16_777_216);
+    defaults.mirostat = section.integer("mirostat", 0..=2);
+    defaults.dry_sequence_breakers = section.list("dry_sequence_breakers", 64, "a text");
     section.close();
     defaults
 }
@@ -452,6 +486,31 @@ mod tests {
         ];
         for (file, want) in cases {
             assert_eq!(model_id_of(Path::new(file)), want, "{file}");
+        }
+    }
+
+    #[test]
+    fn other_names_are_taken_once_and_mean_no_tier() {
+        use crate::settings::load::{Outside, parse_node};
+        let parse = |more: &str| {
+            let text = format!(
+                "[node]\nstate_dir = \"/s\"\n[[tiers]]\ntier = \"fast\"\nmodel = \"/m.gguf\"\naliases = [\"gemma4:e2b\"]\n{more}"
+            );
+            parse_node("node.toml", &text, &Outside::this())
+                .map_err(|problems| problems.to_string())
+        };
+        let settings = parse("system = \"Be brief.\"\n").expect("is right");
+        let fast = settings.tiers.first().expect("one");
+        assert!(fast.answers_to("gemma4:e2b") && fast.answers_to("m") && !fast.answers_to("x"));
+        assert_eq!(fast.system.as_deref(), Some("Be brief."));
+        let second = "[[tiers]]\ntier = \"heavy\"\nmodel = \"/h.gguf\"\naliases = ";
+        for (names, want) in [
+            ("[\"gemma4:e2b\"]", "comes twice"),
+            ("[\"primary\"]", "has a meaning already"),
+            ("[\"a b\"]", "1 to 128 letters"),
+        ] {
+            let problems = parse(&format!("{second}{names}\n")).expect_err(names);
+            assert!(problems.contains(want), "{problems}");
         }
     }
 }

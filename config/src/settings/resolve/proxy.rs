@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::limits::{limits, prices};
+use super::store::store;
 use super::tls::tls;
 use super::{is_host, issuer, log, origin_host, split_port, url_of_listener};
-use crate::settings::proxy::{
-    Auth, Issuer, OnFailure, Plan, Routing, Server, Settings, Store, Tunnel, Usage,
-};
+use crate::settings::proxy::{Auth, Issuer, Plan, Routing, Server, Settings, Tunnel, Usage};
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
 
@@ -223,52 +222,6 @@ fn auth(mut section: Section<'_>, plans: &BTreeMap<String, Plan>) -> Auth {
     };
     section.close();
     auth
-}
-
-fn store(mut section: Section<'_>) -> Store {
-    let kinds = [("embedded", false), ("redis", true)];
-    let kind = section.one_of("kind", &kinds);
-    let kind_is_good = kind.is_some() || !section.was_given("kind");
-    let redis = kind.unwrap_or(false);
-    let url = section.secret("url", "url_file");
-    let prefix = section.checked_text("prefix", "1 to 64 letters, digits, _ - or :", |prefix| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':');
-        (1..=64).contains(&prefix.len()) && prefix.chars().all(plain)
-    });
-    let timeout = section
-        .millis("timeout_ms", 10..=10_000)
-        .unwrap_or(Duration::from_millis(250));
-    let modes = [("closed", OnFailure::Closed), ("open", OnFailure::Open)];
-    let on_failure = section
-        .one_of("on_failure", &modes)
-        .unwrap_or(OnFailure::Closed);
-    let good_url = url.as_ref().is_none_or(|url| {
-        let url = url.expose();
-        url.starts_with("redis://") || url.starts_with("rediss://")
-    });
-    if !good_url {
-        section.secret_problem("url", "the value is not a redis:// or rediss:// URL");
-    }
-    let url_given = section.was_given("url") || section.was_given("url_file");
-    if kind_is_good && !redis && url_given {
-        section.secret_problem(
-            "url",
-            "only for kind = \"redis\": set it, or remove this key",
-        );
-    }
-    if redis && !url_given {
-        section.missing("url", "redis://HOST:PORT, env:NAME, or url_file = \"...\"");
-    }
-    section.close();
-    match url {
-        Some(url) if redis => Store::Redis {
-            url,
-            prefix: prefix.unwrap_or_else(|| "hearth".to_owned()),
-            timeout,
-            on_failure,
-        },
-        Some(_) | None => Store::Embedded,
-    }
 }
 
 fn routing(mut section: Section<'_>, server: &Server) -> Routing {

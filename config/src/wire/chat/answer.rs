@@ -129,7 +129,11 @@ impl Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
-            prompt_tokens_details: Some(PromptTokensDetails { cached_tokens }),
+            prompt_tokens_details: Some(PromptTokensDetails {
+                cached_tokens,
+                image_tokens: 0,
+                audio_tokens: 0,
+            }),
             completion_tokens_details: Some(CompletionTokensDetails {
                 reasoning_tokens: 0,
             }),
@@ -143,6 +147,17 @@ impl Usage {
 pub struct PromptTokensDetails {
     /// Not processed again.
     pub cached_tokens: u64,
+    /// Of pictures.
+    #[serde(skip_serializing_if = "is_none")]
+    pub image_tokens: u64,
+    /// Of sound.
+    #[serde(skip_serializing_if = "is_none")]
+    pub audio_tokens: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+const fn is_none(tokens: &u64) -> bool {
+    *tokens == 0
 }
 
 /// Of the answer, in detail.
@@ -172,6 +187,9 @@ pub struct Timings {
     /// Time the request waited for a slot; ours, llama-server does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_ms: Option<f64>,
+    /// Energy for prompt and answer, the answer's part of what the machine drew; ours. Absent where no sensor tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
 }
 
 /// Probabilities of the answer's tokens.

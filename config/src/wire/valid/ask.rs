@@ -235,9 +235,9 @@ impl ValidRerank {
         } else {
             "texts"
         };
-        let documents = body.array(key, TEXTS_MAX)?.ok_or_else(|| {
-            invalid("documents", "missing; an array of strings is required")
-        })?;
+        let documents = body
+            .array(key, TEXTS_MAX)?
+            .ok_or_else(|| invalid("documents", "missing; an array of strings is required"))?;
         if documents.is_empty() {
             return Err(invalid(key, "empty; at least one document is required"));
         }
@@ -332,7 +332,11 @@ pub(super) fn model(body: &mut Object) -> Result<String, Invalid> {
 
 fn inputs(body: &mut Object) -> Result<Vec<Prompt>, Invalid> {
     // `content` is what llama-server calls it.
-    let key = if body.has("input") { "input" } else { "content" };
+    let key = if body.has("input") {
+        "input"
+    } else {
+        "content"
+    };
     match body.take(key) {
         None => Err(invalid(
             "input",

@@ -1,7 +1,7 @@
 //! The fields that chat and text completions share: length, stop strings, sampling, and what is ignored by name.
 
-use super::read::{Object, as_array, as_number, as_string, invalid};
-use super::{GRAMMAR_BYTES_MAX, Generation, Invalid, LOGIT_BIAS_MAX, N_MAX, STOP_MAX, Sampling};
+use super::read::{Object, as_array, as_string, invalid};
+use super::{GRAMMAR_BYTES_MAX, Generation, Invalid, N_MAX, STOP_MAX, sampling};
 use crate::wire::chat::StreamOptions;
 use serde_json::Value;
 
@@ -74,14 +74,21 @@ pub(super) fn generation(body: &mut Object) -> Result<Generation, Invalid> {
         max_tokens: completion_max.or(max_tokens),
         n: body.unsigned("n", 1..=N_MAX)?.unwrap_or(1),
         stop: stop(body)?,
-        sampling: sampling(body)?,
-        grammar: body
-            .string("grammar", GRAMMAR_BYTES_MAX)?
-            .filter(|grammar| !grammar.is_empty()),
+        sampling: sampling::read(body)?,
+        ignore_eos: body.boolean("ignore_eos")?.unwrap_or(false),
+        min_tokens: body.unsigned("min_tokens", 0..=TOKENS_MAX)?.unwrap_or(0),
+        grammar: grammar(body)?,
         cache_prompt: body.boolean("cache_prompt")?,
         timings_per_token: body.boolean("timings_per_token")?.unwrap_or(false),
         return_progress: body.boolean("return_progress")?.unwrap_or(false),
     })
+}
+
+/// `grammar`, which vLLM calls `guided_grammar`.
+fn grammar(body: &mut Object) -> Result<Option<String>, Invalid> {
+    let guided = body.string("guided_grammar", GRAMMAR_BYTES_MAX)?;
+    let grammar = body.string("grammar", GRAMMAR_BYTES_MAX)?;
+    Ok(grammar.or(guided).filter(|grammar| !grammar.is_empty()))
 }
 
 fn stop(body: &mut Object) -> Result<Vec<String>, Invalid> {
@@ -112,62 +119,9 @@ fn stop(body: &mut Object) -> Result<Vec<String>, Invalid> {
     Ok(list)
 }
 
-fn sampling(body: &mut Object) -> Result<Sampling, Invalid> {
-    Ok(Sampling {
-        temperature: body.number("temperature", 0.0..=2.0)?,
-        top_p: body.number("top_p", 0.0..=1.0)?,
-        top_k: body.unsigned("top_k", 0..=TOKENS_MAX)?,
-        min_p: body.number("min_p", 0.0..=1.0)?,
-        typical_p: body.number("typical_p", 0.0..=1.0)?,
-        repeat_penalty: repeat_penalty(body)?,
-        presence_penalty: body.number("presence_penalty", -2.0..=2.0)?,
-        frequency_penalty: body.number("frequency_penalty", -2.0..=2.0)?,
-        seed: body.integer("seed", i64::MIN..=i64::MAX)?,
-        logit_bias: logit_bias(body)?,
-    })
-}
-
-fn repeat_penalty(body: &mut Object) -> Result<Option<f64>, Invalid> {
-    match body.number("repeat_penalty", 0.0..=2.0)? {
-        // Logits are divided by it.
-        Some(0.0) => Err(invalid(
-            "repeat_penalty",
-            "0 is outside: above 0 to 2; 1 is off",
-        )),
-        other => Ok(other),
-    }
-}
-
-fn logit_bias(body: &mut Object) -> Result<Vec<(u32, f64)>, Invalid> {
-    let Some(entries) = body.object("logit_bias")? else {
-        return Ok(Vec::new());
-    };
-    let map = entries.into_map();
-    if map.len() > LOGIT_BIAS_MAX {
-        let message = format!(
-            "{} entries are too many; at most {LOGIT_BIAS_MAX}",
-            map.len()
-        );
-        return Err(invalid("logit_bias", message));
-    }
-    let mut list = Vec::with_capacity(map.len());
-    for (token, bias) in map {
-        let id = token.parse::<u32>().ok().filter(|id| *id <= TOKENS_MAX);
-        let Some(id) = id else {
-            let message = format!("{} is not a token id", super::read::quote(&token));
-            return Err(invalid("logit_bias", message));
-        };
-        let path = format!("logit_bias.{id}");
-        list.push((id, as_number(path, &bias, -100.0..=100.0)?));
-    }
-    list.sort_by_key(|(id, _)| *id);
-    list.dedup_by_key(|(id, _)| *id);
-    Ok(list)
-}
-
 /// Writes [`Generation`] for the node.
 pub(super) fn write(generation: &Generation, body: &mut serde_json::Map<String, Value>) {
-    let sampling = &generation.sampling;
+    sampling::write(&generation.sampling, body);
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             body.insert(key.to_owned(), value);
@@ -179,29 +133,10 @@ pub(super) fn write(generation: &Generation, body: &mut serde_json::Map<String, 
         "stop",
         (!generation.stop.is_empty()).then(|| generation.stop.clone().into()),
     );
-    put("temperature", sampling.temperature.map(Value::from));
-    put("top_p", sampling.top_p.map(Value::from));
-    put("top_k", sampling.top_k.map(Value::from));
-    put("min_p", sampling.min_p.map(Value::from));
-    put("typical_p", sampling.typical_p.map(Value::from));
-    put("repeat_penalty", sampling.repeat_penalty.map(Value::from));
+    put("ignore_eos", generation.ignore_eos.then_some(true.into()));
     put(
-        "presence_penalty",
-        sampling.presence_penalty.map(Value::from),
-    );
-    put(
-        "frequency_penalty",
-        sampling.frequency_penalty.map(Value::from),
-    );
-    put("seed", sampling.seed.map(Value::from));
-    let bias: serde_json::Map<String, Value> = sampling
-        .logit_bias
-        .iter()
-        .map(|(id, bias)| (id.to_string(), Value::from(*bias)))
-        .collect();
-    put(
-        "logit_bias",
-        (!bias.is_empty()).then_some(Value::Object(bias)),
+        "min_tokens",
+        (generation.min_tokens > 0).then(|| generation.min_tokens.into()),
     );
     put("grammar", generation.grammar.clone().map(Value::from));
     put("cache_prompt", generation.cache_prompt.map(Value::from));

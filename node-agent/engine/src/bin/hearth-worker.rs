@@ -2,6 +2,7 @@
 //!
 //! `hearth-worker escape MODEL FORBIDDEN_FILE` stands behind a worker's walls, tries to leave and prints what it could do.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -57,7 +58,8 @@ fn escape(model: &str, forbidden: &Path) -> ExitCode {
     };
     let mut lines = format!("files {}\ncalls {}\n", walls.files, walls.calls);
     for (what, could) in tried {
-        lines.push_str(&format!("{what} {could}\n"));
+        // Writing to a string cannot fail.
+        let _written = writeln!(lines, "{what} {could}");
     }
     match std::io::stdout().write_all(lines.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,12 +1,16 @@
 //! What a loaded model says about itself.
 
+use std::ffi::CStr;
+
 use llama_cpp_2::LlamaBackendDeviceType;
 use llama_cpp_2::list_llama_ggml_backend_devices;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token_type::LlamaTokenAttr;
+use llama_cpp_2::vocab::LlamaVocab;
 
-use crate::names;
 use crate::media::Modalities;
+use crate::names;
 use crate::spec::Device;
 use crate::spec::Fim;
 use crate::spec::LoadSpec;
@@ -27,6 +31,9 @@ const NOT_CAUSAL: [&str; 8] = [
 
 /// Architectures without a vector for a whole text.
 const NO_VECTORS: [&str; 3] = ["clip", "t5", "wavtokenizer"];
+
+/// More than any vocabulary has but for reserved ones.
+const CONTROL_TOKENS_MAX: usize = 8_192;
 
 /// Reads the model's metadata; says why it cannot be served.
 pub(super) fn read_card(
@@ -81,6 +88,7 @@ pub(super) fn read_card(
         bos_token: token_text(vocab.bos()),
         eos_token: token_text(vocab.eos()),
         add_bos: vocab.should_add_bos(),
+        control_tokens: control_tokens(&vocab, n_vocab),
         n_ctx: wanted.max(1),
         n_ctx_train,
         n_vocab,
@@ -115,6 +123,32 @@ fn gpu_layers(spec: &LoadSpec, model: &LlamaModel) -> u32 {
     } else {
         0
     }
+}
+
+/// Whether a token steers the model instead of being text.
+///
+/// Some files mark theirs as "user defined", together with runs of spaces and HTML tags, which may well stand in a text; those
+/// that steer are written with a bar.
+pub(super) fn steers(vocab: &LlamaVocab<'_>, token: LlamaToken) -> bool {
+    let attributes = vocab.attr(token);
+    if attributes.intersects(LlamaTokenAttr::Control | LlamaTokenAttr::Unknown) {
+        return true;
+    }
+    let text = vocab.text(token).map(CStr::to_bytes).unwrap_or_default();
+    attributes.contains(LlamaTokenAttr::UserDefined)
+        && (text.starts_with(b"<|") || text.ends_with(b"|>"))
+}
+
+/// What a text must not be read as.
+fn control_tokens(vocab: &LlamaVocab<'_>, n_vocab: u32) -> Vec<String> {
+    let tokens = (0..i32::try_from(n_vocab).unwrap_or(i32::MAX)).map(LlamaToken);
+    let steering = tokens.filter(|token| steers(vocab, *token));
+    let texts = steering.filter_map(|token| vocab.text(token)?.to_str().ok());
+    texts
+        .filter(|text| !text.is_empty())
+        .take(CONTROL_TOKENS_MAX)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The tokens around a hole, if the vocabulary has all three.

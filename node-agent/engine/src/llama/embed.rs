@@ -247,8 +247,7 @@ fn params(
     (tokens_max, pooling): (u32, LlamaPoolingType),
 ) -> LlamaContextParams {
     let square = u64::from(tokens_max) * u64::from(tokens_max);
-    let exact =
-        spec.gpu_layers == 0 && square * u64::from(model.n_head()) * 4 <= SCORES_BYTES_MAX;
+    let exact = spec.gpu_layers == 0 && square * u64::from(model.n_head()) * 4 <= SCORES_BYTES_MAX;
     let flash_attention = if exact {
         llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED
     } else {

@@ -79,11 +79,7 @@ impl Projector {
     }
 
     /// Computes how many tokens a picture or sound takes, and all that is needed to read it later.
-    pub(super) fn prepare(
-        &self,
-        media: &Media,
-        batch_max: usize,
-    ) -> Result<PreparedMedia, String> {
+    pub(super) fn prepare(&self, media: &Media, batch_max: usize) -> Result<PreparedMedia, String> {
         media.check()?;
         let modalities = self.modalities();
         let bitmap = match media {

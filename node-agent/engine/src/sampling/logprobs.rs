@@ -2,7 +2,7 @@
 
 use scheduler::Token;
 
-use super::top;
+use super::scan;
 use crate::engine::Candidate;
 
 /// OpenAI's value for "very unlikely". JSON has no minus infinity.
@@ -15,15 +15,13 @@ pub(crate) struct Scored {
     pub(crate) logprob: f32,
 }
 
+/// The chosen token and the best ones.
+pub(crate) type Scores = (Scored, Vec<Scored>);
+
 /// Scores the chosen token and the `count` best ones.
-pub(crate) fn score(logits: &[f32], chosen: Token, count: u8) -> (Scored, Vec<Scored>) {
-    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: &f32| f64::from(logit - best).exp();
-    let sum: f64 = logits
-        .iter()
-        .filter(|logit| !logit.is_nan())
-        .map(weight)
-        .sum();
+pub(crate) fn score(logits: &[f32], chosen: Token, count: u8) -> Scores {
+    let best = scan::highest_of(logits);
+    let sum = scan::sum_of_exponentials(logits, best);
     let scored = |candidate: Candidate| {
         let logprob = f64::from(candidate.logit - best) - sum.ln();
         Scored {
@@ -38,7 +36,7 @@ pub(crate) fn score(logits: &[f32], chosen: Token, count: u8) -> (Scored, Vec<Sc
     };
     let alternatives = match count {
         0 => Vec::new(),
-        count => top(logits, usize::from(count)),
+        count => scan::top(logits, usize::from(count)),
     };
     (
         scored(chosen),

@@ -3,6 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::spec::Dry;
+use crate::spec::Mirostat;
+use crate::spec::MirostatVersion;
+
+const N_VOCAB: u32 = 32;
 
 fn greedy() -> Sampling {
     Sampling {
@@ -18,11 +23,20 @@ fn seeded(seed: u64) -> Sampling {
     }
 }
 
+fn sampler(rules: Sampling, prompt: &[Token]) -> Sampler {
+    Sampler::new(rules, None, prompt, N_VOCAB)
+}
+
 /// Every token chosen in many draws.
 fn drawn(rules: &Sampling, logits: &[f32]) -> Vec<i32> {
-    let mut sampler = Sampler::new(rules.clone(), None, &[]);
     let mut ids: Vec<i32> = (0..2_000)
-        .filter_map(|_draw| sampler.choose(logits))
+        .filter_map(|seed| {
+            let rules = Sampling {
+                seed: Some(seed),
+                ..rules.clone()
+            };
+            sampler(rules, &[]).choose(logits)
+        })
         .map(|token| token.0)
         .collect();
     ids.sort_unstable();
@@ -44,72 +58,81 @@ impl Constraint for Only {
 
 #[test]
 fn temperature_zero_takes_the_best_and_of_equals_the_first() {
-    let mut sampler = Sampler::new(greedy(), None, &[]);
+    let mut sampler = sampler(greedy(), &[]);
 
     assert_eq!(sampler.choose(&[1.0, 5.0, 5.0, f32::NAN]), Some(Token(1)));
 }
 
 #[test]
-fn the_same_seed_draws_the_same_tokens() {
+fn a_draw_depends_on_the_seed_and_the_place_alone() {
     let logits = [1.0, 1.1, 0.9, 1.0];
-    let draw = |seed| {
-        let mut sampler = Sampler::new(seeded(seed), None, &[]);
-        (0..50)
-            .map(|_draw| sampler.choose(&logits))
-            .collect::<Vec<_>>()
+    let draw = |seed, tries: usize| {
+        let mut sampler = sampler(seeded(seed), &[]);
+        let mut said = Vec::new();
+        for _place in 0..50 {
+            // Looking more than once, as guessing ahead does, must not matter.
+            let token = (0..tries).find_map(|_try| sampler.choose(&logits));
+            let token = token.expect("all tokens are allowed");
+            sampler.accept(token, b"").expect("there is no grammar");
+            said.push(token);
+        }
+        said
     };
 
-    assert_eq!(draw(7), draw(7));
-    assert_ne!(draw(7), draw(8));
+    assert_eq!(draw(7, 1), draw(7, 3));
+    assert_ne!(draw(7, 1), draw(8, 1));
 }
 
 #[test]
-fn top_k_top_p_and_min_p_cut_the_tail() {
-    // Probabilities: 0.64, 0.24, 0.09, 0.03.
-    let logits = [3.0, 2.0, 1.0, 0.0];
+fn an_answer_that_is_replayed_goes_on_the_same() {
+    let logits: Vec<f32> = (0..20_u8).map(|id| f32::from(id % 7) / 3.0).collect();
+    let rules = Sampling {
+        repeat_penalty: 1.3,
+        frequency_penalty: 0.4,
+        dry: Some(Dry {
+            multiplier: 0.8,
+            ..Dry::default()
+        }),
+        xtc_probability: 0.5,
+        ..seeded(11)
+    };
+    let go_on = |said: &[Token]| {
+        let mut sampler = sampler(rules.clone(), &[Token(3)]);
+        sampler.read(Token(3), b"x");
+        for token in said {
+            sampler.accept(*token, b"x").expect("no grammar");
+        }
+        let mut all = said.to_vec();
+        while all.len() < 64 {
+            let token = sampler.choose(&logits).expect("all are allowed");
+            sampler.accept(token, b"x").expect("no grammar");
+            all.push(token);
+        }
+        all
+    };
+    let whole = go_on(&[]);
+    for cut in 0..64 {
+        assert_eq!(go_on(&whole[..cut]), whole, "cut at {cut}");
+    }
+}
 
-    assert_eq!(
-        drawn(
-            &Sampling {
-                top_k: 2,
-                ..seeded(1)
-            },
-            &logits
-        ),
-        [0, 1]
-    );
-    assert_eq!(
-        drawn(
-            &Sampling {
-                top_p: 0.7,
-                ..seeded(1)
-            },
-            &logits
-        ),
-        [0, 1]
-    );
-    assert_eq!(
-        drawn(
-            &Sampling {
-                top_p: 0.0,
-                ..seeded(1)
-            },
-            &logits
-        ),
-        [0],
-        "one always stays"
-    );
-    assert_eq!(
-        drawn(
-            &Sampling {
-                min_p: 0.3,
-                ..seeded(1)
-            },
-            &logits
-        ),
-        [0, 1]
-    );
-    assert_eq!(drawn(&seeded(1), &logits), [0, 1, 2, 3]);
+#[test]
+fn top_k_top_p_min_p_and_top_n_sigma_cut_the_tail() {
+    // Probabilities: 0.64, 0.24, 0.09, 0.03. The standard deviation is 1.118.
+    let logits = [3.0, 2.0, 1.0, 0.0];
+    let cases: [(fn(&mut Sampling), &[i32]); 6] = [
+        (|rules| rules.top_k = 2, &[0, 1]),
+        (|rules| rules.top_p = 0.7, &[0, 1]),
+        (|rules| rules.top_p = 0.0, &[0]),
+        (|rules| rules.min_p = 0.3, &[0, 1]),
+        (|rules| rules.top_n_sigma = 1.0, &[0, 1]),
+        (|_rules| {}, &[0, 1, 2, 3]),
+    ];
+    for (change, left) in cases {
+        let mut rules = seeded(1);
+        change(&mut rules);
+        assert_eq!(drawn(&rules, &logits), left, "{rules:?}");
+    }
 }
 
 #[test]
@@ -120,133 +143,224 @@ fn typical_sampling_may_drop_the_best_token() {
         typical_p: 0.2,
         ..seeded(1)
     };
-
-    assert_eq!(drawn(&rules, &logits), [1]);
-    let flat = [1.0, 1.0, 1.0, 1.0];
-    assert_eq!(
-        drawn(
-            &Sampling {
-                typical_p: 0.99,
-                ..seeded(1)
-            },
-            &flat
-        ),
-        [0, 1, 2, 3]
-    );
+    let drawn = drawn(&rules, &logits);
+    assert_eq!(drawn.len(), 1);
 }
 
 #[test]
-fn a_bias_can_force_and_forbid() {
-    let mut rules = greedy();
-    rules.logit_bias = vec![(2, 100.0), (99, 100.0), (-1, 100.0)];
-    assert_eq!(
-        Sampler::new(rules, None, &[]).choose(&[1.0, 5.0, 0.0]),
-        Some(Token(2))
-    );
-
-    let mut rules = greedy();
-    rules.logit_bias = vec![(1, -100.0)];
-    assert_eq!(
-        Sampler::new(rules, None, &[]).choose(&[1.0, 5.0, 0.0]),
-        Some(Token(0))
-    );
+fn xtc_excludes_all_likely_tokens_but_the_last() {
+    let logits = [3.0, 2.9, 2.8, 0.0, -1.0];
+    let rules = Sampling {
+        xtc_probability: 1.0,
+        xtc_threshold: 0.2,
+        ..seeded(1)
+    };
+    assert_eq!(drawn(&rules, &logits), [2, 3, 4]);
+    let alone = [9.0, 0.0];
+    let rules = Sampling { top_k: 1, ..rules };
+    assert_eq!(drawn(&rules, &alone), [0], "one likely token stays");
 }
 
 #[test]
-fn penalties_push_repeated_tokens_down() {
-    let logits = [4.0, 3.9, 0.0];
-    let mut repeat = Sampler::new(
-        Sampling {
-            repeat_penalty: 1.2,
-            ..greedy()
-        },
-        None,
-        &[Token(0)],
-    );
-    assert_eq!(
-        repeat.choose(&logits),
-        Some(Token(1)),
-        "the prompt counts for the repeat penalty"
-    );
-
-    let mut frequency = Sampler::new(
-        Sampling {
-            frequency_penalty: 0.06,
-            ..greedy()
-        },
-        None,
-        &[Token(0)],
-    );
-    assert_eq!(
-        frequency.choose(&logits),
-        Some(Token(0)),
-        "the prompt does not count for OpenAI's penalties"
-    );
-    frequency.accept(Token(0)).expect("no grammar");
-    frequency.accept(Token(0)).expect("no grammar");
-    assert_eq!(frequency.choose(&logits), Some(Token(1)));
+fn a_dynamic_temperature_is_low_for_the_sure_and_high_for_the_unsure() {
+    let rules = Sampling {
+        temperature: 1.0,
+        dynatemp_range: 1.0,
+        ..seeded(1)
+    };
+    let sure = sampler(rules.clone(), &[]).distribution(&[9.0, 0.0, 0.0]);
+    let plain = sampler(seeded(1), &[]).distribution(&[9.0, 0.0, 0.0]);
+    assert!(sure.probabilities[0] > plain.probabilities[0]);
+    let unsure = sampler(rules, &[]).distribution(&[1.0, 0.5, 0.6]);
+    let plain = sampler(seeded(1), &[]).distribution(&[1.0, 0.5, 0.6]);
+    assert!(unsure.probabilities[0] < plain.probabilities[0]);
 }
 
 #[test]
-fn banned_tokens_are_never_chosen() {
-    let mut sampler = Sampler::new(seeded(1), None, &[]);
-    sampler.ban(&[Token(0)]);
-    assert!((0..100).all(|_draw| sampler.choose(&[9.0, 0.0]) == Some(Token(1))));
-    sampler.ban(&[Token(1)]);
-    assert_eq!(sampler.choose(&[9.0, 0.0]), None, "nothing is left");
-}
-
-#[test]
-fn a_grammar_is_obeyed_even_against_the_model() {
-    let mut logits = vec![1.0; 3_000];
-    logits[0] = 50.0;
-    logits[2_999] = -50.0;
-    for rules in [greedy(), seeded(1)] {
-        let mut sampler = Sampler::new(rules, None, &[]);
-        sampler.constrain(Box::new(Only(vec![2_999])));
-        assert_eq!(sampler.choose(&logits), Some(Token(2_999)));
+fn mirostat_steers_the_surprise_to_its_target() {
+    // So flat a distribution that it alone would surprise by 4.4 bits.
+    let logits: Vec<f32> = (0..32_u8).map(|id| -f32::from(id) / 10.0).collect();
+    for version in [MirostatVersion::One, MirostatVersion::Two] {
+        let rules = Sampling {
+            mirostat: Some(Mirostat {
+                version,
+                tau: 2.0,
+                eta: 0.1,
+            }),
+            ..seeded(5)
+        };
+        let mut sampler = sampler(rules, &[]);
+        let mut bits = 0.0;
+        for _place in 0..2_000 {
+            let distribution = sampler.distribution(&logits);
+            let token = sampler.choose(&logits).expect("all are allowed");
+            let place = distribution
+                .candidates
+                .iter()
+                .position(|one| one.token == token);
+            let place = place.expect("it was drawn from these");
+            bits -= distribution.probabilities[place].log2();
+            sampler.accept(token, b"").expect("no grammar");
+        }
+        let mean = bits / 2_000.0;
+        assert!((mean - 2.0).abs() < 0.1, "{version:?}: {mean} bits");
     }
-    let mut sampler = Sampler::new(greedy(), None, &[]);
-    sampler.constrain(Box::new(Only(Vec::new())));
+}
+
+#[test]
+fn bias_and_bans_move_single_tokens() {
+    let rules = Sampling {
+        logit_bias: vec![(0, -100.0), (3, 100.0), (99, 1.0)],
+        ..greedy()
+    };
+    let mut biased = sampler(rules, &[]);
+    assert_eq!(biased.choose(&[9.0, 1.0, 2.0, 0.0]), Some(Token(3)));
+    biased.ban(&[Token(3)], u64::MAX);
+    assert_eq!(biased.choose(&[9.0, 1.0, 2.0, 0.0]), Some(Token(2)));
+}
+
+#[test]
+fn a_ban_ends_at_its_place() {
+    let mut sampler = sampler(greedy(), &[]);
+    sampler.ban(&[Token(0)], 2);
+    let logits = [9.0, 1.0];
+    let mut said = Vec::new();
+    for _place in 0..3 {
+        let token = sampler.choose(&logits).expect("one is allowed");
+        sampler.accept(token, b"").expect("no grammar");
+        said.push(token.0);
+    }
+    assert_eq!(said, [1, 1, 0]);
+}
+
+#[test]
+fn the_repeat_penalty_looks_back_into_the_prompt() {
+    let rules = Sampling {
+        repeat_penalty: 2.0,
+        repeat_last_n: Some(2),
+        ..greedy()
+    };
+    let mut sampler = sampler(rules, &[Token(0), Token(1), Token(2)]);
+    // The first token of the prompt is out of reach; the logits of the others are halved.
+    assert_eq!(sampler.choose(&[3.0, 5.0, 4.0]), Some(Token(0)));
+}
+
+#[test]
+fn presence_and_frequency_count_the_answer_as_openai_does() {
+    let rules = Sampling {
+        presence_penalty: 1.0,
+        frequency_penalty: 0.5,
+        ..greedy()
+    };
+    let mut sampler = sampler(rules, &[Token(0)]);
     assert_eq!(
-        sampler.choose(&logits),
-        None,
-        "a grammar without a way on ends the answer"
+        sampler.choose(&[5.0, 4.9]),
+        Some(Token(0)),
+        "not the prompt"
     );
+    for _time in 0..100 {
+        sampler.accept(Token(1), b"").expect("no grammar");
+    }
+    sampler.accept(Token(0), b"").expect("no grammar");
+    assert_eq!(sampler.choose(&[5.0, 54.9]), Some(Token(1)), "54.9 - 51");
+    assert_eq!(
+        sampler.choose(&[5.0, 54.0]),
+        Some(Token(0)),
+        "54 - 51 < 5 - 1.5"
+    );
+}
+
+#[test]
+fn a_grammar_is_asked_again_only_when_it_refuses() {
+    let mut sampler = sampler(greedy(), &[]);
+    sampler.constrain(Box::new(Only(vec![2])));
+    assert_eq!(sampler.choose(&[5.0, 4.0, 3.0]), Some(Token(2)));
+}
+
+#[test]
+fn a_grammar_finds_a_token_far_down() {
+    let mut logits = vec![1.0; 40_000];
+    logits[39_999] = -3.0;
+    for rules in [greedy(), seeded(1)] {
+        let mut sampler = sampler(rules, &[]);
+        sampler.constrain(Box::new(Only(vec![39_999])));
+        assert_eq!(sampler.choose(&logits), Some(Token(39_999)));
+    }
+}
+
+#[test]
+fn when_nothing_is_allowed_the_answer_ends() {
+    for rules in [greedy(), seeded(1)] {
+        let mut sampler = sampler(rules, &[]);
+        sampler.constrain(Box::new(Only(Vec::new())));
+        assert_eq!(sampler.choose(&[1.0, 2.0]), None);
+    }
+    assert_eq!(sampler(greedy(), &[]).choose(&[f32::NAN]), None);
 }
 
 #[test]
 fn draws_follow_the_probabilities() {
-    let logits = [0.0_f32, 1.0_f32.ln(), 2.0_f32.ln()];
-    let mut sampler = Sampler::new(seeded(3), None, &[]);
-    let mut counts = [0_u32; 3];
-    for _draw in 0..40_000 {
-        let token = sampler.choose(&logits).expect("something is allowed");
-        counts[usize::try_from(token.0).expect("small")] += 1;
+    let logits = [2.0_f32.ln(), 1.0_f32.ln(), 1.0_f32.ln()];
+    let mut counts = [0.0_f64; 3];
+    let mut sampler = sampler(seeded(3), &[]);
+    for _place in 0..20_000 {
+        let token = sampler.choose(&logits).expect("all are allowed");
+        sampler.accept(token, b"").expect("no grammar");
+        counts[usize::try_from(token.0).expect("it is not negative")] += 1.0;
     }
-    assert!(
-        (f64::from(counts[2]) / 40_000.0 - 0.5).abs() < 0.02,
-        "{counts:?}"
-    );
+    for (count, expected) in counts.into_iter().zip([0.5, 0.25, 0.25]) {
+        assert!((count / 20_000.0 - expected).abs() < 0.01, "{counts:?}");
+    }
 }
 
 proptest! {
     #[test]
-    fn the_quick_cut_finds_the_same_tokens_as_sorting(logits in prop::collection::vec(-50.0_f32..50.0, 1..400), count in 1_usize..40) {
-        let mut sorted: Vec<Candidate> = (0..).zip(&logits).map(|(id, logit)| candidate(id, *logit)).collect();
-        sort(&mut sorted);
-        sorted.truncate(count);
-
-        prop_assert_eq!(top(&logits, count), sorted);
-    }
-
-    #[test]
-    fn any_rules_choose_something(
-        logits in prop::collection::vec(-50.0_f32..50.0, 1..100),
-        temperature in 0.0_f32..2.0, top_p in 0.0_f32..1.0, min_p in 0.0_f32..1.0, typical_p in 0.0_f32..1.0, top_k in 0_u32..10,
+    fn whatever_is_asked_a_possible_token_is_chosen(
+        logits in prop::collection::vec(-20.0_f32..20.0, 1..200),
+        rules in rules(),
     ) {
-        let rules = Sampling { temperature, top_k, top_p, min_p, typical_p, ..seeded(1) };
-        let chosen = Sampler::new(rules, None, &[]).choose(&logits).expect("there are candidates");
-        prop_assert!(usize::try_from(chosen.0).expect("not negative") < logits.len());
+        let mut sampler = sampler(rules, &[Token(0)]);
+        for _place in 0..8 {
+            let token = sampler.choose(&logits).expect("every logit is finite");
+            prop_assert!(usize::try_from(token.0).is_ok_and(|id| id < logits.len()));
+            sampler.accept(token, b"word ").expect("no grammar");
+        }
+    }
+}
+
+prop_compose! {
+    fn rules()(
+        temperature in 0.0_f32..3.0,
+        dynatemp_range in 0.0_f32..2.0,
+        top_k in 0_u32..300,
+        top_p in 0.0_f32..=1.0,
+        min_p in 0.0_f32..=1.0,
+        typical_p in 0.0_f32..=1.0,
+        top_n_sigma in 0.0_f32..3.0,
+        xtc_probability in 0.0_f32..=1.0,
+        repeat_penalty in 0.5_f32..2.0,
+        multiplier in 0.0_f32..3.0,
+        mirostat in prop::option::of((prop::bool::ANY, 0.1_f32..8.0)),
+        seed in any::<u64>(),
+    ) -> Sampling {
+        Sampling {
+            temperature,
+            dynatemp_range,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            top_n_sigma,
+            xtc_probability,
+            repeat_penalty,
+            dry: Some(Dry { multiplier, ..Dry::default() }),
+            mirostat: mirostat.map(|(first, tau)| Mirostat {
+                version: if first { MirostatVersion::One } else { MirostatVersion::Two },
+                tau,
+                eta: 0.1,
+            }),
+            seed: Some(seed),
+            ..Sampling::default()
+        }
     }
 }

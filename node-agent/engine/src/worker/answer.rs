@@ -15,6 +15,7 @@ use crate::protocol::PIECES_WINDOW;
 use crate::sampling::Sampler;
 use crate::sampling::logprobs;
 use crate::sampling::logprobs::Scored;
+use crate::sampling::logprobs::Scores;
 use crate::spec::Event;
 use crate::spec::Finish;
 use crate::spec::GenerateSpec;
@@ -36,7 +37,9 @@ pub(super) struct Answer {
     cached_tokens: u32,
     made: u32,
     /// Made since the last piece.
-    unsent: u32,
+    unsent: Vec<i32>,
+    /// The next token, if it was chosen already.
+    ahead: Option<Chosen>,
     logprobs: Option<u8>,
     /// With the place in the text where each token begins.
     unsent_logprobs: Vec<(usize, TokenLogprob)>,
@@ -48,6 +51,40 @@ pub(super) struct Answer {
     /// Pieces that the reader still has room for.
     credit: u32,
     times: Option<JobTimes>,
+}
+
+/// A token and what is told about it.
+struct Chosen {
+    token: Option<Token>,
+    scores: Option<Scores>,
+    took: Duration,
+}
+
+/// What choosing the next token of an answer needs, and nothing that must stay in its thread.
+pub(super) struct Choice<'answer> {
+    sampler: &'answer mut Sampler,
+    logprobs: Option<u8>,
+    chosen: &'answer mut Option<Chosen>,
+}
+
+impl Choice<'_> {
+    /// Chooses the next token.
+    pub(super) fn make(self, logits: &[f32]) {
+        *self.chosen = Some(choose(self.sampler, self.logprobs, logits));
+    }
+}
+
+fn choose(sampler: &mut Sampler, logprobs: Option<u8>, logits: &[f32]) -> Chosen {
+    let begun = Instant::now();
+    let token = sampler.choose(logits);
+    let scores = logprobs
+        .zip(token)
+        .map(|(count, token)| logprobs::score(logits, token, count));
+    Chosen {
+        token,
+        scores,
+        took: begun.elapsed(),
+    }
 }
 
 /// How an answer goes on.
@@ -76,7 +113,8 @@ impl Answer {
             prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
             cached_tokens: 0,
             made: 0,
-            unsent: 0,
+            unsent: Vec::new(),
+            ahead: None,
             logprobs: spec.logprobs,
             unsent_logprobs: Vec::new(),
             render_special: spec.render_special,
@@ -89,12 +127,65 @@ impl Answer {
 
     /// The answer has a slot, whose cache held the first `cached` tokens of the prompt.
     pub(super) fn start(&mut self, cached: usize, times: JobTimes) -> Event {
-        self.cached_tokens = u32::try_from(cached).unwrap_or(u32::MAX);
+        let cached = u32::try_from(cached).unwrap_or(u32::MAX);
+        self.cached_tokens = cached.min(self.prompt_tokens);
         self.times = Some(times);
         Event::Started {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             queue_ms: u64::try_from(times.queued().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Goes over the beginning of this answer, which was made elsewhere; says which tokens are to be read after the prompt.
+    pub(super) fn replay(
+        &mut self,
+        tokens: &[i32],
+        engine: &dyn Engine,
+    ) -> Result<Vec<Token>, String> {
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let complete = || "the answer is complete already".to_owned();
+        if u32::try_from(tokens.len()).map_or(true, |made| made >= self.tokens_max) {
+            return Err(complete());
+        }
+        if !self.sampler.can_resume() {
+            return Err(
+                "mirostat goes by how likely every earlier token was, which is not known any more"
+                    .to_owned(),
+            );
+        }
+        let n_vocab = engine.card().n_vocab;
+        let mut begun = Vec::with_capacity(tokens.len());
+        for id in tokens {
+            let token = Token(*id);
+            if u32::try_from(*id).map_or(true, |id| id >= n_vocab) {
+                return Err(format!("token {id} is not below {n_vocab}"));
+            }
+            if engine.end_tokens().contains(&token) {
+                return Err(complete());
+            }
+            let mut bytes = Vec::new();
+            engine.append_piece(token, self.render_special, &mut bytes);
+            self.sampler.accept(token, &bytes)?;
+            // Told already, but for what is held back.
+            self.text.push(&bytes);
+            if self.text.is_stopped() {
+                return Err(complete());
+            }
+            self.made += 1;
+            begun.push(token);
+        }
+        Ok(begun)
+    }
+
+    /// Lets the next token be chosen before [`Answer::advance`], in another thread.
+    pub(super) fn choice(&mut self) -> Choice<'_> {
+        Choice {
+            sampler: &mut self.sampler,
+            logprobs: self.logprobs,
+            chosen: &mut self.ahead,
         }
     }
 
@@ -105,34 +196,35 @@ impl Answer {
         engine: &dyn Engine,
         now: Instant,
     ) -> (Option<Event>, Next) {
-        let Some(token) = self.sampler.choose(logits) else {
+        let chosen = self.ahead.take();
+        let chosen = chosen.unwrap_or_else(|| choose(&mut self.sampler, self.logprobs, logits));
+        let Some(token) = chosen.token else {
             if self.sampler.may_run_dry() {
                 return self.end(Finish::Stop);
             }
             return fault("the model computed no usable logits");
         };
         self.made += 1;
-        self.unsent += 1;
+        self.unsent.push(token.0);
         if let Some(times) = &mut self.times {
             times.token(now);
         }
         if engine.end_tokens().contains(&token) {
             return self.end(Finish::Stop);
         }
-        if let Err(reason) = self.sampler.accept(token) {
+        let mut bytes = Vec::new();
+        engine.append_piece(token, self.render_special, &mut bytes);
+        if let Err(reason) = self.sampler.accept(token, &bytes) {
             return fault(reason);
         }
-        if self.sampler.is_constrained() && now.elapsed() > GRAMMAR_STEP_MAX {
+        if self.sampler.is_constrained() && now.elapsed() + chosen.took > GRAMMAR_STEP_MAX {
             let reason = "following it takes too long".to_owned();
             return (None, Next::Refuse(Refusal::BadGrammar { reason }));
         }
         let place = self.text.position();
-        if let Some(count) = self.logprobs {
-            self.unsent_logprobs
-                .push((place, describe(logits, token, count, engine)));
+        if let Some(scores) = chosen.scores {
+            self.unsent_logprobs.push((place, describe(scores, engine)));
         }
-        let mut bytes = Vec::new();
-        engine.append_piece(token, self.render_special, &mut bytes);
         let text = self.text.push(&bytes);
         if self.text.is_stopped() {
             return (
@@ -213,9 +305,11 @@ impl Answer {
             return None;
         }
         self.credit = self.credit.saturating_sub(1);
+        let ids = std::mem::take(&mut self.unsent);
         Some(Event::Piece {
             text,
-            tokens: std::mem::take(&mut self.unsent),
+            tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
+            ids,
             logprobs,
         })
     }
@@ -226,7 +320,7 @@ fn fault(reason: impl Into<String>) -> (Option<Event>, Next) {
     (None, Next::Refuse(Refusal::EngineFault { reason }))
 }
 
-fn describe(logits: &[f32], token: Token, count: u8, engine: &dyn Engine) -> TokenLogprob {
+fn describe((chosen, best): Scores, engine: &dyn Engine) -> TokenLogprob {
     let entry = |scored: Scored| {
         let mut bytes = Vec::new();
         engine.append_piece(scored.token, true, &mut bytes);
@@ -236,7 +330,6 @@ fn describe(logits: &[f32], token: Token, count: u8, engine: &dyn Engine) -> Tok
             logprob: scored.logprob,
         }
     };
-    let (chosen, best) = logprobs::score(logits, token, count);
     TokenLogprob {
         chosen: entry(chosen),
         top: best.into_iter().map(entry).collect(),

@@ -178,10 +178,14 @@ impl<'engine> Desk<'engine> {
                 EmbedInput::Tokens(tokens) if !ranks => known(tokens, card.n_vocab)
                     .ok_or_else(|| invalid(format!("a token is not below {}", card.n_vocab)))?,
                 EmbedInput::Pair { .. } => {
-                    return Err(invalid("this model places texts; it does not rank them".to_owned()));
+                    return Err(invalid(
+                        "this model places texts; it does not rank them".to_owned(),
+                    ));
                 }
                 EmbedInput::Text(_) | EmbedInput::Tokens(_) => {
-                    return Err(invalid("this model ranks documents; it does not place texts".to_owned()));
+                    return Err(invalid(
+                        "this model ranks documents; it does not place texts".to_owned(),
+                    ));
                 }
             };
             if tokens.is_empty() {

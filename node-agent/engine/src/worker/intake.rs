@@ -30,7 +30,7 @@ pub(super) fn prepare(
     now: Instant,
 ) -> Result<Job<Answer>, Refusal> {
     check::generate(spec)?;
-    let (prompt, media) = read_prompt(spec, engine)?;
+    let (mut prompt, media) = read_prompt(spec, engine)?;
     let n_ctx = engine.card().n_ctx;
     let admission = admit(prompt.len(), spec.max_tokens, n_ctx).map_err(|long| {
         Refusal::ContextLengthExceeded {
@@ -39,8 +39,14 @@ pub(super) fn prepare(
             n_ctx: long.n_ctx,
         }
     })?;
-    let text: Vec<Token> = prompt.iter().copied().filter(|token| token.0 >= 0).collect();
-    let mut sampler = Sampler::new(spec.sampling.clone(), seed_default, &text);
+    let text: Vec<Token> = prompt
+        .iter()
+        .copied()
+        .filter(|token| token.0 >= 0)
+        .collect();
+    let n_vocab = engine.card().n_vocab;
+    let mut sampler = Sampler::new(spec.sampling.clone(), seed_default, &text, n_vocab);
+    read_texts(&mut sampler, &text, engine);
     if let Some(grammar) = &spec.grammar {
         let constraint = engine
             .constraint(grammar)
@@ -48,20 +54,42 @@ pub(super) fn prepare(
         sampler.constrain(constraint);
     }
     if spec.ignore_eos {
-        sampler.ban(engine.end_tokens());
+        sampler.ban(engine.end_tokens(), u64::MAX);
+    } else if spec.min_tokens > 0 {
+        sampler.ban(engine.end_tokens(), u64::from(spec.min_tokens));
     }
     let mut answer = Answer::new(spec, sampler, prompt.len(), admission.tokens_max);
     answer.media = media;
+    let cells = prompt.len() + usize::try_from(admission.tokens_max).unwrap_or(usize::MAX);
+    if let Some(resume) = &spec.resume {
+        let begun = answer.replay(&resume.tokens, engine);
+        let begun = begun.map_err(|reason| Refusal::Invalid {
+            param: "resume".to_owned(),
+            reason,
+        })?;
+        prompt.extend(begun);
+    }
     Ok(Job {
         id,
         principal: Principal(spec.principal),
         wall: wall(spec),
-        cells: prompt.len() + usize::try_from(admission.tokens_max).unwrap_or(usize::MAX),
+        cells,
         arrived: now,
         deadline: spec.deadline.and_then(|left| now.checked_add(left)),
         payload: answer,
         prompt,
     })
+}
+
+/// Tells a sampler what the prompt says, if one of its rules looks at text.
+fn read_texts(sampler: &mut Sampler, prompt: &[Token], engine: &dyn Engine) {
+    let start = prompt.len().saturating_sub(sampler.reads());
+    let mut piece = Vec::new();
+    for token in prompt.get(start..).unwrap_or_default() {
+        piece.clear();
+        engine.append_piece(*token, true, &mut piece);
+        sampler.read(*token, &piece);
+    }
 }
 
 /// Who may reuse this prompt: everybody with the same salt, or else the same principal.

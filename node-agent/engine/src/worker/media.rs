@@ -110,7 +110,8 @@ pub(super) fn read_prompt(
                     return invalid("prompt", format!("there is no medium {index}"));
                 };
                 let prepared = engine.prepare_media(one);
-                let prepared = prepared.or_else(|reason| invalid(&format!("media[{index}]"), reason))?;
+                let prepared =
+                    prepared.or_else(|reason| invalid(&format!("media[{index}]"), reason))?;
                 let start = tokens.len();
                 tokens.extend(stand_ins(&one.digest(), prepared.tokens));
                 placed.push(Placed {

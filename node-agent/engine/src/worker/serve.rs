@@ -26,6 +26,7 @@ use scheduler::Token;
 use scheduler::plan;
 
 use super::Mail;
+use super::ahead::Ahead;
 use super::answer::Answer;
 use super::answer::Next;
 use super::guess::Guesser;
@@ -65,6 +66,7 @@ pub(super) struct Server<'engine> {
     plan: BatchPlan,
     reuse: Reuse,
     guesser: Guesser,
+    ahead: Ahead,
     saved: Option<Saved>,
     outbox: Outbox,
     seed_default: Option<u64>,
@@ -98,6 +100,7 @@ impl<'engine> Server<'engine> {
             plan: BatchPlan::default(),
             reuse: Reuse::new(spec.prompt_cache_bytes, engine),
             guesser: Guesser::new(spec, engine),
+            ahead: Ahead::new(),
             saved: Saved::open(spec),
             outbox: Outbox::new(stream),
             seed_default: spec.seed_default,
@@ -344,7 +347,11 @@ impl<'engine> Server<'engine> {
 
     /// Bytes of pictures and sounds that were not read yet.
     fn media_bytes(&self) -> usize {
-        let working = self.slots.iter().filter_map(Slot::work).map(|work| &work.job);
+        let working = self
+            .slots
+            .iter()
+            .filter_map(Slot::work)
+            .map(|work| &work.job);
         let jobs = working.chain(self.queue.iter());
         jobs.map(|job| job.payload.media.bytes()).sum()
     }
@@ -358,6 +365,7 @@ impl<'engine> Server<'engine> {
             return self.fail(&fault);
         }
         self.slots.commit(&self.plan);
+        self.ahead.choose(self.engine, &mut self.slots, &self.plan);
         let mut made = 0;
         for index in 0..self.plan.parts().len() {
             if let Some(part) = self.plan.parts().get(index).copied() {

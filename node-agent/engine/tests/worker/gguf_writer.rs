@@ -56,6 +56,64 @@ impl Arch {
     }
 }
 
+/// What a model has besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extra {
+    /// `pooling_type` of its metadata.
+    pub(crate) pooling: Option<u32>,
+    /// A head that says yes or no.
+    pub(crate) classifier: bool,
+    /// The control tokens are those around a hole.
+    pub(crate) fim: bool,
+}
+
+/// Writes a model with something besides into `folder`.
+pub(crate) fn write_with(folder: &Path, arch: Arch, name: &str, extra: Extra) -> PathBuf {
+    let mut gguf = Gguf::new(arch);
+    gguf.metadata();
+    if let Some(pooling) = extra.pooling {
+        gguf.own_number("pooling_type", pooling);
+    }
+    if extra.classifier {
+        let key = format!("{}.classifier.output_labels", arch.name());
+        gguf.list(&key, 8, 2);
+        gguf.string("yes");
+        gguf.string("no");
+    }
+    gguf.vocabulary();
+    if extra.fim {
+        for (key, token) in [("pre", 257_u32), ("suf", 258), ("mid", 259)] {
+            gguf.number(&format!("tokenizer.ggml.fim_{key}_token_id"), token);
+        }
+    }
+    gguf.weights();
+    if extra.classifier {
+        gguf.matrix("cls.output.weight", WIDTH, 2);
+    }
+    let path = folder.join(format!("{name}.gguf"));
+    fs::write(&path, gguf.finish()).expect("the folder is writable");
+    path
+}
+
+/// Writes an adapter for a `llama` model of [`write`].
+pub(crate) fn write_lora(folder: &Path, width: u64) -> PathBuf {
+    const RANK: u64 = 4;
+    let mut gguf = Gguf::new(Arch::Llama);
+    gguf.text("general.type", "adapter");
+    gguf.text("general.architecture", "llama");
+    gguf.text("adapter.type", "lora");
+    gguf.key("adapter.lora.alpha", 6);
+    gguf.values.extend(64.0_f32.to_le_bytes());
+    for layer in 0..Arch::Llama.layers() {
+        let name = format!("blk.{layer}.ffn_up.weight");
+        gguf.matrix(&format!("{name}.lora_a"), width, RANK);
+        gguf.matrix(&format!("{name}.lora_b"), RANK, FEED_FORWARD);
+    }
+    let path = folder.join(format!("adapter-{width}.gguf"));
+    fs::write(&path, gguf.finish()).expect("the folder is writable");
+    path
+}
+
 /// Writes a model into `folder`.
 pub(crate) fn write(folder: &Path, arch: Arch) -> PathBuf {
     let mut gguf = Gguf::new(arch);
@@ -255,7 +313,8 @@ impl Gguf {
     fn tensor(&mut self, name: &str, shape: &[u64], kind: u32) {
         self.tensors.extend((name.len() as u64).to_le_bytes());
         self.tensors.extend(name.as_bytes());
-        self.tensors.extend((shape.len() as u32).to_le_bytes());
+        let dimensions = u32::try_from(shape.len()).expect("few");
+        self.tensors.extend(dimensions.to_le_bytes());
         for length in shape {
             self.tensors.extend(length.to_le_bytes());
         }
@@ -280,7 +339,8 @@ impl Gguf {
     fn matrix(&mut self, name: &str, from: u64, to: u64) {
         self.tensor(name, &[from, to], 1);
         // A sum of `from` products is then about as large as its factors.
-        let scale = (3.0 / from as f32).sqrt();
+        let from_exact = u16::try_from(from).expect("small");
+        let scale = (3.0 / f32::from(from_exact)).sqrt();
         for _number in 0..from * to {
             let number = half(self.draw() * scale);
             self.data.extend(number.to_le_bytes());
@@ -293,19 +353,26 @@ impl Gguf {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        (self.random >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+        // Sixteen bits are as many as a half can tell apart.
+        let top = u16::try_from(self.random >> 48).expect("16 bits");
+        f32::from(top) / 32_768.0 - 1.0
     }
 }
 
 /// The 16-bit float nearest to zero's side of a small number.
 fn half(number: f32) -> u16 {
+    const MANTISSA_BITS: u32 = 10;
     let bits = number.to_bits();
-    let sign = (bits >> 16) as u16 & 0x8000;
-    let exponent = (bits >> 23 & 0xff) as i32 - 127 + 15;
-    if exponent <= 0 {
+    let low = |bits: u32| u16::try_from(bits & 0xffff).expect("16 bits");
+    let sign = low(bits >> 16) & 0x8000;
+    // From a bias of 127 to one of 15; what is smaller than a half can be is zero.
+    let Some(exponent) = (bits >> 23 & 0xff)
+        .checked_sub(127 - 15)
+        .filter(|exponent| *exponent > 0)
+    else {
         return sign;
-    }
-    sign | (exponent as u16) << 10 | (bits >> 13) as u16 & 0x3ff
+    };
+    sign | low(exponent << MANTISSA_BITS) | (low(bits >> 13) & 0x3ff)
 }
 
 /// The character that stands for a byte in byte-level vocabularies: itself if it can be seen, else one from 256 on.
@@ -315,5 +382,6 @@ fn as_printable(byte: u8) -> char {
         return char::from(byte);
     }
     let before = (0..byte).filter(|byte| !visible(*byte)).count();
-    char::from_u32(256 + before as u32).expect("a character")
+    let above = u32::try_from(before).expect("below 256");
+    char::from_u32(256 + above).expect("a character")
 }

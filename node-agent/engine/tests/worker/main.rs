@@ -1,6 +1,8 @@
 //! Whole workers: a real child process behind the public API, with a script or with the tiny models.
 
 #[cfg(feature = "llama")]
+mod crafted;
+#[cfg(feature = "llama")]
 mod gguf_writer;
 #[cfg(feature = "llama")]
 mod guesses;
@@ -20,6 +22,8 @@ mod support;
 mod tiny;
 #[cfg(feature = "llama")]
 mod tiny_rules;
+#[cfg(feature = "llama")]
+mod vectors;
 #[cfg(feature = "llama")]
 mod walls;
 mod window;

@@ -118,11 +118,15 @@ async fn the_same_picture_gives_the_same_answer_and_another_one_another() {
 async fn a_conversation_about_a_picture_is_reused_only_with_that_picture() {
     let folder = tempfile::tempdir().expect("a folder");
     let worker = start(seeing(folder.path())).await;
-    let asked = "What do you see in this picture, and what else might be there that one does not see?";
+    let asked =
+        "What do you see in this picture, and what else might be there that one does not see?";
     let two = || vec![picture(250), picture(90)];
     let first = answer(&worker, about(two(), asked)).await;
     let again = answer(&worker, about(two(), asked)).await;
-    assert!(again.cached + 1 >= first.usage().prompt_tokens, "all but the last token");
+    assert!(
+        again.cached + 1 >= first.usage().prompt_tokens,
+        "all but the last token"
+    );
     assert_eq!(again.text, first.text);
     // The second picture is another one: reuse ends before it.
     let swapped = about(vec![picture(250), picture(91)], asked);
@@ -136,7 +140,10 @@ async fn a_conversation_about_a_picture_is_reused_only_with_that_picture() {
     );
     assert_eq!(reused.text, plain.text);
     for (left, right) in numbers(&reused).iter().zip(numbers(&plain)) {
-        assert!((left - right).abs() < 2e-3, "reuse does not change what is computed");
+        assert!(
+            (left - right).abs() < 2e-3,
+            "reuse does not change what is computed"
+        );
     }
     worker.shutdown().await;
 }
@@ -171,7 +178,12 @@ async fn what_does_not_fit_is_refused_with_the_numbers_and_the_place() {
     };
     let worker = start(spec).await;
     let many = answer(&worker, about(vec![picture(1); 16], "Many?")).await;
-    let Refusal::ContextLengthExceeded { prompt_tokens, n_ctx, .. } = many.refusal() else {
+    let Refusal::ContextLengthExceeded {
+        prompt_tokens,
+        n_ctx,
+        ..
+    } = many.refusal()
+    else {
         panic!("{:?}", many.refusal());
     };
     assert!(u64::from(*prompt_tokens) >= 16 * IMAGE_TOKENS && *n_ctx == 64);
@@ -184,7 +196,10 @@ async fn what_does_not_fit_is_refused_with_the_numbers_and_the_place() {
     let mut open = about(vec![picture(1)], "");
     open.prompt = Prompt::Segments(vec![text("Look: "), Segment::Media(0)]);
     let open = answer(&worker, open).await;
-    assert!(matches!(open.refusal(), Refusal::Invalid { .. }), "text must follow");
+    assert!(
+        matches!(open.refusal(), Refusal::Invalid { .. }),
+        "text must follow"
+    );
     worker.shutdown().await;
 
     let blind = start(tiny("fast")).await;
@@ -222,13 +237,19 @@ async fn sound_is_heard_where_the_projector_has_ears() {
 async fn a_request_that_leaves_between_two_sounds_frees_its_slot() {
     let folder = tempfile::tempdir().expect("a folder");
     let worker = start(hearing(folder.path())).await;
-    let many = about((0..8_u8).map(|at| tone(f32::from(at) + 100.0)).collect(), "?");
+    let many = about(
+        (0..8_u8).map(|at| tone(f32::from(at) + 100.0)).collect(),
+        "?",
+    );
     let mut generation = worker.generate(many).await.expect("taken");
     let _started = next(&mut generation).await;
     drop(generation);
     let begun = std::time::Instant::now();
     until(&worker, |stats| stats.slots_busy == 0).await;
-    assert!(begun.elapsed() < Duration::from_secs(5), "not after all eight");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "not after all eight"
+    );
     worker.shutdown().await;
 }
 

@@ -29,6 +29,7 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) pieces: Vec<String>,
     pub(crate) tokens: u32,
+    pub(crate) ids: Vec<i32>,
     pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) end: Option<Result<(Finish, Usage), Refusal>>,
     pub(crate) cached: u32,
@@ -125,8 +126,11 @@ pub(crate) async fn read(mut generation: Generation) -> Answer {
             Event::Piece {
                 text,
                 tokens,
+                ids,
                 logprobs,
             } => {
+                assert_eq!(usize::try_from(tokens).ok(), Some(ids.len()));
+                answer.ids.extend(ids);
                 answer.text.push_str(&text);
                 answer.pieces.push(text);
                 answer.tokens += tokens;

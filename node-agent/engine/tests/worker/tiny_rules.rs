@@ -262,7 +262,7 @@ async fn extreme_but_valid_rules_do_no_harm() {
         },
         Sampling {
             repeat_penalty: 100.0,
-            repeat_last_n: u32::MAX,
+            repeat_last_n: Some(u32::MAX),
             presence_penalty: 100.0,
             frequency_penalty: -100.0,
             ..hot(1)
@@ -273,7 +273,7 @@ async fn extreme_but_valid_rules_do_no_harm() {
         },
         Sampling {
             logit_bias: vec![(i32::MAX, 1.0), (i32::MIN, 1.0)],
-            repeat_last_n: 0,
+            repeat_last_n: Some(0),
             ..hot(1)
         },
     ];

@@ -6,17 +6,17 @@ use std::process::Command;
 use crate::support::models;
 
 fn tried() -> HashMap<String, bool> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let forbidden = folder.path().join("identity.key");
-    std::fs::write(&forbidden, "secret").unwrap();
+    std::fs::write(&forbidden, "secret").expect("written");
     let output = Command::new(env!("CARGO_BIN_EXE_hearth-worker"))
         .arg("escape")
         .arg(models().join("tiny-fast-q8_0.gguf"))
         .arg(&forbidden)
         .output()
-        .unwrap();
+        .expect("it runs");
     assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8(output.stdout).expect("text");
     let lines = text.lines().filter_map(|line| line.rsplit_once(' '));
     lines
         .map(|(what, could)| (what.to_owned(), could == "true"))

@@ -10,7 +10,7 @@ use super::*;
 use crate::models::net::Patience;
 
 const QUICK: Patience = Patience {
-    stall: Duration::from_millis(400),
+    stall: Duration::from_secs(1),
     pause: Duration::from_millis(2),
     pause_max: Duration::from_millis(10),
     tries: 4,

@@ -1,34 +1,21 @@
 //! Shares become contexts.
 
-use std::path::PathBuf;
-
-use config::settings::node::{EngineSettings, SamplingDefaults};
-use config::tier::Tier;
+use config::settings::load;
 
 use super::*;
 
 const MIB: u64 = 1024 * 1024;
 
 fn settings(context: Option<u32>) -> TierSettings {
+    let model = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/models/tiny-heavy-q8_0.gguf"
+    );
+    let text = format!("[[tiers]]\ntier = \"fast\"\nmodel = \"{model}\"\n");
+    let parsed = load::parse_node("tests", &text, &load::Outside::this());
     TierSettings {
-        tier: Tier::Fast,
-        model: PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/models/tiny-heavy-q8_0.gguf"),
-        upstream: None,
-        model_id: "m".to_owned(),
-        aliases: Vec::new(),
-        system: None,
         context,
-        slots: 4,
-        queue_max: 8,
-        threads: Some(1),
-        gpu_layers: None,
-        kv_type: KvType::F16,
-        mlock: false,
-        keep_alive: None,
-        load_on_demand: false,
-        engine: EngineSettings::default(),
-        sampling: SamplingDefaults::default(),
+        ..parsed.expect("right").tiers.remove(0)
     }
 }
 
@@ -41,10 +28,12 @@ fn within(bytes: u64) -> Share {
 
 #[test]
 fn a_tier_without_a_context_gets_the_longest_that_its_share_holds() {
-    let whole = plan(&settings(None), &within(u64::MAX)).expect("fits");
+    let mut settings = settings(None);
+    settings.engine.prompt_cache_bytes = 0;
+    let whole = plan(&settings, &within(u64::MAX)).expect("fits");
     assert_eq!(whole.n_ctx, 2_048, "as long as it was trained for");
     let tight = whole.total() - whole.need.kv_cache / 2;
-    let half = plan(&settings(None), &within(tight)).expect("fits");
+    let half = plan(&settings, &within(tight)).expect("fits");
     assert!((256..2_048).contains(&half.n_ctx), "{half:?}");
     assert!(half.total() <= tight, "{half:?}");
 }
@@ -65,7 +54,10 @@ fn caches_that_can_never_be_held_are_refused_with_what_would_fit() {
     let text = plan(&huge, &within(u64::MAX))
         .expect_err("nobody has so much")
         .to_string();
-    assert!(text.contains("2048 tokens for each of 4294967295 slots"), "{text}");
+    assert!(
+        text.contains("2048 tokens for each of 4294967295 slots"),
+        "{text}"
+    );
     assert!(text.contains("set context to 256"), "{text}");
 }
 

@@ -217,3 +217,38 @@ fn an_empty_house_lists_auto_alone() {
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].state, ListedState::Unavailable);
 }
+
+#[test]
+fn a_model_answers_to_its_other_names_and_is_listed_under_each() {
+    let mut all = Registry::new(SILENT, 4);
+    let now = std::time::Instant::now();
+    let mut fast = tier(Fast);
+    if let Some(model) = &mut fast.model {
+        model.aliases = vec!["gemma4:e2b".to_owned(), "gemma4:26b-moe".to_owned()];
+    }
+    all.report("den", report("a", 1, vec![fast]), now)
+        .expect("makes sense");
+    for name in ["tiny-fast", "gemma4:e2b", "gemma4:26b-moe"] {
+        assert_eq!(all.tier_of_model(name), Some(Fast), "{name}");
+        assert!(all.backends().any(|backend| backend.answers_to(name)));
+    }
+    assert_eq!(all.tier_of_model("gemma4:31b"), None);
+    let listed = all.list(&["auto".to_owned()]);
+    let ids: Vec<&str> = listed.iter().map(|one| one.id.as_str()).collect();
+    assert_eq!(
+        ids,
+        ["auto", "fast", "gemma4:26b-moe", "gemma4:e2b", "tiny-fast"]
+    );
+    all.expire(now + SILENT);
+    assert_eq!(
+        all.tier_of_model("gemma4:e2b"),
+        Some(Fast),
+        "away is not unknown"
+    );
+
+    let mut bad = tier(Fast);
+    if let Some(model) = &mut bad.model {
+        model.aliases = vec![String::new()];
+    }
+    assert!(all.report("den", report("b", 1, vec![bad]), now).is_err());
+}

@@ -345,7 +345,7 @@ impl Api {
             from_ms,
             to_ms,
             user: query.get("user").map(UserId::new),
-            key: query.get("key").map(operations::key_id).transpose()?,
+            key: query.get("key").map(key_of),
             model: query.get("model").map(str::to_owned),
             tier,
             node: query.get("node").map(NodeId::new),
@@ -437,6 +437,11 @@ fn together(rows: Vec<UsageRow>, period: &str) -> Vec<UsageRow> {
         totals,
     };
     all.into_iter().map(row).collect()
+}
+
+/// The key that is meant; what can be no key's name has used nothing.
+fn key_of(text: &str) -> KeyId {
+    operations::key_id(text).unwrap_or_else(|_| KeyId::new(text))
 }
 
 fn tenant(query: &Query) -> Result<Tenant, AdminError> {

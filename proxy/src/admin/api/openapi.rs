@@ -1,9 +1,12 @@
 //! The OpenAPI 3.1 description of `/admin/v1`, made from the table of routes and the schemas beside this file.
 
+use config::settings::plan::Zone;
 use serde_json::{Map, Value, json};
 
 use crate::admin::routes::{PREFIX, ROUTES, Route};
 
+/// Names in paths hold no control characters.
+const NAMES: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
 const SCHEMAS: &str = include_str!("schemas.json");
 
 /// The whole description.
@@ -17,7 +20,11 @@ pub(crate) fn description() -> Value {
             place.insert(method, operation(route));
         }
     }
-    let schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    let mut schemas: Value = serde_json::from_str(SCHEMAS).unwrap_or_default();
+    if let Some(zone) = schemas.pointer_mut("/Plan/properties/time_zone") {
+        let known = Zone::names().map(Value::from).chain([Value::Null]);
+        *zone = json!({"enum": known.collect::<Vec<_>>()});
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -32,7 +39,11 @@ pub(crate) fn description() -> Value {
             "schemas": schemas,
             "responses": {"Problem": {
                 "description": "Why it did not work (RFC 9457).",
-                "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+                "content": {
+                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+                    // What is no request is refused before anybody knows what it asks for.
+                    "application/json": {"schema": {"$ref": "#/components/schemas/Refused"}},
+                },
             }},
         },
     })
@@ -74,8 +85,9 @@ fn operation(route: &Route) -> Value {
 }
 
 fn problems(route: &Route) -> Vec<u16> {
-    let mut all = vec![400, 401, 403, 429, 503];
-    if route.path.contains("{id}") {
+    let mut all = vec![400, 401, 403, 408, 414, 429, 431, 503];
+    let is_paged = route.asks.iter().any(|param| param.name == "cursor");
+    if route.path.contains("{id}") || is_paged {
         all.push(404);
     }
     if route.method != "GET" {
@@ -95,7 +107,7 @@ fn parameters(route: &Route) -> Vec<Value> {
     let mut all = Vec::new();
     if route.path.contains("{id}") {
         all.push(json!({"name": "id", "in": "path", "required": true,
-            "schema": {"type": "string", "minLength": 1, "maxLength": 512}}));
+            "schema": {"type": "string", "minLength": 1, "maxLength": 512, "pattern": NAMES}}));
     }
     if route.method == "PATCH" {
         all.push(json!({"name": "If-Match", "in": "header", "required": true,

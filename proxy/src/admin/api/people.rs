@@ -210,11 +210,11 @@ impl Api {
     }
 
     pub(super) async fn undeny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
-        let whom = whom(at.id)?;
+        let nothing = || AdminError::NotFound(format!("{} is not on the deny list", at.id));
+        let whom = whom(at.id).map_err(|_| nothing())?;
         let store = self.operations.store();
         let denials = store.denials().await?;
         let known = denials.into_iter().find(|denial| denial.whom == whom);
-        let nothing = || AdminError::NotFound(format!("{} is not on the deny list", at.id));
         let view = DenialView::from(known.ok_or_else(nothing)?);
         self.note(at, &view.whom, (json(&view), Value::Null))
             .await?;

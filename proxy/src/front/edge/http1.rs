@@ -167,6 +167,7 @@ fn decoration(connection: &Connection, head: &[u8]) -> Decoration {
         request_id: super::new_request_id(),
         origin: value.and_then(|value| HeaderValue::from_bytes(value).ok()),
         received_at: std::time::Instant::now(),
+        allow: None,
     }
 }
 

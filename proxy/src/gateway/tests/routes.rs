@@ -15,8 +15,14 @@ const BODIES: [(&str, &str); 5] = [
     ("/chat/completions", CHAT),
     ("/apply-template", CHAT),
     ("/embeddings", r#"{"model":"primary","input":"hello"}"#),
-    ("/rerank", r#"{"model":"primary","query":"a","documents":["b"]}"#),
-    ("tokenize", r#"{"model":"primary","content":"a","tokens":[1]}"#),
+    (
+        "/rerank",
+        r#"{"model":"primary","query":"a","documents":["b"]}"#,
+    ),
+    (
+        "tokenize",
+        r#"{"model":"primary","content":"a","tokens":[1]}"#,
+    ),
 ];
 const COMPLETION: &str = r#"{"model":"primary","prompt":"hello"}"#;
 

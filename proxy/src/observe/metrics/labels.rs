@@ -51,3 +51,8 @@ pub(super) struct NodeLabel {
 pub(super) struct BuildLabels {
     pub(super) version: &'static str,
 }
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct UnitLabel {
+    pub(super) unit: &'static str,
+}

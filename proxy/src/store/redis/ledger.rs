@@ -24,8 +24,8 @@ const TRIES_MAX: usize = 16;
 const SETTLES_WITHIN_MS: u64 = 3_600_000;
 /// Clocks of proxies and Redis may differ by so much.
 const SKEW_MS: u64 = 60_000;
-/// The one field of a stream entry.
-pub(super) const FIELD: &str = "e";
+/// The one field of a stream entry, as the settlement script writes it.
+const FIELD: &str = "e";
 /// Between the parts of a sum's name; no part holds it.
 const GAP: char = '\0';
 
@@ -33,9 +33,8 @@ const GAP: char = '\0';
 type Row = (String, (String, Vec<u8>));
 
 impl Redis {
-    /// The stream to which a settlement of this slot adds its entry: `XADD key * e <LedgerEntry::to_bytes>`.
-    pub(super) fn ledger_stream(&self, slot: &Tenant) -> String {
-        format!("{}:ledger:{{{slot}}}", self.prefix)
+    fn ledger_stream(&self, slot: &Tenant) -> String {
+        self.counters.ledger_stream(slot)
     }
 
     fn ledger_cursor(&self, slot: &Tenant) -> String {
@@ -50,27 +49,15 @@ impl Redis {
         format!("{}:usage:{{{slot}}}:{period}", self.prefix)
     }
 
-    fn ledger_slots(&self) -> String {
-        format!("{{{}}}:ledger_slots", self.prefix)
-    }
-
     fn audit_list(&self) -> String {
         format!("{{{}}}:audit", self.prefix)
     }
 
-    /// Makes a slot known to those who read the books; once for each slot and process is enough.
-    pub(super) async fn open_books(&self, slot: &Tenant) -> Result<(), StoreError> {
-        let slots = self.ledger_slots();
-        self.link
-            .call(async |connection| connection.sadd(&slots, slot.as_str()).await)
-            .await
-    }
-
     async fn slots(&self) -> Result<BTreeSet<Tenant>, StoreError> {
-        let slots = self.ledger_slots();
+        let slots = self.counters.ledger_slots();
         let names: Vec<String> = self
             .link
-            .call(async |connection| connection.smembers(&slots).await)
+            .call_at_leisure(async |connection| connection.smembers(&slots).await)
             .await?;
         Ok(names.into_iter().map(Tenant::new).collect())
     }
@@ -85,7 +72,7 @@ impl Redis {
             .arg("COUNT")
             .arg(ENTRIES_A_CALL);
         self.link
-            .call(async |connection| range.query_async(connection).await)
+            .call_at_leisure(async |connection| range.query_async(connection).await)
             .await
     }
 
@@ -94,7 +81,7 @@ impl Redis {
         let key = self.ledger_cursor(slot);
         let cursor: Option<String> = self
             .link
-            .call(async |connection| connection.get(&key).await)
+            .call_at_leisure(async |connection| connection.get(&key).await)
             .await?;
         let cursor = cursor.unwrap_or_default();
         let from = if cursor.is_empty() {
@@ -144,7 +131,7 @@ impl Redis {
         }
         let done: u8 = self
             .link
-            .call(async |connection| invocation.invoke_async(connection).await)
+            .call_at_leisure(async |connection| invocation.invoke_async(connection).await)
             .await?;
         Ok(done == 1)
     }
@@ -159,7 +146,7 @@ impl Redis {
         }
         let rows: Vec<Option<String>> = self
             .link
-            .call(async |connection| pipe.query_async(connection).await)
+            .call_at_leisure(async |connection| pipe.query_async(connection).await)
             .await?;
         rows.iter()
             .map(|row| row.as_deref().map_or_else(|| Ok(Totals::default()), totals))
@@ -180,7 +167,7 @@ impl Redis {
                 .arg(ENTRIES_A_CALL);
             let (next, rows): (u64, Vec<(String, String)>) = self
                 .link
-                .call(async |connection| scan.query_async(connection).await)
+                .call_at_leisure(async |connection| scan.query_async(connection).await)
                 .await?;
             found.extend(rows);
             if next == 0 {
@@ -193,7 +180,7 @@ impl Redis {
     async fn periods(&self, slot: &Tenant) -> Result<Vec<String>, StoreError> {
         let key = self.usage_periods(slot);
         self.link
-            .call(async |connection| connection.smembers(&key).await)
+            .call_at_leisure(async |connection| connection.smembers(&key).await)
             .await
     }
 
@@ -207,7 +194,7 @@ impl Redis {
             .arg(PRUNED_A_CALL);
         let trimmed: u64 = self
             .link
-            .call(async |connection| trim.query_async(connection).await)
+            .call_at_leisure(async |connection| trim.query_async(connection).await)
             .await?;
         let month = month_of(&keep.sums_from_day);
         let mut gone = trimmed;
@@ -220,7 +207,7 @@ impl Redis {
             pipe.cmd("UNLINK").arg(hash).ignore();
             pipe.srem(set, &period).ignore();
             self.link
-                .call(async |connection| pipe.query_async::<()>(connection).await)
+                .call_at_leisure(async |connection| pipe.query_async::<()>(connection).await)
                 .await?;
             gone += 1;
         }
@@ -258,7 +245,7 @@ impl Redis {
             delete.arg(&stream).arg(&theirs);
             let deleted: u64 = self
                 .link
-                .call(async |connection| delete.query_async(connection).await)
+                .call_at_leisure(async |connection| delete.query_async(connection).await)
                 .await?;
             gone += deleted;
         }
@@ -286,7 +273,7 @@ impl Redis {
             names.push(of(Aspect::User, user.to_string()));
             let removed: u64 = self
                 .link
-                .call(async |connection| connection.hdel(&hash, &names).await)
+                .call_at_leisure(async |connection| connection.hdel(&hash, &names).await)
                 .await?;
             gone += removed;
         }
@@ -297,7 +284,7 @@ impl Redis {
         let list = self.audit_list();
         let lines: Vec<String> = self
             .link
-            .call(async |connection| connection.lrange(&list, from, to).await)
+            .call_at_leisure(async |connection| connection.lrange(&list, from, to).await)
             .await?;
         lines
             .iter()
@@ -358,20 +345,21 @@ impl Ledger for Redis {
         for some in entries.chunks(ENTRIES_A_CALL) {
             let slots: BTreeSet<&Tenant> = some.iter().map(|entry| &entry.tenant).collect();
             for slot in slots {
-                self.open_books(slot).await?;
+                self.counters.open_books(slot).await?;
+                // One slot a pipeline: a cluster takes no other.
+                let mut pipe = redis::pipe();
+                for entry in some.iter().filter(|entry| entry.tenant == *slot) {
+                    pipe.cmd("XADD")
+                        .arg(self.ledger_stream(slot))
+                        .arg("*")
+                        .arg(FIELD)
+                        .arg(entry.to_bytes())
+                        .ignore();
+                }
+                self.link
+                    .call_at_leisure(async |connection| pipe.query_async::<()>(connection).await)
+                    .await?;
             }
-            let mut pipe = redis::pipe();
-            for entry in some {
-                pipe.cmd("XADD")
-                    .arg(self.ledger_stream(&entry.tenant))
-                    .arg("*")
-                    .arg(FIELD)
-                    .arg(entry.to_bytes())
-                    .ignore();
-            }
-            self.link
-                .call(async |connection| pipe.query_async::<()>(connection).await)
-                .await?;
         }
         Ok(())
     }
@@ -494,7 +482,7 @@ impl Ledger for Redis {
             invocation.key(&list).arg(line.seq - 1).arg(text);
             let done: u8 = self
                 .link
-                .call(async |connection| invocation.invoke_async(connection).await)
+                .call_at_leisure(async |connection| invocation.invoke_async(connection).await)
                 .await?;
             if done == 1 {
                 return Ok(line);

@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::Redis;
+use super::seal::Seal;
 use super::watch::{channel, version};
 use crate::store::{
     Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records, Redeemed,
@@ -31,6 +32,8 @@ const DENIALS: &str = "denials";
 const JOIN_TOKENS: &str = "join_tokens";
 const NODES: &str = "nodes";
 const SECRETS: &str = "secrets";
+/// What has seals.
+const SEALED: [&str; 5] = [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES];
 
 impl Redis {
     fn secrets(&self) -> MutexGuard<'_, HashMap<String, Secret<[u8; 32]>>> {
@@ -44,6 +47,7 @@ impl Redis {
     }
 
     async fn text(&self, records: &str, id: &str) -> Result<Option<String>, StoreError> {
+        self.seal_all().await?;
         let hash = self.hash(records);
         self.link
             .call(async |connection| connection.hget(&hash, id).await)
@@ -56,20 +60,77 @@ impl Redis {
         id: &str,
     ) -> Result<Option<T>, StoreError> {
         let text = self.text(records, id).await?;
-        text.map(|text| parse(records, id, &text)).transpose()
+        text.map(|text| self.parse(records, id, &text)).transpose()
     }
 
     async fn all<T: DeserializeOwned>(&self, records: &str) -> Result<Vec<T>, StoreError> {
-        let hash = self.hash(records);
-        let mut found: Vec<(String, String)> = self
-            .link
-            .call(async |connection| connection.hgetall(&hash).await)
-            .await?;
+        self.seal_all().await?;
+        let mut found = self.texts(records).await?;
         found.sort();
         found
             .iter()
-            .map(|(id, text)| parse(records, id, text))
+            .map(|(id, text)| self.parse(records, id, text))
             .collect()
+    }
+
+    async fn texts(&self, records: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let hash = self.hash(records);
+        self.link
+            .call_at_leisure(async |connection| connection.hgetall(&hash).await)
+            .await
+    }
+
+    /// Seals what was written before there were seals, once; from then on nothing else is believed. A Redis whose secrets are
+    /// encrypted has been through this, so what has no seal there was written by somebody else.
+    async fn seal_all(&self) -> Result<(), StoreError> {
+        if self.seal.is_strict() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.sealing.lock().await;
+        if self.seal.is_strict() {
+            return Ok(());
+        }
+        let secrets = self.texts(SECRETS).await?;
+        if !secrets.iter().any(|(_, text)| Seal::is_sealed(text)) {
+            for records in SEALED {
+                for (id, text) in self.texts(records).await? {
+                    if !Seal::is_sealed(&text) {
+                        let sealed = self.seal.seal((records, &id), &text);
+                        // Who was faster sealed it too, or is asked again after the next start.
+                        self.replace((records, &id), (&text, &sealed), None).await?;
+                    }
+                }
+            }
+            // The last step: a crash before it begins anew.
+            for (name, text) in secrets {
+                let secret = self.seal.decrypt(&name, &text)?;
+                let sealed = self.seal.encrypt(&name, secret.expose())?;
+                self.replace((SECRETS, &name), (&text, &sealed), None)
+                    .await?;
+            }
+        }
+        self.seal.be_strict()
+    }
+
+    fn parse<T: DeserializeOwned>(
+        &self,
+        records: &str,
+        id: &str,
+        text: &str,
+    ) -> Result<T, StoreError> {
+        let json = self.seal.unseal((records, id), text)?;
+        serde_json::from_str(json)
+            .map_err(|error| StoreError::Corrupt(format!("{records}/{id}: {error}")))
+    }
+
+    fn sealed<T: Serialize>(
+        &self,
+        records: &str,
+        id: &str,
+        record: &T,
+    ) -> Result<String, StoreError> {
+        let json = json(records, id, record)?;
+        Ok(self.seal.seal((records, id), &json))
     }
 
     /// Reads, changes, and writes if nobody else wrote in between; else again. `change` gets `None` when there is no record,
@@ -84,12 +145,12 @@ impl Redis {
             let before = self.text(records, id).await?;
             let known = before
                 .as_deref()
-                .map(|text| parse(records, id, text))
+                .map(|text| self.parse(records, id, text))
                 .transpose()?;
             let Some(record) = change(known) else {
                 return Ok(None);
             };
-            let after = json(records, id, &record)?;
+            let after = self.sealed(records, id, &record)?;
             let before = before.unwrap_or_default();
             if before == after || self.replace((records, id), (&before, &after), news).await? {
                 return Ok(Some(record));
@@ -109,10 +170,10 @@ impl Redis {
             return Ok(false);
         };
         // Compared as records: a version before this one may have written fewer members.
-        if parse::<T>(records, id, &text)? != *before {
+        if self.parse::<T>(records, id, &text)? != *before {
             return Ok(false);
         }
-        let after = json(records, id, after)?;
+        let after = self.sealed(records, id, after)?;
         self.replace((records, id), (&text, &after), Some(news))
             .await
     }
@@ -232,6 +293,7 @@ impl Records for Redis {
         after: Option<&UserId>,
         limit: usize,
     ) -> Result<Vec<UserRecord>, StoreError> {
+        self.seal_all().await?;
         let from = after.map_or_else(|| "-".to_owned(), |id| format!("({id}"));
         let index = self.hash(USERS_INDEX);
         let count = isize::try_from(limit).unwrap_or(isize::MAX);
@@ -253,7 +315,7 @@ impl Records for Redis {
             .await?;
         ids.iter()
             .zip(texts)
-            .filter_map(|(id, text)| text.map(|text| parse(USERS, id, &text)))
+            .filter_map(|(id, text)| text.map(|text| self.parse(USERS, id, &text)))
             .collect()
     }
 
@@ -362,12 +424,14 @@ impl Records for Redis {
     }
 
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {
+        self.seal_all().await?;
         let hash = self.hash(SECRETS);
         let known = self.secrets().get(name).cloned();
         let proposal = match &known {
-            Some(known) => hex::encode(known.expose()),
-            None => hex::encode(local::random()?.expose()),
+            Some(known) => known.clone(),
+            None => local::random()?,
         };
+        let proposal = self.seal.encrypt(name, proposal.expose())?;
         let made: bool = self
             .link
             .call(async |connection| connection.hset_nx(&hash, name, &proposal).await)
@@ -379,10 +443,7 @@ impl Records for Redis {
             );
         }
         let text = self.text(SECRETS, name).await?.unwrap_or_default();
-        let mut bytes = [0_u8; 32];
-        hex::decode_to_slice(&text, &mut bytes)
-            .map_err(|_| StoreError::Corrupt(format!("{SECRETS}/{name}")))?;
-        let secret = Secret::new(bytes);
+        let secret = self.seal.decrypt(name, &text)?;
         self.secrets().insert(name.to_owned(), secret.clone());
         Ok(secret)
     }
@@ -412,10 +473,5 @@ impl Changes for Redis {
 
 fn json<T: Serialize>(records: &str, id: &str, record: &T) -> Result<String, StoreError> {
     serde_json::to_string(record)
-        .map_err(|error| StoreError::Corrupt(format!("{records}/{id}: {error}")))
-}
-
-fn parse<T: DeserializeOwned>(records: &str, id: &str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text)
         .map_err(|error| StoreError::Corrupt(format!("{records}/{id}: {error}")))
 }

@@ -53,7 +53,11 @@ fn mistakes_are_named_with_their_place() {
             "documents[1]",
         ),
         (AskKind::Tokenize, json!({}), "content"),
-        (AskKind::Detokenize, json!({"tokens": [1, "a"]}), "tokens[1]"),
+        (
+            AskKind::Detokenize,
+            json!({"tokens": [1, "a"]}),
+            "tokens[1]",
+        ),
         (AskKind::Infill, json!({"stream": true}), "stream"),
     ] {
         let invalid = ValidAsk::parse(kind, &bytes(&body)).expect_err("a mistake");

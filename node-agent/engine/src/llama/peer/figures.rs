@@ -1,0 +1,252 @@
+//! What choosing a token costs at 262,144 tokens, beside the time that the requirement allows.
+//!
+//! `cargo test --release -p engine --lib -- --ignored --nocapture sampling_figures`
+
+use std::time::Duration;
+use std::time::Instant;
+
+use llama_cpp_2::json_schema_to_grammar;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::sampling::LlamaSampler;
+use scheduler::Token;
+
+use super::backend;
+use super::vocabulary;
+use crate::llama::constraint::LlamaConstraint;
+use crate::sampling::Sampler;
+use crate::sampling::logprobs;
+use crate::spec::Dry;
+use crate::spec::Sampling;
+
+/// For any common request.
+const MOST: Duration = Duration::from_micros(300);
+const TOKENS: usize = 200;
+/// Different logits, so that no branch is foreseen from the time before.
+const SETS: usize = 16;
+
+/// A number that looks random, the same in every run.
+struct Noise(u64);
+
+impl Noise {
+    fn step(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        self.0
+    }
+
+    fn next(&mut self) -> f32 {
+        let high = u16::try_from(self.step() >> 48).unwrap_or(0);
+        f32::from(high) / f32::from(u16::MAX)
+    }
+
+    /// About a normal distribution, with a few tokens far above: what a model's logits look like.
+    fn logits(&mut self) -> Vec<f32> {
+        let count = usize::try_from(vocabulary::TOKENS).unwrap_or(0);
+        let mut logits: Vec<f32> = (0..count)
+            .map(|_id| (0..6).map(|_die| self.next()).sum::<f32>() * 4.0 - 12.0)
+            .collect();
+        for _likely in 0..20 {
+            let place = usize::try_from(self.step() >> 32).unwrap_or(0) % count;
+            logits[place] += 8.0 + 4.0 * self.next();
+        }
+        logits
+    }
+}
+
+/// Time of one choice: median and 99th percentile.
+fn measure(sets: &[Vec<f32>], mut choose: impl FnMut(&[f32])) -> (Duration, Duration) {
+    let mut took: Vec<Duration> = (0..TOKENS)
+        .map(|turn| {
+            let begun = Instant::now();
+            choose(&sets[turn % sets.len()]);
+            begun.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    (took[TOKENS / 2], took[TOKENS * 99 / 100])
+}
+
+fn requests() -> Vec<(&'static str, Sampling)> {
+    let plain = Sampling {
+        seed: Some(1),
+        ..Sampling::default()
+    };
+    vec![
+        (
+            "greedy",
+            Sampling {
+                temperature: 0.0,
+                ..plain.clone()
+            },
+        ),
+        ("temperature", plain.clone()),
+        (
+            "top_p",
+            Sampling {
+                top_p: 0.95,
+                ..plain.clone()
+            },
+        ),
+        (
+            "min_p",
+            Sampling {
+                min_p: 0.05,
+                ..plain.clone()
+            },
+        ),
+        (
+            "top_k top_p",
+            Sampling {
+                top_k: 40,
+                top_p: 0.95,
+                ..plain.clone()
+            },
+        ),
+        (
+            "top_k top_p min_p",
+            Sampling {
+                top_k: 64,
+                top_p: 0.95,
+                min_p: 0.05,
+                temperature: 0.8,
+                ..plain.clone()
+            },
+        ),
+        (
+            "typical_p",
+            Sampling {
+                typical_p: 0.9,
+                ..plain.clone()
+            },
+        ),
+        (
+            "top_n_sigma",
+            Sampling {
+                top_n_sigma: 1.5,
+                ..plain.clone()
+            },
+        ),
+        (
+            "penalties",
+            Sampling {
+                repeat_penalty: 1.1,
+                frequency_penalty: 0.3,
+                presence_penalty: 0.3,
+                top_k: 40,
+                top_p: 0.95,
+                ..plain.clone()
+            },
+        ),
+        (
+            "penalties and dry",
+            Sampling {
+                repeat_penalty: 1.1,
+                dry: Some(Dry {
+                    multiplier: 0.8,
+                    ..Dry::default()
+                }),
+                top_k: 40,
+                top_p: 0.95,
+                ..plain
+            },
+        ),
+    ]
+}
+
+/// Prints one request and says whether it is within the limit.
+fn print(name: &str, (median, late): (Duration, Duration)) -> bool {
+    println!(
+        "{name:>24} {:8.1} us median {:8.1} us p99",
+        micros(median),
+        micros(late)
+    );
+    median < MOST
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+#[test]
+#[ignore = "figures are for a quiet machine and a release build"]
+fn sampling_figures() {
+    let mut noise = Noise(1);
+    let sets: Vec<Vec<f32>> = (0..SETS).map(|_set| noise.logits()).collect();
+    let mut worst = Duration::ZERO;
+    let mut within = true;
+    for (name, rules) in requests() {
+        let mut sampler = Sampler::new(rules, None, &[], vocabulary::TOKENS);
+        let took = measure(&sets, |logits| {
+            let token = sampler.choose(logits).expect("all are allowed");
+            sampler
+                .accept(token, b" word")
+                .expect("there is no grammar");
+        });
+        worst = worst.max(took.0);
+        within &= print(name, took);
+    }
+    let took = measure(&sets, |logits| {
+        let (chosen, best) = logprobs::score(logits, Token(7), 20);
+        assert!(chosen.logprob <= 0.0 && best.len() == 20);
+    });
+    print("20 top_logprobs", took);
+    let (follows, refused) = with_grammar(&sets);
+    within &= print("json grammar", follows);
+    print("json grammar, refused", refused);
+    worst = worst.max(follows.0);
+    println!(
+        "{{\"area\":\"sampling\",\"vocabulary\":{},\"worst_median_us\":{:.1},\"json_grammar_us\":{:.1},\"json_grammar_refused_us\":{:.1}}}",
+        vocabulary::TOKENS,
+        micros(worst),
+        micros(follows.0),
+        micros(refused.0),
+    );
+    assert!(within, "more than {MOST:?} for a common request");
+}
+
+/// Two kinds of tokens in a JSON text: those that the grammar allows at once, and those for which it has to look further.
+fn with_grammar(sets: &[Vec<f32>]) -> ((Duration, Duration), (Duration, Duration)) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("vocabulary.gguf");
+    vocabulary::write(&path).expect("it is written");
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    let model = LlamaModel::load_from_file(backend(), &path, &params).expect("it loads");
+    let schema = r#"{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}"#;
+    let text = json_schema_to_grammar(schema).expect("it is simple");
+    let constrained = || {
+        let grammar = LlamaSampler::grammar(&model, &text, "root").expect("it compiles");
+        let rules = Sampling {
+            top_p: 0.95,
+            seed: Some(1),
+            ..Sampling::default()
+        };
+        let mut sampler = Sampler::new(rules, None, &[], vocabulary::TOKENS);
+        sampler.constrain(Box::new(LlamaConstraint {
+            sampler: grammar,
+            broken: false,
+        }));
+        for character in "{\"text\":\"".chars() {
+            let id = u32::from(character) - 32 + 259;
+            let token = Token(i32::try_from(id).unwrap_or(0));
+            sampler.accept(token, b"").expect("the grammar begins so");
+        }
+        sampler
+    };
+    // Within the text nearly every word is allowed.
+    let mut within = constrained();
+    let follows = measure(sets, |logits| {
+        let token = within.choose(logits).expect("words are allowed");
+        within.accept(token, b"").expect("it was allowed");
+    });
+    // After it only two tokens are.
+    let mut after = constrained();
+    let quote = Token(i32::try_from(u32::from('"') - 32 + 259).unwrap_or(0));
+    after.accept(quote, b"").expect("the text may end");
+    let refused = measure(sets, |logits| {
+        assert!(after.choose(logits).is_some());
+    });
+    (follows, refused)
+}
