@@ -76,6 +76,10 @@ install_sdks() {
     python3 -m venv "tests/.venv/$version"
     "tests/.venv/$version/bin/pip" install --quiet --disable-pip-version-check "openai==$version"
   done
+  if [ ! -x tests/.venv/schemathesis/bin/st ]; then
+    python3 -m venv tests/.venv/schemathesis
+    tests/.venv/schemathesis/bin/pip install --quiet --disable-pip-version-check "schemathesis==4.32.5"
+  fi
   (cd tests/sdk && npm ci --silent --no-audit --no-fund)
   (cd tests/browser && npm ci --silent --no-audit --no-fund)
 }
@@ -141,6 +145,9 @@ run_counted "of SDKs and page" deploy/quickstart.sh --check --no-install --profi
   export NODE_EXTRA_CA_CERTS="$HEARTH_CA"
   (cd tests/sdk && node check.mjs openai && node check.mjs openai-older)
   (cd tests/browser && node check.mjs)'
+
+say "the administration API against its description"
+run_counted "of the administration API" tests/.venv/schemathesis/bin/python tests/admin/check.py
 
 say "the quickstart, as a stranger runs it"
 deploy/quickstart.sh --check --no-install --profile dev

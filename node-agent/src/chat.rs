@@ -408,20 +408,24 @@ fn variables(chat: &ValidChat, without_thoughts: bool) -> Map<String, Value> {
 }
 
 /// What the engine reads of a rendered prompt. Text as it is, unless something in it must not be taken for a control token.
-fn segments(mut pieces: Vec<Piece>) -> Prompt {
-    if let [Piece::Text(text)] = pieces.as_mut_slice() {
-        return Prompt::Text {
-            text: std::mem::take(text),
-            parse_special: true,
-            add_special: true,
-        };
+fn segments(pieces: Vec<Piece>) -> Prompt {
+    if pieces.iter().any(|piece| !matches!(piece, Piece::Text(_))) {
+        let segments = pieces.into_iter().map(|piece| match piece {
+            Piece::Text(text) => Segment::Text(text),
+            Piece::Literal(text) => Segment::Literal(text),
+            Piece::Media(index) => Segment::Media(index),
+        });
+        return Prompt::Segments(segments.collect());
     }
-    let segments = pieces.into_iter().map(|piece| match piece {
-        Piece::Text(text) => Segment::Text(text),
-        Piece::Literal(text) => Segment::Literal(text),
-        Piece::Media(index) => Segment::Media(index),
+    let texts = pieces.into_iter().map(|piece| match piece {
+        Piece::Text(text) | Piece::Literal(text) => text,
+        Piece::Media(_) => String::new(),
     });
-    Prompt::Segments(segments.collect())
+    Prompt::Text {
+        text: texts.collect(),
+        parse_special: true,
+        add_special: true,
+    }
 }
 
 pub(crate) fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, setting: &Setting<'_>) {

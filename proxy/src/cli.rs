@@ -8,6 +8,7 @@ mod nodes;
 mod people;
 mod print;
 mod reach;
+mod store;
 mod tools;
 
 use std::path::Path;
@@ -21,7 +22,7 @@ use crate::admin::client::ClientError;
 use crate::store::StoreError;
 
 pub use args::{Cli, Command};
-use args::{ConfigCommand, NodeCommand, Output, PlanCommand, RouteCommand};
+use args::{ConfigCommand, NodeCommand, Output, PlanCommand, RouteCommand, StoreCommand};
 use reach::Reach;
 
 /// Why a command failed.
@@ -81,10 +82,17 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
             };
         }
         Command::Completions { shell } => return tools::completions(*shell),
+        Command::Store(StoreCommand::Export { file: to }) => {
+            return store::export(&settings(file)?, to, output).await;
+        }
+        Command::Store(StoreCommand::Import { file: from }) => {
+            return store::import(&settings(file)?, from, output).await;
+        }
         Command::Key(_)
         | Command::Node(_)
         | Command::User(_)
         | Command::Plan(_)
+        | Command::Store(_)
         | Command::Usage(_)
         | Command::Audit(_)
         | Command::Status => {}
@@ -97,6 +105,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Node(NodeCommand::Revoke { node }) => nodes::revoke(reach, &node, output).await,
         Command::User(command) => people::run(reach, command, output).await,
         Command::Plan(PlanCommand::List) => keys::list_plans(reach, output).await,
+        Command::Store(StoreCommand::Backup { file }) => books::backup(reach, &file, output).await,
         Command::Usage(ask) => books::usage(reach, ask, output).await,
         Command::Audit(command) => books::audit(reach, command, output).await,
         Command::Status => tools::status(reach, output).await,
@@ -104,6 +113,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         | Command::Config(_)
         | Command::Route(_)
         | Command::Health { .. }
-        | Command::Completions { .. } => Ok(()),
+        | Command::Completions { .. }
+        | Command::Store(StoreCommand::Export { .. } | StoreCommand::Import { .. }) => Ok(()),
     }
 }

@@ -18,6 +18,7 @@ pub mod records;
 #[cfg(test)]
 mod records_contract;
 pub mod redis;
+pub mod transfer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use self::embedded::Embedded;
 pub use self::ledger::Ledger;
 pub use self::records::Records;
 pub use self::redis::Redis;
+pub use self::transfer::Transfer;
 pub use local::local_secret;
 pub(crate) use local::private_folder;
 pub use record::{
@@ -43,9 +45,9 @@ pub use record::{
 pub const PEPPER: &str = "pepper";
 
 /// What the rooms of the proxy share: counters, records and the news of them, and the books, in one place.
-pub trait Store: Counting + Records + Changes + Ledger {}
+pub trait Store: Counting + Records + Changes + Ledger + Transfer {}
 
-impl<S: Counting + Records + Changes + Ledger> Store for S {}
+impl<S: Counting + Records + Changes + Ledger + Transfer> Store for S {}
 
 /// Why the store did not answer. None of these is the caller's fault.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

@@ -11,7 +11,7 @@ const page = {
   tools: byId("tools"), model: byId("model"), newChat: byId("new-chat"), signOut: byId("sign-out"),
   chat: byId("chat"), messages: byId("messages"), empty: byId("empty"),
   attach: byId("attach"), picture: byId("picture"), preview: byId("preview"),
-  ask: byId("ask"), question: byId("question"), send: byId("send"), stop: byId("stop"),
+  left: byId("left"), ask: byId("ask"), question: byId("question"), send: byId("send"), stop: byId("stop"),
 };
 
 /** The conversation as the API wants it; sent whole each time. */
@@ -78,6 +78,21 @@ async function loadModels() {
   if (list.data.some(({ id }) => id === chosen)) page.model.value = chosen;
   const sees = ({ architecture }) => architecture?.input_modalities?.includes("image") ?? false;
   page.attach.hidden = !list.data.some(sees);
+}
+
+/** What the account may still spend today, of what it may spend; nothing where nothing is limited by the day. */
+async function loadLeft() {
+  const words = { tokens: "tokens", requests: "requests" };
+  try {
+    const { limits } = await (await call("/api/user")).json();
+    const daily = limits.filter(({ name, unit }) => /^(text|tokens)-day$/.test(name) && unit in words);
+    const parts = daily.map(({ unit, limit, remaining }) => `${remaining.toLocaleString()} of ${limit.toLocaleString()} ${words[unit]}`);
+    page.left.textContent = `Left today: ${parts.join(", ")}`;
+    page.left.hidden = parts.length === 0;
+  } catch {
+    // An answer is worth more than this line: without it the page works all the same.
+    page.left.hidden = true;
+  }
 }
 
 // --- what the page shows ---------------------------------------------------------------------------------------------
@@ -259,6 +274,7 @@ async function answerConversation() {
   finish(answer, state, failure);
   if (!failure && state.text) turns.push({ role: "assistant", content: state.text });
   if (failure?.status === 401) signOut(failure.message);
+  else loadLeft();
 }
 
 function busy(is) {
@@ -274,6 +290,7 @@ async function signIn() {
   try {
     await loadModels();
     show(true);
+    loadLeft();
   } catch (error) {
     signOut(error.message);
   }

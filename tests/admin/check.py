@@ -71,7 +71,7 @@ def schemathesis(url, key, folder):
     report = folder / "report.json"
     command = [
         str(pathlib.Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/admin/v1/openapi.json",
-        "--header", f"Authorization: Bearer {key}", "--tls-verify", "false", "--workers", "2", "--max-time", str(RUNS_WITHIN_S - 15),
+        "--header", f"Authorization: Bearer {key}", "--tls-verify", "false", "--workers", "1", "--max-time", str(RUNS_WITHIN_S - 15),
         "--max-examples", os.environ.get("EXAMPLES", "25"), "--generation-database", "none", "--warnings", "off",
         "--report", "json", "--report-json-path", str(report), "--no-color", "--request-timeout", "10",
     ]

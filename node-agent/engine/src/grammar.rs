@@ -4,6 +4,7 @@
 //! grammars can be followed in so many ways that one token takes forever.
 
 mod ambiguity;
+mod syntax;
 
 use serde_json::Value;
 
@@ -44,7 +45,7 @@ pub(crate) fn check_gbnf(text: &str) -> Result<(), String> {
             "brackets nested {depth} deep, at most {BRACKETS_MAX}"
         ));
     }
-    ambiguity::check(text)
+    ambiguity::check(text, &syntax::read(text)?)
 }
 
 fn check_schema(schema: &Value) -> Result<(), String> {

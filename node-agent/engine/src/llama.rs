@@ -461,7 +461,9 @@ impl Engine for LlamaEngine<'_> {
                 converted = json_schema_to_grammar(&schema.to_string()).map_err(|_code| {
                     "the JSON schema uses something that no grammar can express".to_owned()
                 })?;
-                grammar::check_gbnf(&converted)?;
+                grammar::check_gbnf(&converted).map_err(|reason| {
+                    format!("the JSON schema makes no usable grammar: {reason}")
+                })?;
                 &converted
             }
         };

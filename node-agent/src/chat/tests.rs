@@ -218,3 +218,37 @@ fn a_strict_schema_is_enforced_whole_or_refused_and_another_as_far_as_possible()
         "{refused:?}"
     );
 }
+
+#[test]
+fn every_rule_of_sampling_comes_from_the_request_or_the_tier() {
+    let template = Template::new(Some("x"), "", "", false).expect("a template");
+    let tier = SamplingDefaults {
+        top_n_sigma: Some(1.5),
+        repeat_last_n: Some(256),
+        dry_multiplier: Some(0.8),
+        dry_base: Some(2.0),
+        xtc_probability: Some(0.2),
+        mirostat: Some(2),
+        mirostat_tau: Some(4.0),
+        ..SamplingDefaults::default()
+    };
+    let setting = Setting {
+        defaults: &tier,
+        ..setting(&template)
+    };
+    let asked = body(json!({
+        "dynatemp_range": 0.5, "typical_p": 0.9, "xtc_probability": 0.5, "repetition_penalty": 1.2, "dry_base": 3,
+        "dry_sequence_breakers": ["|"], "mirostat": 0, "min_tokens": 4, "ignore_eos": true, "repeat_last_n": -1, "top_k": -1,
+    }));
+    let chat = ChatRequest::parse(asked.to_string().as_bytes()).expect("a request");
+    let spec = plan(&chat, &setting).expect("a plan").specs.remove(0);
+    let rules = spec.sampling;
+    let dry = rules.dry.expect("the tier switches it on");
+    assert_eq!((dry.multiplier, dry.base), (0.8, 3.0));
+    assert_eq!(dry.breakers, ["|"]);
+    assert_eq!((rules.top_n_sigma, rules.dynatemp_range), (1.5, 0.5));
+    assert_eq!((rules.typical_p, rules.xtc_probability), (0.9, 0.5));
+    assert_eq!((rules.repeat_penalty, rules.repeat_last_n), (1.2, Some(u32::MAX)));
+    assert_eq!((rules.mirostat, rules.top_k), (None, 0));
+    assert_eq!((spec.min_tokens, spec.ignore_eos), (4, true));
+}

@@ -57,7 +57,7 @@ impl Front {
             &asked.generation,
             &setting(&ready, &settings.sampling, call)?,
         );
-        let mut flow = Flow::start(&ready.worker, vec![spec], call.ends_at).await?;
+        let mut flow = Flow::start(ready.clone(), vec![spec], call.ends_at).await?;
         let (mut content, mut tally, mut end) = (String::new(), Tally::default(), Finish::Stop);
         while let Some((_choice, event)) = flow.next().await {
             record.see(&event);

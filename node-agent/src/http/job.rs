@@ -102,8 +102,7 @@ impl Job {
         };
         let (plan, output) = task.prepare().await?;
         let (form_param, places) = (plan.form_param, plan.media_places);
-        let flow = Flow::start(&ready.worker, plan.specs, ends_at).await?;
-        drop(ready);
+        let flow = Flow::start(ready, plan.specs, ends_at).await?;
         let made = match output {
             Output::Stream(writer) => {
                 let live = Live::open(flow, writer, held, record).await;

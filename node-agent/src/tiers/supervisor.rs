@@ -304,7 +304,8 @@ async fn load(
         &card.eos_token,
         card.add_bos,
     )
-    .map_err(|error| error.to_string())?;
+    .map_err(|error| error.to_string())?
+    .with_controls(card.control_tokens.iter().cloned());
     tracing::info!(
         tier = %room.tier(),
         model = %settings.model_id,

@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::SOCKET_NAME;
 use super::operations::{AdminError, Operations};
 use super::routes::{self, Act, Found, Param, Route};
 use super::words::{Page, Problem};
@@ -33,8 +34,12 @@ pub const BODY_MAX: usize = 64 * 1024;
 /// Rows of a page when nothing is said, and at most.
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1_000;
+/// Characters of a query parameter.
+const VALUE_MAX: usize = 512;
 /// Characters of an `idempotency-key`.
 const ONCE_CHARS_MAX: usize = 255;
+/// Where an act comes from when no proxy runs.
+pub const COMMAND_LINE: &str = "command line";
 /// The header that makes creating safe to repeat.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -72,6 +77,11 @@ impl Asked {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// Whether it came from this machine: through the socket, or from the command line without a proxy.
+    fn is_local(&self) -> bool {
+        [SOCKET_NAME, COMMAND_LINE].contains(&self.from.as_str())
+    }
+
     /// The order in the body.
     fn order<T: DeserializeOwned>(&self) -> Result<T, AdminError> {
         if self.body.len() > BODY_MAX {
@@ -83,8 +93,17 @@ impl Asked {
         if !is_json.iter().any(|json| kind.eq_ignore_ascii_case(json)) {
             return Err(AdminError::MediaType);
         }
-        serde_json::from_slice(&self.body)
-            .map_err(|error| AdminError::Invalid(format!("the order is wrong: {error}")))
+        let wrong = |error| AdminError::Invalid(format!("the order is wrong: {error}"));
+        let mut order: Value = serde_json::from_slice(&self.body).map_err(wrong)?;
+        whole(&mut order);
+        // Else a list would count as its members in their order.
+        let figures = ["plan", "limits", "overrides"];
+        if !order.is_object() || figures.iter().any(|name| order[name].is_array()) {
+            return Err(AdminError::Invalid(
+                "the order is wrong: an object with members is expected, not a list".into(),
+            ));
+        }
+        serde_json::from_value(order).map_err(wrong)
     }
 
     /// The same where no body means the defaults.
@@ -95,8 +114,8 @@ impl Asked {
         self.order()
     }
 
-    /// The name under which a creation happens once.
-    fn once(&self) -> Result<Option<&str>, AdminError> {
+    /// The name under which a creation happens once: the caller's own, two callers may use the same.
+    fn once(&self) -> Result<Option<String>, AdminError> {
         let Some(name) = self.headers.get(IDEMPOTENCY_KEY) else {
             return Ok(None);
         };
@@ -107,7 +126,25 @@ impl Asked {
                 "idempotency-key has {chars} characters: from 1 to {ONCE_CHARS_MAX}, ASCII alone"
             )));
         }
-        Ok(Some(name))
+        Ok(Some(format!("{} {name}", self.actor)))
+    }
+}
+
+/// `7.0` is the number 7, in JSON Schema and in JavaScript.
+fn whole(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let text = number.to_string();
+            if let Some(integer) = text
+                .strip_suffix(".0")
+                .and_then(|text| text.parse::<i64>().ok())
+            {
+                *value = integer.into();
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(whole),
+        Value::Object(members) => members.values_mut().for_each(whole),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
     }
 }
 
@@ -126,7 +163,13 @@ impl Query {
     fn read(asks: &[Param], text: Option<&str>) -> Result<Self, AdminError> {
         let given = routes::query(text.unwrap_or_default())
             .ok_or_else(|| AdminError::Invalid("the query is not text".into()))?;
-        for (at, (name, _)) in given.iter().enumerate() {
+        for (at, (name, value)) in given.iter().enumerate() {
+            let chars = value.chars().count();
+            if !(1..=VALUE_MAX).contains(&chars) || value.chars().any(char::is_control) {
+                return Err(AdminError::Invalid(format!(
+                    "{name} has {chars} characters: from 1 to {VALUE_MAX}, no control character"
+                )));
+            }
             let known = || asks.iter().map(|param| param.name);
             if !known().any(|known| known == name) {
                 let known: Vec<&str> = known().collect();
@@ -309,6 +352,7 @@ impl Api {
             Act::UserPatch => self.patch_person(&at).await,
             Act::UserExport => self.export(&at).await,
             Act::UserErase => self.erase(&at).await,
+            Act::Backup => self.backup(&at).await,
             Act::DenialList => self.denials().await,
             Act::DenialPut => self.deny(&at).await,
             Act::DenialRemove => self.undeny(&at).await,
@@ -418,6 +462,7 @@ fn tag(value: &impl Serialize) -> String {
 pub fn problem(error: &AdminError, request_id: &RequestId) -> Answer {
     let status = match error {
         AdminError::Invalid(_) => StatusCode::BAD_REQUEST,
+        AdminError::Forbidden(_) => StatusCode::FORBIDDEN,
         AdminError::NotFound(_) => StatusCode::NOT_FOUND,
         AdminError::Conflict(_) => StatusCode::CONFLICT,
         AdminError::Changed(_) => StatusCode::PRECONDITION_FAILED,

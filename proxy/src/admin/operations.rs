@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use config::ids::{KeyId, NoTenant, NodeId, Tenant, UserId};
+use config::settings::proxy::Plan;
 use config::token::{Token, TokenKind};
 use futures_util::future::BoxFuture;
 use policy::identity::{GROUP_CHARS_MAX, GROUPS_MAX, Scope};
@@ -36,6 +37,9 @@ pub enum AdminError {
     /// The order makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// Not for this caller.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
@@ -126,6 +130,8 @@ impl Operations {
         let owner = label("owner", order.owner.as_ref().unwrap_or(&name), OWNER_MAX)?;
         let models = order.models.clone().filter(|models| !models.is_empty());
         check_models(models.as_deref().unwrap_or_default())?;
+        check_figures(&order.plan)?;
+        order.limits.as_ref().map_or(Ok(()), check_figures)?;
         let now = now_unix();
         let (id, hash) = (KeyId::new(token.id()), self.hash(token).await?);
         let tenant = match &order.tenant {
@@ -168,6 +174,8 @@ impl Operations {
         }
         after.plan = patch.plan.unwrap_or(after.plan);
         after.limits = patch.limits.unwrap_or(after.limits);
+        check_figures(&after.plan)?;
+        after.limits.as_ref().map_or(Ok(()), check_figures)?;
         if let Some(names) = patch.groups {
             after.groups = groups(&names)?;
         }
@@ -399,6 +407,21 @@ pub(super) fn label(what: &str, text: &str, chars_max: usize) -> Result<String, 
         )));
     }
     Ok(text.to_owned())
+}
+
+/// Figures above this are not the same number in every reader of JSON (RFC 8259 section 6).
+const FIGURE_MAX: u64 = (1 << 53) - 1;
+
+pub(super) fn check_figures(plan: &Plan) -> Result<(), AdminError> {
+    let figures = serde_json::to_value(plan).unwrap_or_default();
+    for (name, figure) in figures.as_object().into_iter().flatten() {
+        if figure.as_u64().is_some_and(|figure| figure > FIGURE_MAX) {
+            return Err(AdminError::Invalid(format!(
+                "{name} is {figure}: at most {FIGURE_MAX}; leave it out for no limit"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_models(models: &[String]) -> Result<(), AdminError> {

@@ -41,6 +41,8 @@ pub enum Act {
     UserExport,
     /// Forgets a person.
     UserErase,
+    /// A copy of the store.
+    Backup,
     /// Plans of the settings.
     PlanList,
     /// The deny list.
@@ -118,7 +120,7 @@ const LIMIT: Param = param(
 );
 const CURSOR: Param = param(
     "cursor",
-    r#"{"type":"string","minLength":1,"maxLength":1024,"pattern":"^[A-Za-z0-9_-]*$"}"#,
+    r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[A-Za-z0-9_-]*$"}"#,
     "`next_cursor` of the page before.",
 );
 const DAY: &str = r#"{"type":"string","format":"date"}"#;
@@ -211,7 +213,7 @@ const PATCH: &str = "PATCH";
 const DELETE: &str = "DELETE";
 
 /// Everything there is.
-pub static ROUTES: [Route; 27] = [
+pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/openapi.json",
@@ -320,6 +322,16 @@ pub static ROUTES: [Route; 27] = [
         (Act::UserErase, "user.erase"),
         "Forgets a person: account, keys and usage.",
         (200, "Erased"),
+    ),
+    ordered(
+        route(
+            POST,
+            "/backups",
+            (Act::Backup, "store.backup"),
+            "Copies the embedded store into a file of the proxy's machine; through the local socket only.",
+            (201, "Backup"),
+        ),
+        "BackupOrder",
     ),
     route(
         GET,

@@ -8,6 +8,7 @@ use policy::identity::{Scope, Subject};
 use policy::ledger::{LedgerEntry, Totals};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::store::ledger::AuditRecord;
 use crate::store::{Denial, JoinToken, KeyRecord, NodeRecord, UserRecord};
 
 /// A key that is wanted.
@@ -259,6 +260,10 @@ pub struct UserExport {
     pub usage: Vec<UsageRow>,
     /// Every request that is still kept, at most ten thousand.
     pub records: Vec<LedgerEntry>,
+    /// Lines of the deny list about the person.
+    pub denials: Vec<DenialView>,
+    /// Administrative acts on the person or the person's keys, and of the person; the last ten thousand lines are searched.
+    pub audit: Vec<AuditRecord>,
 }
 
 /// What was forgotten.
@@ -272,6 +277,25 @@ pub struct Erased {
     pub keys_revoked: usize,
     /// Rows of usage that are gone.
     pub usage_rows: u64,
+    /// Lines of the deny list that are gone.
+    pub denials: usize,
+}
+
+/// A copy of the store that is wanted.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupOrder {
+    /// Where: an absolute path on the proxy's machine, of a file that is not there yet.
+    pub file: String,
+}
+
+/// A copy of the store.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Backup {
+    /// Where it is.
+    pub file: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// Tells `null` from a member that is left out.

@@ -10,6 +10,7 @@ use config::settings::proxy::Usage;
 use config::tier::Tier;
 use policy::breaker::Phase;
 use policy::calendar::Today;
+use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tunnel::Tunnel;
 
@@ -21,6 +22,7 @@ use crate::nodes::peers::Peers;
 use crate::nodes::upstream::Upstream;
 use crate::observe::metrics::{BreakerGauge, Metrics};
 use crate::store::Store;
+use crate::store::changes::{self, Change};
 use crate::store::ledger::Keep;
 
 /// A silent node is noticed at most so late.
@@ -124,9 +126,14 @@ impl Background {
 
     async fn sync(&self) {
         let mut ticks = ticks(SYNC_EVERY);
+        let mut changes = self.store.changes();
         let mut is_away = false;
         loop {
-            ticks.tick().await;
+            // What another proxy changed counts at once; the look every two seconds is the net under it.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = node_changed(&mut changes) => {}
+            }
             let synced = self.peers.sync().await;
             if let Err(error) = &synced {
                 self.metrics.store_error(error.label());
@@ -158,6 +165,19 @@ impl Background {
             }
         }
     }
+}
+
+/// Returns when a node was registered, changed or revoked anywhere, or when that may have been missed.
+async fn node_changed(changes: &mut broadcast::Receiver<Change>) {
+    loop {
+        match changes::next(changes).await {
+            Some(Change::Node(_) | Change::Everything) => break,
+            Some(Change::Key(_) | Change::User(_) | Change::Denials) => {}
+            None => std::future::pending().await,
+        }
+    }
+    // One look for all that changed meanwhile.
+    while changes.try_recv().is_ok() {}
 }
 
 fn ticks(every: Duration) -> tokio::time::Interval {
@@ -239,4 +259,37 @@ pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
             })
             .collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use config::ids::{KeyId, UserId};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_changed_anywhere_is_heard_of_at_once_and_once() {
+        let (publish, mut changes) = broadcast::channel(4);
+        let node = |id: &str| Change::Node(NodeId::new(id));
+        for change in [Change::Key(KeyId::new("k")), node("a"), node("b")] {
+            publish.send(change).unwrap();
+        }
+        node_changed(&mut changes).await;
+        assert!(changes.is_empty(), "one look for both");
+
+        publish.send(Change::User(UserId::new("ada"))).unwrap();
+        let quiet = tokio::time::timeout(Duration::from_millis(20), node_changed(&mut changes));
+        assert!(quiet.await.is_err(), "people are no nodes");
+
+        for id in ["a", "b", "c", "d", "e", "f"] {
+            publish.send(node(id)).unwrap();
+        }
+        node_changed(&mut changes).await;
+        drop(publish);
+        let gone = tokio::time::timeout(Duration::from_millis(20), node_changed(&mut changes));
+        assert!(
+            gone.await.is_err(),
+            "a store that is gone is not asked in a circle"
+        );
+    }
 }

@@ -82,16 +82,17 @@ async fn a_proxy_starts_serves_manages_and_stops() {
 
     let mut admin = AdminClient::connect(folder.path()).await.unwrap();
     let made: KeyMade = admin
-        .post("/v1/keys", &json!({"name": "ada"}))
+        .post("/admin/v1/keys", &json!({"name": "ada"}))
         .await
         .unwrap();
     let (status, models) = proxy.get("/v1/models", Some(&made.key)).await;
     let models: Value = serde_json::from_str(&models).unwrap();
     assert_eq!((status, &models["data"][0]["id"]), (200, &json!("auto")));
-    let _revoked: Value = admin
-        .post("/v1/keys/revoke", &made.record.id)
-        .await
+    let path = format!("/admin/v1/keys/{}", made.record.id);
+    let revoke = http::Request::delete(path)
+        .body(bytes::Bytes::new())
         .unwrap();
+    assert_eq!(admin.call(revoke).await.unwrap().status(), 200);
     assert_eq!(
         proxy.get("/v1/models", Some(&made.key)).await.0,
         401,

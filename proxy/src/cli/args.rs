@@ -22,7 +22,7 @@ use policy::identity::Scope;
   hearth-proxy node invite
   hearth-proxy route explain 'prove that there are infinitely many primes'
 
-Key, user, plan, node, usage, audit and status commands speak /admin/v1: to the running proxy through admin.sock in its state
+Key, user, plan, node, usage, audit, store and status commands speak /admin/v1: to the running proxy through admin.sock in its state
 directory, to another one with --server URL --admin-key-file FILE; when no proxy runs here they open the store themselves.
 Exit codes: 0 done, 1 failed or refused, 64 the settings or the command line are wrong."
 )]
@@ -114,6 +114,15 @@ SIGTERM drains and ends, a second one ends at once; SIGHUP reads the certificate
     /// The plans of the settings.
     #[command(subcommand)]
     Plan(PlanCommand),
+    /// Look after the store.
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  hearth-proxy store backup /var/backups/hearth.redb
+  hearth-proxy store export house.jsonl --config embedded.toml
+  hearth-proxy store import house.jsonl --config redis.toml"
+    )]
+    Store(StoreCommand),
     /// What was used, by whom, and what it cost.
     #[command(after_help = "Examples:
   hearth-proxy usage
@@ -169,6 +178,28 @@ pub enum ConfigCommand {
     Check {
         /// The settings file; default: --config.
         file: Option<PathBuf>,
+    },
+}
+
+/// `store ...`
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Copy the embedded store into a new file, as one moment, while the proxy runs. The copy is a store of its own: put it in
+    /// place of the store's file of a stopped proxy.
+    Backup {
+        /// Where; on the proxy's machine, readable for its user alone.
+        file: PathBuf,
+    },
+    /// Write everything into a new file: keys, people, nodes, secrets, counters and the books. For a store that no proxy uses
+    /// meanwhile; with it, a house moves from the embedded store to Redis and back. Whoever reads the file has all secrets.
+    Export {
+        /// Where; readable for its owner alone.
+        file: PathBuf,
+    },
+    /// Fill an empty store from such a file.
+    Import {
+        /// The file.
+        file: PathBuf,
     },
 }
 

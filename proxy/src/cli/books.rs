@@ -1,5 +1,7 @@
 //! `usage` and `audit ...`
 
+use std::path::Path;
+
 use policy::ledger::LedgerEntry;
 
 use super::CliError;
@@ -7,7 +9,7 @@ use super::args::{AuditCommand, Output, UsageAsk};
 use super::print::{self, Table};
 use super::reach::Reach;
 use crate::admin::routes::encoded;
-use crate::admin::words::{AuditCheck, UsageView};
+use crate::admin::words::{AuditCheck, Backup, BackupOrder, UsageView};
 use crate::store::ledger::AuditRecord;
 
 const USAGE: &str = "/admin/v1/usage";
@@ -124,6 +126,25 @@ async fn records(
         ]);
     }
     print::line(&table.to_string())
+}
+
+pub(super) async fn backup(reach: &mut Reach, file: &Path, output: Output) -> Result<(), CliError> {
+    // The proxy may stand in another folder.
+    let file = std::path::absolute(file)?;
+    let Some(file) = file.to_str().map(str::to_owned) else {
+        return Err(CliError::Failed(format!(
+            "{}: the name of the file is no text",
+            file.display()
+        )));
+    };
+    let order = BackupOrder { file };
+    let copy: Backup = reach
+        .send(http::Method::POST, "/admin/v1/backups", Some(&order))
+        .await?;
+    if output == Output::Json {
+        return print::json(&copy);
+    }
+    print::line(&format!("{}: {} bytes", copy.file, copy.bytes))
 }
 
 pub(super) async fn audit(

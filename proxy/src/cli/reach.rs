@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::CliError;
 use super::args::Cli;
+use crate::admin::api::COMMAND_LINE;
 use crate::admin::client::{AdminClient, ClientError, read, refusal};
 use crate::admin::server::now_unix_ms;
 use crate::admin::words::Page;
@@ -209,7 +210,7 @@ async fn here(api: &Api, request: Request<Bytes>) -> Result<Response<Bytes>, Cli
         headers: head.headers,
         body,
         actor: format!("uid:{}", rustix::process::geteuid().as_raw()),
-        from: "command line".to_owned(),
+        from: COMMAND_LINE.to_owned(),
         request_id: RequestId::new(format!("req_{:032x}", rand::random::<u128>())),
         now_unix_ms: now_unix_ms(),
     };

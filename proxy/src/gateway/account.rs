@@ -118,6 +118,7 @@ async fn own(
     view.map_err(|error| match error {
         AdminError::Store(_) => Refusal::StoreAway,
         other @ (AdminError::Invalid(_)
+        | AdminError::Forbidden(_)
         | AdminError::NotFound(_)
         | AdminError::Conflict(_)
         | AdminError::Changed(_)

@@ -11,6 +11,7 @@ mod counters;
 mod ledger;
 mod record_calls;
 mod records;
+mod transfer;
 mod worker;
 
 use std::path::Path;

@@ -288,6 +288,16 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // The thread may hold the file for a moment longer.
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = inner.file.unlock() {
+            tracing::warn!(%error, "the journal of Redis stays locked");
+        }
+    }
+}
+
 fn sum(bytes: &[u8]) -> String {
     let mut text = hex::encode(digest::digest(&digest::SHA256, bytes));
     text.truncate(SUM);

@@ -1,6 +1,8 @@
 //! The books of a store: what every settled request used, the sums over days and months, and the audit log. Entries come in with
 //! their settlement ([`super::Settlement`]); here they are read, summed, pruned and forgotten. Charges nothing.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use config::ids::{KeyId, NodeId, RequestId, Tenant, UserId};
 use config::tier::Tier;
@@ -206,6 +208,14 @@ pub trait Ledger: Send + Sync {
     /// Takes a person's name out of the books: entries and sums of the person go, the sums of everybody stay. How many entries
     /// and sums went.
     async fn forget_usage(&self, tenant: &Tenant, user: &UserId) -> Result<u64, StoreError>;
+
+    /// Copies the whole store into a new file while it is in use; how many bytes. Only the embedded store is a file.
+    async fn backup(&self, to: &Path) -> Result<u64, StoreError> {
+        Err(StoreError::Unavailable(format!(
+            "{}: this store is Redis, which backs itself up (BGSAVE, or its append-only file)",
+            to.display()
+        )))
+    }
 
     /// Adds a line to the audit log. It is durable when this returns.
     async fn note(&self, act: &AuditAct) -> Result<AuditRecord, StoreError>;

@@ -162,7 +162,7 @@ async fn a_sum_holds_every_entry_once_however_often_it_is_added_up() {
             sum_of("2026-11-20", Aspect::All, ""),
         ];
         let expected = [1_203, 1_203, 802, 401, 802, 1_203, 1_203, 1_203, 0];
-        assert_eq!(requests(&**store, &keys).await, expected);
+        assert_eq!(requests(&*store, &keys).await, expected);
         let sum = store.sums(&keys[..1]).await.unwrap()[0];
         assert_eq!(
             (sum.tokens_in, sum.tokens_out, sum.micros, sum.ms),
@@ -250,7 +250,7 @@ async fn who_is_forgotten_is_in_no_entry_and_no_sum_and_the_whole_stays() {
                 ..sum_of(DAY, Aspect::User, "ada")
             },
         ];
-        assert_eq!(requests(&**store, &keys).await, [3, 0, 0, 0, 1, 1]);
+        assert_eq!(requests(&*store, &keys).await, [3, 0, 0, 0, 1, 1]);
         assert_eq!(store.forget_usage(&home, &ada).await.unwrap(), 0);
     })
     .await;
@@ -283,7 +283,7 @@ async fn old_sums_go_and_those_of_the_kept_month_stay() {
             "2025-10-17",
         ]
         .map(|period| sum_of(period, Aspect::All, ""));
-        assert_eq!(requests(&**store, &keys).await, [0, 0, 0, 2, 1]);
+        assert_eq!(requests(&*store, &keys).await, [0, 0, 0, 2, 1]);
         let left = store.records(&RecordQuery::of(Tenant::default())).await;
         assert_eq!(left.unwrap().entries.len(), 3, "entries have their own age");
     })

@@ -9,6 +9,7 @@ mod ledger;
 mod link;
 mod records;
 mod seal;
+mod transfer;
 mod watch;
 
 use std::collections::HashMap;
@@ -108,7 +109,12 @@ impl Counting for Redis {
                 Ok(decision)
             }
             Err(cause @ StoreError::Unavailable(_)) => {
-                self.away.reserve(reservation, now_unix_ms, cause).await
+                let decision = self.away.reserve(reservation, now_unix_ms, cause).await;
+                if decision.is_err() && reservation.lease_ms > 0 {
+                    let (counters, refused) = (Arc::clone(&self.counters), reservation.clone());
+                    tokio::spawn(async move { counters.withdraw(&refused).await });
+                }
+                decision
             }
             Err(error) => Err(error),
         }

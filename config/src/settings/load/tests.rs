@@ -311,7 +311,7 @@ fn secrets_come_from_the_text_the_environment_or_a_file() {
         let Store::Redis(redis) = settings.store else {
             panic!("{line}: not Redis");
         };
-        let Servers::One(url) = redis.servers else {
+        let crate::settings::proxy::Servers::One(url) = redis.servers else {
             panic!("{line}: not one server");
         };
         assert_eq!(url.expose(), want);

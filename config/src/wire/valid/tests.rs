@@ -90,6 +90,66 @@ fn only_honoured_fields_reach_the_node() {
     );
 }
 
+/// Every rule of sampling, none at its default.
+fn sampling() -> Vec<(&'static str, Value)> {
+    vec![
+        ("temperature", json!(0.5)),
+        ("dynatemp_range", json!(0.25)),
+        ("dynatemp_exponent", json!(1.5)),
+        ("top_p", json!(0.75)),
+        ("top_k", json!(30)),
+        ("min_p", json!(0.125)),
+        ("typical_p", json!(0.5)),
+        ("top_n_sigma", json!(1.5)),
+        ("xtc_probability", json!(0.5)),
+        ("xtc_threshold", json!(0.25)),
+        ("repeat_penalty", json!(1.25)),
+        ("repeat_last_n", json!(-1)),
+        ("presence_penalty", json!(0.5)),
+        ("frequency_penalty", json!(-0.5)),
+        ("dry_multiplier", json!(0.5)),
+        ("dry_base", json!(1.5)),
+        ("dry_allowed_length", json!(3)),
+        ("dry_penalty_last_n", json!(100)),
+        ("dry_sequence_breakers", json!(["\n", "|"])),
+        ("mirostat", json!(2)),
+        ("mirostat_tau", json!(4.0)),
+        ("mirostat_eta", json!(0.5)),
+        ("seed", json!(-7)),
+        ("logit_bias", json!({"5": -100.0})),
+        ("ignore_eos", json!(true)),
+        ("min_tokens", json!(3)),
+    ]
+}
+
+#[test]
+fn sampling_out_of_range_is_named_with_its_value_and_range() {
+    for (key, value, range) in [
+        ("temperature", json!(2.5), "2.5 is not a number from 0 to 2"),
+        ("top_k", json!(-2), "-2 is not an integer from -1 to"),
+        ("xtc_probability", json!(1.5), "1.5 is not a number from 0 to 1"),
+        ("dry_base", json!(0.5), "0.5 is not a number from 1 to 10"),
+        ("mirostat", json!(3), "3 is not an integer from 0 to 2"),
+        ("repeat_penalty", json!(0), "0 is outside"),
+        ("dry_sequence_breakers", json!("x"), "expected an array"),
+    ] {
+        let refused = chat(&with(key, value)).expect_err(key);
+        assert_eq!(refused.param.as_deref(), Some(key));
+        assert!(refused.message.contains(range), "{key}: {}", refused.message);
+    }
+    let refused = chat(&with("dry_sequence_breakers", json!([""]))).expect_err("empty");
+    assert_eq!(refused.param.as_deref(), Some("dry_sequence_breakers[0]"));
+}
+
+#[test]
+fn the_names_of_vllm_mean_the_same() {
+    let mut body = with("repetition_penalty", json!(1.25));
+    body["guided_grammar"] = json!("root ::= \"a\"");
+    let generation = chat(&body).expect("valid").generation;
+    assert_eq!(generation.sampling.repeat_penalty, Some(1.25));
+    assert_eq!(generation.grammar.as_deref(), Some("root ::= \"a\""));
+}
+
 #[test]
 fn what_reaches_the_node_is_valid_there() {
     let mut body = with(
@@ -98,7 +158,13 @@ fn what_reaches_the_node_is_valid_there() {
     );
     body["n"] = json!(2);
     body["stop"] = json!(["a"]);
+    for (key, value) in sampling() {
+        body[key] = value;
+    }
     let first = chat(&body).expect("valid");
+    for (key, value) in sampling() {
+        assert_eq!(first.to_node_body()[key], value, "{key} reaches the node");
+    }
     let second = chat(&first.to_node_body()).expect("valid at the node too");
     assert_eq!(second, first);
 }

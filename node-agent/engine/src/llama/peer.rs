@@ -69,17 +69,19 @@ fn sampler(rules: Sampling) -> Sampler {
     Sampler::new(rules, Some(1), &[], N_VOCAB.unsigned_abs())
 }
 
+/// The same tokens, but for one that lies just at the limit: llama.cpp adds up in single precision.
 fn agree(ours: &Left, theirs: &Left) -> Result<(), TestCaseError> {
-    let ids = |left: &Left| left.iter().map(|(id, _)| *id).collect::<Vec<_>>();
-    prop_assert_eq!(ids(ours), ids(theirs));
-    for ((id, one), (_, other)) in ours.iter().zip(theirs) {
-        prop_assert!(
-            (one - other).abs() < 1e-4,
-            "token {}: {} and {}",
-            id,
-            one,
-            other
-        );
+    let only = |left: &Left, other: &Left| {
+        let alone = |(id, _probability): &&(i32, f64)| !other.iter().any(|(there, _)| there == id);
+        left.iter().filter(alone).copied().collect::<Left>()
+    };
+    let at_limit = [only(ours, theirs), only(theirs, ours)].concat();
+    prop_assert!(at_limit.len() <= 1, "{:?}", at_limit);
+    let mass: f64 = at_limit.iter().map(|(_id, probability)| probability).sum();
+    for (id, one) in ours {
+        let other = theirs.iter().find(|(there, _)| there == id);
+        let off = other.map_or(0.0, |(_id, other)| (one - other).abs());
+        prop_assert!(off < 1e-4 + mass, "token {}: {} and {:?}", id, one, other);
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "llama")]
 mod crafted;
 #[cfg(feature = "llama")]
+mod counted;
+#[cfg(feature = "llama")]
 mod gguf_writer;
 #[cfg(feature = "llama")]
 mod guesses;
@@ -15,7 +17,11 @@ mod media;
 #[path = "../../../../tests/models/projector.rs"]
 mod projector;
 #[cfg(feature = "llama")]
+mod resume;
+#[cfg(feature = "llama")]
 mod reuse;
+#[cfg(feature = "llama")]
+mod schemas;
 mod scripted;
 mod support;
 #[cfg(feature = "llama")]

@@ -30,6 +30,8 @@ pub(crate) struct Answer {
     pub(crate) pieces: Vec<String>,
     pub(crate) tokens: u32,
     pub(crate) ids: Vec<i32>,
+    /// How many of them came with each piece.
+    pub(crate) piece_ids: Vec<usize>,
     pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) end: Option<Result<(Finish, Usage), Refusal>>,
     pub(crate) cached: u32,
@@ -130,6 +132,7 @@ pub(crate) async fn read(mut generation: Generation) -> Answer {
                 logprobs,
             } => {
                 assert_eq!(usize::try_from(tokens).ok(), Some(ids.len()));
+                answer.piece_ids.push(ids.len());
                 answer.ids.extend(ids);
                 answer.text.push_str(&text);
                 answer.pieces.push(text);

@@ -289,7 +289,7 @@ fn pictures_go_to_models_that_see() {
     let seeing = router(vec![report("a", 1, vec![tier(Fast), seeing])], now);
     let needs = Needs {
         image: true,
-        audio: false,
+        ..Needs::default()
     };
     let target = auto(Fast);
     let principal = ada();

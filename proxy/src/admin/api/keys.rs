@@ -39,7 +39,7 @@ impl Api {
             TokenKind::Client
         };
         let once = at.asked.once()?;
-        let token = self.operations.token(kind, once).await?;
+        let token = self.operations.token(kind, once.as_deref()).await?;
         let record = self.operations.key_record(&order, &token).await?;
         let made = |record: KeyRecord| KeyMade {
             key: token.reveal().expose().clone(),

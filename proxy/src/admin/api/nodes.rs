@@ -23,7 +23,10 @@ impl Api {
     pub(super) async fn invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: InviteOrder = at.asked.order_or_default()?;
         let once = at.asked.once()?;
-        let token = self.operations.token(TokenKind::Join, once).await?;
+        let token = self
+            .operations
+            .token(TokenKind::Join, once.as_deref())
+            .await?;
         let record = self.operations.join_record(order, &token).await?;
         if once.is_some()
             && let Some(known) = self.join_token(token.id()).await?

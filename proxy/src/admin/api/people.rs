@@ -1,5 +1,7 @@
 //! People, their plans and limits, and the deny list.
 
+use std::path::Path;
+
 use config::ids::{KeyId, Tenant, UserId};
 use policy::ledger::Aspect;
 use serde_json::Value;
@@ -8,9 +10,10 @@ use super::books::Period;
 use super::{Answer, Api, At, Page, json, sealed, tag};
 use crate::admin::operations::{self, AdminError};
 use crate::admin::words::{
-    DenialOrder, DenialView, Erased, KeyView, PlanView, UsageRow, UserExport, UserPatch, UserView,
+    Backup, BackupOrder, DenialOrder, DenialView, Erased, KeyView, PlanView, UsageRow, UserExport,
+    UserPatch, UserView,
 };
-use crate::store::ledger::RecordQuery;
+use crate::store::ledger::{AuditRecord, RecordQuery};
 use crate::store::{Denial, Denied, UserRecord};
 
 /// Characters of a reason.
@@ -87,6 +90,7 @@ impl Api {
             after.plan = plan;
         }
         after.overrides = patch.overrides.unwrap_or(after.overrides);
+        operations::check_figures(&after.overrides)?;
         if let Some(names) = patch.groups {
             after.groups = operations::groups(&names)?;
         }
@@ -145,8 +149,17 @@ impl Api {
                 break;
             }
         }
+        let denials = store.denials().await?.into_iter();
+        let about = Denied::User(person.id.clone());
+        let denials = denials
+            .filter(|denial| denial.whom == about)
+            .map(DenialView::from)
+            .collect();
+        let audit = self.acts_on(&person, &keys).await?;
         self.note(at, at.id, (Value::Null, Value::Null)).await?;
         Answer::ok(&UserExport {
+            denials,
+            audit,
             user: person.into(),
             keys,
             usage: usage
@@ -155,6 +168,28 @@ impl Api {
                 .collect(),
             records,
         })
+    }
+
+    /// Lines of the audit log that name the person, or a key of theirs.
+    async fn acts_on(
+        &self,
+        person: &UserRecord,
+        keys: &[KeyView],
+    ) -> Result<Vec<AuditRecord>, AdminError> {
+        let store = self.operations.store();
+        let last = store.last_audit().await?.map_or(0, |last| last.seq);
+        let after = last.saturating_sub(EXPORTED_MAX as u64);
+        let lines = store.audit(after, EXPORTED_MAX).await?;
+        let id = person.id.as_str();
+        let denied = format!("user:{id}");
+        let is_theirs = |line: &AuditRecord| {
+            let target = line.act.target.as_str();
+            target == id
+                || target == denied
+                || line.act.actor == denied
+                || keys.iter().any(|key| key.id.as_str() == target)
+        };
+        Ok(lines.into_iter().filter(is_theirs).collect())
     }
 
     pub(super) async fn erase(&self, at: &At<'_>) -> Result<Answer, AdminError> {
@@ -180,11 +215,48 @@ impl Api {
         let tenant = known.map_or_else(Tenant::default, |known| known.tenant);
         let usage_rows = store.forget_usage(&tenant, &id).await?;
         let account = store.remove_user(&id).await?;
+        let about = Denied::User(id.clone());
+        let denials = store.denials().await?;
+        let denials = denials.iter().filter(|denial| denial.whom == about).count();
+        if denials > 0 {
+            store.undeny(&about).await?;
+        }
         Answer::ok(&Erased {
             id,
             account,
             keys_revoked: theirs.len(),
             usage_rows,
+            denials,
+        })
+    }
+
+    /// A copy of the store beside it: for who is at the machine, because it writes a file there.
+    pub(super) async fn backup(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        if !at.asked.is_local() {
+            return Err(AdminError::Forbidden(
+                "a backup is written on the proxy's machine: run `hearth-proxy store backup FILE` there".into(),
+            ));
+        }
+        let order: BackupOrder = at.asked.order()?;
+        let file = Path::new(&order.file);
+        if !file.is_absolute() {
+            return Err(AdminError::Invalid(format!(
+                "file is {:?}: an absolute path",
+                order.file
+            )));
+        }
+        if file.exists() {
+            return Err(AdminError::Conflict(format!(
+                "{} is there already: name a file that is not",
+                order.file
+            )));
+        }
+        self.note(at, &order.file, (Value::Null, Value::Null))
+            .await?;
+        let bytes = self.operations.store().backup(file).await?;
+        Answer::made(&Backup {
+            file: order.file,
+            bytes,
         })
     }
 
@@ -229,7 +301,7 @@ fn whom(text: &str) -> Result<Denied, AdminError> {
     operations::label("whom", name, 512)?;
     match kind {
         "user" => Ok(Denied::User(UserId::new(name))),
-        "key" => Ok(Denied::Key(operations::key_id(name)?)),
+        "key" => Ok(Denied::Key(operations::key_id(name).map_err(|_| wrong())?)),
         "tenant" => Ok(Denied::Tenant(name.parse().map_err(|_| wrong())?)),
         _ => Err(wrong()),
     }

@@ -12,7 +12,7 @@ use super::node::Act;
 async fn ask(house: &House, path: &str, body: &Value) -> (Client, policy::record::AccessRecord) {
     let key = house.key_with(&Scope::ALL).await;
     let bearer = format!("Bearer {key}");
-    let mut client = Client::sending(&body.to_string());
+    let mut client = Client::sending(body.to_string());
     let headers = [("authorization", bearer.as_str())];
     let record = house
         .ask_with(Method::POST, path, &headers, &mut client)

@@ -15,7 +15,7 @@ use crate::store::counting::ReservationId;
 use crate::store::memory::{Changes, Charged, Disk, Open, Slot};
 
 /// Value and end of its meaning in Unix milliseconds, by the counter's key.
-const COUNTERS: TableDefinition<'static, &'static str, (u64, u64)> =
+pub(super) const COUNTERS: TableDefinition<'static, &'static str, (u64, u64)> =
     TableDefinition::new("counters");
 /// What is charged and not settled yet, by the reservation's id.
 const RESERVATIONS: TableDefinition<'static, &'static [u8], &'static [u8]> =
@@ -133,9 +133,7 @@ pub(super) fn write(
     for (id, open) in &changes.reservations {
         match open {
             Some(open) => {
-                let row = serde_json::to_vec(&Row::from(open))
-                    .map_err(|error| StoreError::Corrupt(format!("reservations: {error}")))?;
-                table.insert(id.as_bytes().as_slice(), row.as_slice())?;
+                table.insert(id.as_bytes().as_slice(), bytes_of(open)?.as_slice())?;
             }
             None => {
                 table.remove(id.as_bytes().as_slice())?;
@@ -143,6 +141,22 @@ pub(super) fn write(
         }
     }
     Ok(next)
+}
+
+fn bytes_of(open: &Open) -> Result<Vec<u8>, FileError> {
+    serde_json::to_vec(&Row::from(open))
+        .map_err(|error| StoreError::Corrupt(format!("reservations: {error}")).into())
+}
+
+/// Writes one reservation as it is.
+pub(super) fn put_open(
+    transaction: &WriteTransaction,
+    id: &ReservationId,
+    open: &Open,
+) -> Result<(), FileError> {
+    let mut table = transaction.open_table(RESERVATIONS)?;
+    table.insert(id.as_bytes().as_slice(), bytes_of(open)?.as_slice())?;
+    Ok(())
 }
 
 /// Keys of the next rows that have expired, and the key after them; empty at the end.

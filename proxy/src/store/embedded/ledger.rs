@@ -2,6 +2,7 @@
 //! same transaction, so that a crash leaves both or neither.
 
 use std::ops::Bound;
+use std::path::Path;
 
 use async_trait::async_trait;
 use config::ids::{Tenant, UserId};
@@ -15,6 +16,7 @@ use crate::store::ledger::{
     AuditAct, AuditRecord, Breakdown, Keep, LOOKED_AT_MAX, Ledger, PRUNED_A_CALL, RecordPage,
     RecordQuery,
 };
+use crate::store::transfer::{Row, SavedSum};
 
 /// Entries, by tenant, moment and id.
 const ENTRIES: TableDefinition<'static, &'static [u8], &'static [u8]> =
@@ -217,6 +219,95 @@ fn old_sums(
     Ok(old)
 }
 
+/// Writes an entry that is in the sums already.
+pub(super) fn put_entry(
+    transaction: &WriteTransaction,
+    entry: &LedgerEntry,
+) -> Result<(), FileError> {
+    let mut table = transaction.open_table(ENTRIES)?;
+    table.insert(place(entry).as_slice(), entry.to_bytes().as_slice())?;
+    Ok(())
+}
+
+/// Sets a sum.
+pub(super) fn put_sum(transaction: &WriteTransaction, sum: &SavedSum) -> Result<(), FileError> {
+    let aspect: Aspect = sum
+        .aspect
+        .parse()
+        .map_err(|_| StoreError::Corrupt(format!("the aspect {} of a sum", sum.aspect)))?;
+    let key = format!("{}{}", prefix(&sum.period, &sum.tenant, aspect), sum.value);
+    let mut table = transaction.open_table(SUMS)?;
+    table.insert(key.as_str(), sum.row)?;
+    Ok(())
+}
+
+/// Writes a line of the audit log as it is.
+pub(super) fn put_audit(
+    transaction: &WriteTransaction,
+    line: &AuditRecord,
+) -> Result<(), FileError> {
+    let bytes = serde_json::to_vec(line)
+        .map_err(|error| StoreError::Corrupt(format!("audit: {error}")))?;
+    let mut table = transaction.open_table(AUDIT)?;
+    table.insert(line.seq, bytes.as_slice())?;
+    Ok(())
+}
+
+/// Entries of all tenants after a place, in hex.
+pub(super) fn entries_after(
+    file: &Database,
+    after: Option<&str>,
+    most: usize,
+) -> Result<(Vec<Row>, Option<String>), FileError> {
+    let table = file.begin_read()?.open_table(ENTRIES)?;
+    let after = after
+        .map(hex::decode)
+        .transpose()
+        .map_err(|_| StoreError::Corrupt("a cursor that is not ours".into()))?;
+    let from = after
+        .as_deref()
+        .map_or(Bound::Unbounded, Bound::Excluded);
+    let (mut rows, mut last) = (Vec::new(), None);
+    for row in table
+        .range::<&[u8]>((from, Bound::Unbounded))?
+        .take(most)
+    {
+        let (place, bytes) = row?;
+        let entry = LedgerEntry::from_bytes(bytes.value())
+            .map_err(|error| StoreError::Corrupt(format!("ledger: {error}")))?;
+        rows.push(Row::Entry(Box::new(entry)));
+        last = Some(hex::encode(place.value()));
+    }
+    Ok((rows, last))
+}
+
+/// Sums after a name.
+pub(super) fn sums_after(
+    file: &Database,
+    after: Option<&str>,
+    most: usize,
+) -> Result<(Vec<Row>, Option<String>), FileError> {
+    let table = file.begin_read()?.open_table(SUMS)?;
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let (mut rows, mut last) = (Vec::new(), None);
+    for row in table.range::<&str>((from, Bound::Unbounded))?.take(most) {
+        let (name, sum) = row?;
+        let parts: Vec<&str> = name.value().splitn(4, GAP).collect();
+        let [period, tenant, aspect, value] = parts.as_slice() else {
+            return Err(StoreError::Corrupt("the name of a sum".into()).into());
+        };
+        rows.push(Row::Sum(SavedSum {
+            tenant: Tenant::new(*tenant),
+            period: (*period).to_owned(),
+            aspect: (*aspect).to_owned(),
+            value: (*value).to_owned(),
+            row: sum.value(),
+        }));
+        last = Some(name.value().to_owned());
+    }
+    Ok((rows, last))
+}
+
 fn forget(file: &Database, tenant: &Tenant, user: &UserId) -> Result<u64, FileError> {
     write(file, |transaction| {
         let mut table = transaction.open_table(ENTRIES)?;
@@ -336,6 +427,12 @@ impl Ledger for Embedded {
         self.worker
             .ask(move |file| forget(file, &tenant, &user))
             .await
+    }
+
+    async fn backup(&self, to: &Path) -> Result<u64, StoreError> {
+        let written = Self::backup(self, to).await?;
+        // What a crash would have left behind in the file was put in order meanwhile.
+        Ok(std::fs::metadata(to).map_or(written, |file| file.len()))
     }
 
     async fn note(&self, act: &AuditAct) -> Result<AuditRecord, StoreError> {

@@ -254,6 +254,43 @@ fn known_secret(file: &Database, name: &str) -> Result<Option<Secret<[u8; 32]>>,
     Ok(Some(Secret::new(known)))
 }
 
+/// All secrets, by name.
+pub(super) fn secrets(file: &Database) -> Result<Vec<(String, Secret<[u8; 32]>)>, FileError> {
+    let table = file.begin_read()?.open_table(SECRETS)?;
+    let mut names = Vec::new();
+    for row in table.iter()? {
+        names.push(row?.0.value().to_owned());
+    }
+    drop(table);
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        if let Some(secret) = known_secret(file, &name)? {
+            all.push((name, secret));
+        }
+    }
+    Ok(all)
+}
+
+/// Sets a secret that is not there yet.
+pub(super) fn put_secret(
+    file: &Database,
+    name: &str,
+    secret: &Secret<[u8; 32]>,
+) -> Result<(), FileError> {
+    match known_secret(file, name)? {
+        Some(known) if known == *secret => Ok(()),
+        Some(_) => Err(StoreError::Corrupt(format!(
+            "the secret {name} is there already, and another one"
+        ))
+        .into()),
+        None => write(file, |transaction| {
+            let mut table = transaction.open_table(SECRETS)?;
+            table.insert(name, secret.expose().as_slice())?;
+            Ok(())
+        }),
+    }
+}
+
 /// One durable transaction; an error leaves everything as it was.
 pub(super) fn write<T>(
     file: &Database,

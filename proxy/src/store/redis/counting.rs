@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Lua};
 use crate::store::StoreError;
+use crate::store::transfer::{RuleCode, rule_code};
 use crate::store::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement};
 
 /// Ids that one call extends.
@@ -34,7 +35,7 @@ pub(in crate::store) struct Owed {
     /// Without the prefix.
     pub(in crate::store) key: Arc<str>,
     /// `g`, `w`, `h` and its two numbers, as in the scripts.
-    pub(in crate::store) rule: (char, u64, u64),
+    pub(in crate::store) rule: RuleCode,
     /// Units.
     pub(in crate::store) spent: u64,
 }
@@ -63,21 +64,12 @@ impl Bill {
             owed: owed
                 .map(|(counter, spent)| Owed {
                     key: Arc::clone(&counter.key),
-                    rule: rule(counter.rule),
+                    rule: rule_code(counter.rule),
                     spent: *spent,
                 })
                 .collect(),
             entry: settlement.entry.clone(),
         }
-    }
-}
-
-/// The rule as the scripts know it.
-const fn rule(rule: Rule) -> (char, u64, u64) {
-    match rule {
-        Rule::Gcra(rate) => ('g', rate.period_ms, rate.limit),
-        Rule::Window(window) => ('w', window.resets_at_ms, window.limit),
-        Rule::Held { limit } => ('h', 0, limit),
     }
 }
 
@@ -170,7 +162,6 @@ impl Counters {
                 .run_and_wait(&self.reserving, &keys, (&args, self.replicas))
                 .await?;
             if held < self.replicas {
-                self.withdraw(reservation).await;
                 return Err(StoreError::Unavailable(format!(
                     "{held} of {} replicas of Redis hold the reservation",
                     self.replicas
@@ -181,22 +172,16 @@ impl Counters {
         Seen::read(&seen)?.decision(counters, *elastic)
     }
 
-    /// A reservation that does not count: what it charged goes back. If this fails too, its lease gives it back.
-    async fn withdraw(&self, reservation: &Reservation) {
-        let bill = Bill {
+    /// A reservation that does not count, though Redis may have charged it: what it charged goes back. If this fails too, its
+    /// lease gives it back.
+    pub(super) async fn withdraw(&self, reservation: &Reservation) {
+        let bill = Bill::of(&Settlement {
             id: reservation.id,
             tenant: reservation.tenant.clone(),
-            owed: reservation
-                .counters
-                .iter()
-                .map(|counter| Owed {
-                    key: Arc::clone(&counter.key),
-                    rule: rule(counter.rule),
-                    spent: 0,
-                })
-                .collect(),
+            counters: reservation.counters.clone(),
+            spent: vec![0; reservation.counters.len()],
             entry: None,
-        };
+        });
         if let Err(error) = self.settle(&bill, None).await {
             tracing::debug!(%error, "a reservation is left to its lease");
         }
@@ -381,7 +366,7 @@ fn admission(
         number(elastic.min),
     ];
     for counter in counters {
-        let (letter, a, limit) = rule(counter.rule);
+        let (letter, a, limit) = rule_code(counter.rule);
         args.push(letter.to_string().into_bytes());
         args.extend([a, limit, counter.cost, counter.per_million].map(number));
     }

@@ -73,6 +73,8 @@ pub(super) enum Dialer {
         client: ClusterClient,
         /// Any of them passes on what is published.
         nodes: Vec<Client>,
+        /// To the others.
+        way: Way,
     },
 }
 
@@ -86,7 +88,7 @@ pub(super) struct Sentinels {
 }
 
 /// How any server of a deployment is reached.
-struct Way {
+pub(super) struct Way {
     is_tls: bool,
     certificates: TlsCertificates,
     username: Option<String>,
@@ -170,6 +172,7 @@ impl Dialer {
                 Ok(Self::Cluster {
                     client: cluster(&way, &nodes)?,
                     nodes,
+                    way,
                 })
             }
         }
@@ -182,6 +185,42 @@ impl Dialer {
             Self::Sentinels(sentinels) => primary(&sentinels.find().await?, timeout).await,
             Self::Cluster { client, .. } => Ok(Line::Cluster(client.get_async_connection().await?)),
         }
+    }
+
+    /// A connection to every server that holds keys of its own.
+    pub(super) async fn primaries(
+        &self,
+        timeout: Duration,
+    ) -> Result<Vec<MultiplexedConnection>, RedisError> {
+        let config = config(timeout);
+        let (way, seeds) = match self {
+            Self::One(client) => {
+                let connect = client.get_multiplexed_async_connection_with_config(&config);
+                return Ok(vec![connect.await?]);
+            }
+            Self::Sentinels(sentinels) => {
+                let client = sentinels.find().await?;
+                let connect = client.get_multiplexed_async_connection_with_config(&config);
+                return Ok(vec![connect.await?]);
+            }
+            Self::Cluster { way, nodes, .. } => (way, nodes),
+        };
+        let mut last = nobody();
+        for seed in seeds {
+            match addresses(seed, &config).await {
+                Ok(addresses) => {
+                    let mut all = Vec::with_capacity(addresses.len());
+                    for address in addresses {
+                        let client = way.to(&address)?;
+                        let connect = client.get_multiplexed_async_connection_with_config(&config);
+                        all.push(connect.await?);
+                    }
+                    return Ok(all);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     /// A connection that hears channels.
@@ -248,6 +287,33 @@ impl Sentinels {
             ))
         })
     }
+}
+
+/// The primaries of a cluster, sorted, as one of its nodes knows them.
+async fn addresses(
+    node: &Client,
+    config: &AsyncConnectionConfig,
+) -> Result<Vec<String>, RedisError> {
+    let mut connection = node
+        .get_multiplexed_async_connection_with_config(config)
+        .await?;
+    let text: String = redis::cmd("CLUSTER")
+        .arg("NODES")
+        .query_async(&mut connection)
+        .await?;
+    // <id> <host:port@bus[,name]> <flags> ...
+    let mut all: Vec<String> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            let (address, flags) = (words.next()?, words.next()?);
+            let is_primary = flags.split(',').any(|flag| flag == "master");
+            let (address, _) = address.split_once('@')?;
+            is_primary.then(|| address.to_owned())
+        })
+        .collect();
+    all.sort();
+    Ok(all)
 }
 
 /// A connection to a server, if it may write. Whoever may not ask for its role finds out with the first write.

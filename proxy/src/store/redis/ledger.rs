@@ -25,27 +25,27 @@ const SETTLES_WITHIN_MS: u64 = 3_600_000;
 /// Clocks of proxies and Redis may differ by so much.
 const SKEW_MS: u64 = 60_000;
 /// The one field of a stream entry, as the settlement script writes it.
-const FIELD: &str = "e";
+pub(super) const FIELD: &str = "e";
 /// Between the parts of a sum's name; no part holds it.
-const GAP: char = '\0';
+pub(super) const GAP: char = '\0';
 
 /// An entry as `XRANGE` returns it.
 type Row = (String, (String, Vec<u8>));
 
 impl Redis {
-    fn ledger_stream(&self, slot: &Tenant) -> String {
+    pub(super) fn ledger_stream(&self, slot: &Tenant) -> String {
         self.counters.ledger_stream(slot)
     }
 
-    fn ledger_cursor(&self, slot: &Tenant) -> String {
+    pub(super) fn ledger_cursor(&self, slot: &Tenant) -> String {
         format!("{}:ledger-cursor:{{{slot}}}", self.prefix)
     }
 
-    fn usage_periods(&self, slot: &Tenant) -> String {
+    pub(super) fn usage_periods(&self, slot: &Tenant) -> String {
         format!("{}:usage-periods:{{{slot}}}", self.prefix)
     }
 
-    fn usage(&self, slot: &Tenant, period: &str) -> String {
+    pub(super) fn usage(&self, slot: &Tenant, period: &str) -> String {
         format!("{}:usage:{{{slot}}}:{period}", self.prefix)
     }
 
@@ -53,7 +53,7 @@ impl Redis {
         format!("{{{}}}:audit", self.prefix)
     }
 
-    async fn slots(&self) -> Result<BTreeSet<Tenant>, StoreError> {
+    pub(super) async fn slots(&self) -> Result<BTreeSet<Tenant>, StoreError> {
         let slots = self.counters.ledger_slots();
         let names: Vec<String> = self
             .link
@@ -63,7 +63,7 @@ impl Redis {
     }
 
     /// Entries of one slot after an id (or from a moment), in the order of their settlements.
-    async fn range(&self, slot: &Tenant, from: &str, to: &str) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn range(&self, slot: &Tenant, from: &str, to: &str) -> Result<Vec<Row>, StoreError> {
         let mut range = redis::cmd("XRANGE");
         range
             .arg(self.ledger_stream(slot))
@@ -177,7 +177,7 @@ impl Redis {
         }
     }
 
-    async fn periods(&self, slot: &Tenant) -> Result<Vec<String>, StoreError> {
+    pub(super) async fn periods(&self, slot: &Tenant) -> Result<Vec<String>, StoreError> {
         let key = self.usage_periods(slot);
         self.link
             .call_at_leisure(async |connection| connection.smembers(&key).await)
@@ -280,6 +280,16 @@ impl Redis {
         Ok(gone)
     }
 
+    /// Adds a line to the audit log as it is.
+    pub(super) async fn put_audit(&self, line: &AuditRecord) -> Result<(), StoreError> {
+        let text = serde_json::to_string(line)
+            .map_err(|error| StoreError::Corrupt(format!("audit: {error}")))?;
+        let list = self.audit_list();
+        self.link
+            .call_at_leisure(async |connection| connection.rpush::<_, _, ()>(&list, &text).await)
+            .await
+    }
+
     async fn audit_range(&self, from: isize, to: isize) -> Result<Vec<AuditRecord>, StoreError> {
         let list = self.audit_list();
         let lines: Vec<String> = self
@@ -296,27 +306,31 @@ impl Redis {
     }
 }
 
-fn read(bytes: &[u8]) -> Result<LedgerEntry, StoreError> {
+pub(super) fn read(bytes: &[u8]) -> Result<LedgerEntry, StoreError> {
     LedgerEntry::from_bytes(bytes).map_err(|error| StoreError::Corrupt(format!("ledger: {error}")))
 }
 
 fn field(key: &SumKey) -> String {
-    format!("{}{GAP}{}{GAP}{}", key.tenant, key.aspect, key.value)
+    field_of(&key.tenant, key.aspect.as_str(), &key.value)
 }
 
-fn row(sum: Totals) -> Result<String, StoreError> {
+pub(super) fn field_of(tenant: &Tenant, aspect: &str, value: &str) -> String {
+    format!("{tenant}{GAP}{aspect}{GAP}{value}")
+}
+
+pub(super) fn row(sum: Totals) -> Result<String, StoreError> {
     serde_json::to_string(&sum.to_row())
         .map_err(|error| StoreError::Corrupt(format!("usage: {error}")))
 }
 
-fn totals(row: &str) -> Result<Totals, StoreError> {
+pub(super) fn totals(row: &str) -> Result<Totals, StoreError> {
     serde_json::from_str(row)
         .map(Totals::from_row)
         .map_err(|error| StoreError::Corrupt(format!("usage: {error}")))
 }
 
 /// A text as a pattern of Redis that matches it alone.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for letter in text.chars() {
         if matches!(letter, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {

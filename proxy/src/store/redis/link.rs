@@ -172,6 +172,27 @@ impl Link {
         call
     }
 
+    /// Asks one of the primaries, by number, and says how many there are.
+    pub(super) async fn ask_primary<T: FromRedisValue>(
+        &self,
+        number: usize,
+        command: &redis::Cmd,
+    ) -> Result<(usize, T), StoreError> {
+        let ask = async {
+            let primaries = self.dialer.primaries(PATIENCE).await?;
+            let count = primaries.len();
+            let mut connection = primaries
+                .into_iter()
+                .nth(number)
+                .ok_or_else(|| RedisError::from((ErrorKind::Client, "no such primary")))?;
+            Ok((count, command.query_async(&mut connection).await?))
+        };
+        match tokio::time::timeout(PATIENCE, ask).await {
+            Ok(asked) => asked.map_err(|error| fault(&error)),
+            Err(_) => Err(no_answer(PATIENCE)),
+        }
+    }
+
     /// A connection of its own that receives what is published on a channel.
     pub(super) async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, StoreError> {
         let subscribe = async {

@@ -42,6 +42,25 @@ impl Redis {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A secret that Redis gets when it is asked for and not there.
+    pub(super) fn remember_secret(&self, name: &str, secret: &Secret<[u8; 32]>) {
+        self.secrets().insert(name.to_owned(), secret.clone());
+    }
+
+    /// All secrets, by name.
+    pub(super) async fn all_secrets(&self) -> Result<Vec<(String, Secret<[u8; 32]>)>, StoreError> {
+        self.seal_all().await?;
+        let mut texts = self.texts(SECRETS).await?;
+        texts.sort();
+        texts
+            .into_iter()
+            .map(|(name, text)| {
+                let secret = self.seal.decrypt(&name, &text)?;
+                Ok((name, secret))
+            })
+            .collect()
+    }
+
     fn hash(&self, records: &str) -> String {
         format!("{{{}}}:{records}", self.prefix)
     }

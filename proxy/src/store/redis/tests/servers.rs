@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use config::secret::Secret;
 use config::settings::proxy::{
-    Login, OnFailure, Redis as RedisSettings, RedisTls, Servers, Store as StoreSettings,
+    Login, OnFailure, Redis as RedisSettings, RedisTls, Servers,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redis::aio::MultiplexedConnection;
@@ -174,13 +174,6 @@ impl RedisServer {
             secret_key_file: Some(self.key_file()),
             ..settings(&self.url())
         }
-    }
-
-    pub(crate) fn settings(&self, on_failure: OnFailure) -> StoreSettings {
-        StoreSettings::Redis(Box::new(RedisSettings {
-            on_failure,
-            ..self.redis_settings()
-        }))
     }
 
     /// A proxy's store, with a state directory of its own.

@@ -1,0 +1,163 @@
+//! What is kept about a person, what is forgotten, and who may do what only this machine may.
+
+use config::ids::Tenant;
+use config::settings::plan::Zone;
+use policy::calendar::Today;
+
+use super::super::server::now_unix_ms;
+use super::super::words::{Erased, UserExport};
+use super::*;
+use crate::store::UserRecord;
+
+fn person(id: &str) -> UserRecord {
+    UserRecord {
+        id: UserId::new(id),
+        tenant: Tenant::default(),
+        issuer: "https://issuer.example".into(),
+        email: None,
+        groups: vec!["family".into()],
+        plan: None,
+        overrides: Plan::default(),
+        disabled_unix: None,
+        first_seen_unix: 100,
+        last_seen_unix: 100,
+    }
+}
+
+#[tokio::test]
+async fn a_person_is_exported_whole_and_forgotten_but_for_the_audit_log() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let key: KeyMade = client
+        .post(
+            "/admin/v1/keys",
+            &KeyOrder {
+                owner: Some("ada".into()),
+                ..order("laptop")
+            },
+        )
+        .await
+        .unwrap();
+    desk.store.create_user(&person("ada")).await.unwrap();
+    let changes = [JSON, ("if-match", "*")];
+    let patch = r#"{"overrides":{"text_per_day":7}}"#;
+    let at = ("PATCH", "/admin/v1/users/ada");
+    assert_eq!(ask(&mut client, at, &changes, patch).await.0, 200);
+    let at = ("POST", "/admin/v1/denials");
+    let denial = r#"{"whom":"user:ada","reason":"lost phone"}"#;
+    assert_eq!(ask(&mut client, at, &[JSON], denial).await.0, 201);
+    let now_ms = now_unix_ms();
+    let entry = LedgerEntry {
+        at_unix_ms: now_ms,
+        day: Today::at(Zone::default(), now_ms)
+            .day
+            .label
+            .to_string()
+            .into(),
+        ..LedgerEntry::new(
+            format!("{:032}", 1),
+            RequestId::new("req_1"),
+            UserId::new("ada"),
+        )
+    };
+    desk.store
+        .append(std::slice::from_ref(&entry))
+        .await
+        .unwrap();
+
+    let all: UserExport = client.get("/admin/v1/users/ada/export").await.unwrap();
+    assert_eq!(all.user.overrides.text_per_day, Some(7));
+    assert_eq!(all.keys[0].id, key.record.id);
+    assert_eq!(all.records, [entry]);
+    assert_eq!(all.usage[0].totals.requests, 1);
+    assert_eq!(all.denials[0].reason, "lost phone");
+    let acts: Vec<&str> = all.audit.iter().map(|line| &*line.act.action).collect();
+    assert_eq!(acts, ["key.create", "user.patch", "denial.put"]);
+
+    let erased: Erased = delete(&mut client, "/admin/v1/users/ada").await.unwrap();
+    assert!(erased.account);
+    assert_eq!((erased.keys_revoked, erased.denials), (1, 1));
+    // The entry; of a day and of its month, the sum of the person.
+    assert_eq!(erased.usage_rows, 1 + 2);
+    let status = ask(&mut client, ("GET", "/admin/v1/users/ada"), &[], "").await;
+    assert_eq!(status.0, 404);
+    assert_eq!(desk.store.denials().await.unwrap(), []);
+    let last = desk.store.last_audit().await.unwrap().unwrap().act;
+    assert_eq!(last.action, "user.erase");
+    assert!(!last.target.contains("ada"), "the hashed name alone");
+    let check: AuditCheck = client.get("/admin/v1/audit/verify").await.unwrap();
+    assert!(check.is_whole);
+}
+
+#[tokio::test]
+async fn a_backup_is_a_store_of_its_own_and_replaces_nothing() {
+    let desk = Desk::open().await;
+    let mut client = desk.client().await;
+    let _: KeyMade = client
+        .post("/admin/v1/keys", &order("laptop"))
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(crate::store::embedded::FILE_NAME);
+    let wanted = json!({ "file": file }).to_string();
+    let at = ("POST", "/admin/v1/backups");
+    let (status, _, made) = ask(&mut client, at, &[JSON], &wanted).await;
+    assert_eq!(status, 201, "{made}");
+    assert_eq!(made["bytes"], std::fs::metadata(&file).unwrap().len());
+    assert_eq!(ask(&mut client, at, &[JSON], &wanted).await.0, 409);
+    let beside = r#"{"file":"hearth.redb"}"#;
+    assert_eq!(ask(&mut client, at, &[JSON], beside).await.0, 400);
+    let copy = Embedded::open(folder.path()).unwrap();
+    assert_eq!(crate::store::Records::keys(&copy).await.unwrap().len(), 1);
+}
+
+fn asked(actor: &str, from: &str, path: &str, body: &str) -> Asked {
+    let mut headers = http::HeaderMap::new();
+    let json = http::HeaderValue::from_static("application/json");
+    headers.insert(http::header::CONTENT_TYPE, json);
+    headers.insert("idempotency-key", http::HeaderValue::from_static("first"));
+    Asked {
+        method: http::Method::POST,
+        path: path.into(),
+        query: None,
+        headers,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        actor: actor.into(),
+        from: from.into(),
+        request_id: RequestId::new("req_1"),
+        now_unix_ms: now_unix_ms(),
+    }
+}
+
+#[tokio::test]
+async fn two_callers_may_use_one_idempotency_key_and_strangers_write_no_file() {
+    let desk = Desk::open().await;
+    let operations = Operations::new(
+        Arc::clone(&desk.store),
+        "https://llm.example.org".into(),
+        None,
+        None,
+    );
+    let api = Api::new(operations, ApiFacts::for_tests());
+    let mut made = Vec::new();
+    for actor in ["key:a", "key:b", "key:a"] {
+        let asked = asked(actor, "192.0.2.7", "/admin/v1/keys", r#"{"name":"same"}"#);
+        let answer = api.answer(&asked).await;
+        assert_eq!(answer.status, http::StatusCode::CREATED);
+        let key: KeyMade = serde_json::from_slice(&answer.body).unwrap();
+        made.push(key.key);
+    }
+    assert_eq!(made[0], made[2], "the same caller gets the same key");
+    assert_ne!(made[0], made[1], "another caller gets another one");
+
+    let mut long = asked("key:a", "192.0.2.7", "/admin/v1/keys", r#"{"name":"a"}"#);
+    let name = http::HeaderValue::from_str(&"x".repeat(256)).unwrap();
+    long.headers.insert("idempotency-key", name);
+    let refused = api.answer(&long).await.status;
+    assert_eq!(refused, http::StatusCode::BAD_REQUEST);
+
+    let folder = tempfile::tempdir().unwrap();
+    let body = json!({ "file": folder.path().join("copy.redb") }).to_string();
+    let far = asked("key:a", "192.0.2.7", "/admin/v1/backups", &body);
+    assert_eq!(api.answer(&far).await.status, http::StatusCode::FORBIDDEN);
+}
