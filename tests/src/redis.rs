@@ -1,5 +1,6 @@
 //! A real redis-server on a port of its own, which a story may kill and bring back.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,8 +26,15 @@ impl Redis {
             port: free_tcp_port(),
             process: None,
         };
+        std::fs::write(redis.key_file(), format!("{}\n", "5a".repeat(32)))
+            .expect("a key file can be written");
         redis.restart().await;
         redis
+    }
+
+    /// The key that every proxy of this Redis shares.
+    pub fn key_file(&self) -> PathBuf {
+        self.folder.path().join("store.key")
     }
 
     /// Starts it again on the same port, with what it had saved.

@@ -29,7 +29,9 @@ use crate::spec::Sampling;
 /// Without a `top_k`, tokens beyond this rank have no chance; together they hold far less than a thousandth of the
 /// probability.
 const CANDIDATES_MAX: usize = 1_024;
-/// Where a grammar looks when it allows none of those, before it looks everywhere.
+/// Where a grammar looks first when only the best token that it allows is wanted.
+const CANDIDATES_FEW: usize = 64;
+/// Where it looks when it allows none of the [`CANDIDATES_MAX`] best, before it looks everywhere.
 const CANDIDATES_MORE: usize = 16 * 1_024;
 /// Below this, a temperature means "the best token".
 const TEMPERATURE_MIN: f32 = 1e-4;
@@ -145,13 +147,14 @@ impl Sampler {
         }
         let deviation = self.deviation(logits);
         let candidates = scan::top(logits, self.candidates_wanted());
-        let (chosen, probability) = self.draw(candidates, deviation, Purpose::Token)?;
-        let (chosen, probability) = if self.allows(chosen) {
-            (chosen, probability)
-        } else {
-            let allowed = self.allowed(logits)?;
-            self.draw(allowed, deviation, Purpose::Again)?
-        };
+        // Needed again if the grammar refuses the first choice; fewer would leave too few that it allows.
+        let all = candidates.len() >= CANDIDATES_MAX && self.constraint.is_some();
+        let all = all.then(|| candidates.clone());
+        let (mut chosen, mut probability) = self.draw(candidates, deviation, Purpose::Token)?;
+        if !self.allows(chosen) {
+            let allowed = self.allowed(logits, all)?;
+            (chosen, probability) = self.draw(allowed, deviation, Purpose::Again)?;
+        }
         if let Some(surprise) = &mut self.surprise {
             surprise.observe(probability);
         }
@@ -162,7 +165,9 @@ impl Sampler {
         if self.allows(best) {
             return Some(best.token);
         }
-        self.allowed(logits)?.first().map(|best| best.token)
+        let few = scan::top(logits, CANDIDATES_FEW);
+        let allowed = self.allowed(logits, Some(few))?;
+        allowed.first().map(|best| best.token)
     }
 
     /// Nearly always the model follows the grammar by itself, and looking at one token is a thousand times cheaper.
@@ -175,19 +180,24 @@ impl Sampler {
         !only.is_empty()
     }
 
-    /// The best candidates that the grammar allows; looks further and further down.
-    fn allowed(&mut self, logits: &[f32]) -> Option<Vec<Candidate>> {
+    /// The best candidates that the grammar allows, among the first if it allows one of them; looks further and further down.
+    fn allowed(
+        &mut self,
+        logits: &[f32],
+        mut first: Option<Vec<Candidate>>,
+    ) -> Option<Vec<Candidate>> {
         let constraint = self.constraint.as_mut()?;
-        for most in [CANDIDATES_MAX, CANDIDATES_MORE, logits.len()] {
-            let mut allowed = scan::top(logits, most);
-            let everything = allowed.len() < most || most == logits.len();
+        let known = first.as_ref().map_or(0, Vec::len);
+        for most in [known, CANDIDATES_MAX, CANDIDATES_MORE, logits.len()] {
+            let mut allowed = match first.take() {
+                Some(first) => first,
+                None if most <= known => continue,
+                None => scan::top(logits, most),
+            };
             constraint.retain_allowed(&mut allowed);
             if !allowed.is_empty() {
                 allowed.truncate(CANDIDATES_MAX);
                 return Some(allowed);
-            }
-            if everything {
-                return None;
             }
         }
         None

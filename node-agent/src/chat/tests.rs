@@ -248,7 +248,10 @@ fn every_rule_of_sampling_comes_from_the_request_or_the_tier() {
     assert_eq!(dry.breakers, ["|"]);
     assert_eq!((rules.top_n_sigma, rules.dynatemp_range), (1.5, 0.5));
     assert_eq!((rules.typical_p, rules.xtc_probability), (0.9, 0.5));
-    assert_eq!((rules.repeat_penalty, rules.repeat_last_n), (1.2, Some(u32::MAX)));
+    assert_eq!(
+        (rules.repeat_penalty, rules.repeat_last_n),
+        (1.2, Some(u32::MAX))
+    );
     assert_eq!((rules.mirostat, rules.top_k), (None, 0));
     assert_eq!((spec.min_tokens, spec.ignore_eos), (4, true));
 }

@@ -102,7 +102,9 @@ impl Job {
         };
         let (plan, output) = task.prepare().await?;
         let (form_param, places) = (plan.form_param, plan.media_places);
-        let flow = Flow::start(ready, plan.specs, ends_at).await?;
+        let about = |refused: Refused| refused.about_form(form_param).about_media(&places);
+        let flow = Flow::start(ready, plan.specs, ends_at).await;
+        let flow = flow.map_err(about)?;
         let made = match output {
             Output::Stream(writer) => {
                 let live = Live::open(flow, writer, held, record).await;
@@ -110,7 +112,7 @@ impl Job {
             }
             Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
         };
-        made.map_err(|refused| refused.about_form(form_param).about_media(&places))
+        made.map_err(about)
     }
 }
 

@@ -125,6 +125,54 @@ async fn choices_stop_strings_and_log_probabilities_are_honoured() {
 }
 
 #[tokio::test]
+async fn choices_of_one_prompt_are_those_of_their_seeds_and_the_prompt_counts_once() {
+    let node = Node::ready(vec![tiny_fast()]).await;
+    let mut client = node.client().await;
+    let wild = json!({"temperature": 1.5, "top_p": 0.95, "xtc_probability": 0.2, "dry_multiplier": 0.8, "max_tokens": 12});
+    let mut alone = Vec::new();
+    for seed in 7..10 {
+        let fields = json!({"seed": seed});
+        let answer = client
+            .chat(&with(with(hello(), wild.clone()), fields))
+            .await;
+        alone.push(answer);
+    }
+    let all = client
+        .chat(&with(with(hello(), wild), json!({"seed": 7, "n": 3})))
+        .await;
+    let usage = |answer: &Value, key: &str| answer["usage"][key].as_u64().expect("a number");
+    let mut completion = 0;
+    for (choice, alone) in alone.iter().enumerate() {
+        assert_eq!(
+            all.json["choices"][choice]["message"]["content"],
+            alone.text()
+        );
+        completion += usage(&alone.json, "completion_tokens");
+    }
+    assert_eq!(usage(&all.json, "completion_tokens"), completion);
+    assert_eq!(
+        usage(&all.json, "prompt_tokens"),
+        usage(&alone[0].json, "prompt_tokens")
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_grammar_is_refused_with_its_line_and_column() {
+    let node = Node::ready(vec![tiny_fast()]).await;
+    let mut client = node.client().await;
+    let refused = client
+        .chat(&with(
+            hello(),
+            json!({"grammar": "root ::= \"a\"\nx ::= (y"}),
+        ))
+        .await;
+    let error = &refused.json["error"];
+    assert_eq!(error["param"], "grammar");
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains("line 2, column 7"), "{message}");
+}
+
+#[tokio::test]
 async fn text_completions_are_answered_streamed_and_whole() {
     let node = Node::ready(vec![tiny_fast()]).await;
     let mut client = node.client().await;

@@ -197,7 +197,13 @@ async fn lists_come_in_pages() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 7);
-    for wrong in ["limit=0", "limit=x", "cursor=", "colour=1", "limit=1&limit=2"] {
+    for wrong in [
+        "limit=0",
+        "limit=x",
+        "cursor=",
+        "colour=1",
+        "limit=1&limit=2",
+    ] {
         let path = format!("/admin/v1/keys?{wrong}");
         assert_eq!(
             ask(&mut client, ("GET", &path), &[], "").await.0,

@@ -247,10 +247,7 @@ impl Out<'_> {
 }
 
 /// Writes a whole store; how many rows.
-pub async fn export(
-    store: &dyn Store,
-    to: &mut (dyn Write + Send),
-) -> Result<u64, TransferError> {
+pub async fn export(store: &dyn Store, to: &mut (dyn Write + Send)) -> Result<u64, TransferError> {
     let mut out = Out {
         to,
         sum: digest::Context::new(&digest::SHA256),

@@ -127,7 +127,11 @@ fn sampling_out_of_range_is_named_with_its_value_and_range() {
     for (key, value, range) in [
         ("temperature", json!(2.5), "2.5 is not a number from 0 to 2"),
         ("top_k", json!(-2), "-2 is not an integer from -1 to"),
-        ("xtc_probability", json!(1.5), "1.5 is not a number from 0 to 1"),
+        (
+            "xtc_probability",
+            json!(1.5),
+            "1.5 is not a number from 0 to 1",
+        ),
         ("dry_base", json!(0.5), "0.5 is not a number from 1 to 10"),
         ("mirostat", json!(3), "3 is not an integer from 0 to 2"),
         ("repeat_penalty", json!(0), "0 is outside"),
@@ -135,7 +139,11 @@ fn sampling_out_of_range_is_named_with_its_value_and_range() {
     ] {
         let refused = chat(&with(key, value)).expect_err(key);
         assert_eq!(refused.param.as_deref(), Some(key));
-        assert!(refused.message.contains(range), "{key}: {}", refused.message);
+        assert!(
+            refused.message.contains(range),
+            "{key}: {}",
+            refused.message
+        );
     }
     let refused = chat(&with("dry_sequence_breakers", json!([""]))).expect_err("empty");
     assert_eq!(refused.param.as_deref(), Some("dry_sequence_breakers[0]"));

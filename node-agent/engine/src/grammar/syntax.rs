@@ -435,14 +435,26 @@ mod tests {
     fn what_is_wrong_is_said_with_its_place() {
         let cases = [
             ("root ::= \"a", "line 1, column 10: this is never closed"),
-            ("root ::= a\nb ::= \"b\"", "line 1, column 10: no rule is named a"),
+            (
+                "root ::= a\nb ::= \"b\"",
+                "line 1, column 10: no rule is named a",
+            ),
             ("root = \"a\"", "line 1, column 6: ::= must follow"),
-            ("root ::= \"a\"\n  b ::= [a-", "line 2, column 9: this is never"),
+            (
+                "root ::= \"a\"\n  b ::= [a-",
+                "line 2, column 9: this is never",
+            ),
             ("root ::= (\"é\" ]", "line 1, column 10: this bracket"),
-            ("root ::= \"é\" ]", "line 1, column 14: ']' cannot stand here"),
+            (
+                "root ::= \"é\" ]",
+                "line 1, column 14: ']' cannot stand here",
+            ),
             ("root ::= \"\\q\"", "line 1, column 11: \\q is no escape"),
             ("root ::= \"\\x4\"", "line 1, column 11: 2 hexadecimal"),
-            ("root ::= * \"a\"", "line 1, column 10: nothing stands before"),
+            (
+                "root ::= * \"a\"",
+                "line 1, column 10: nothing stands before",
+            ),
             ("root ::= \"a\"{3,1}", "line 1, column 13: the upper limit"),
             ("root ::= \"a\"{9999}", "line 1, column 13: 9999 times"),
             ("root ::= \"a\"{x}", "line 1, column 13: a repetition is"),

@@ -12,9 +12,6 @@ use scheduler::Token;
 use super::penalties::change;
 use crate::spec::Dry;
 
-/// Natural logarithm of the largest single-precision number.
-const LARGEST_LN: f32 = 88.722_839;
-
 /// The rule and what was said so far.
 #[derive(Debug)]
 pub(super) struct DryPenalty {
@@ -99,7 +96,8 @@ impl DryPenalty {
             return;
         }
         let exponent_max = if self.rule.base > 1.000_001 {
-            (LARGEST_LN / self.rule.base.ln()).floor()
+            // Beyond this the penalty would be infinite.
+            (f32::MAX.ln() / self.rule.base.ln()).floor()
         } else {
             0.0
         };

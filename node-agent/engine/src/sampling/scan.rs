@@ -177,10 +177,11 @@ fn key(place: usize, logit: f32) -> u64 {
 }
 
 fn from_key(key: u64) -> Candidate {
-    let [a, b, c, d, e, f, g, h] = key.to_be_bytes();
+    let low = u64::from(u32::MAX);
+    let [logit, place] = [key >> 32, key & low].map(|half| u32::try_from(half).unwrap_or(u32::MAX));
     Candidate {
-        token: Token(i32::from_be_bytes([e, f, g, h])),
-        logit: from_ordered(!u32::from_be_bytes([a, b, c, d])),
+        token: Token(i32::try_from(place).unwrap_or(i32::MAX)),
+        logit: from_ordered(!logit),
     }
 }
 

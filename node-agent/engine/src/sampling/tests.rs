@@ -116,11 +116,14 @@ fn an_answer_that_is_replayed_goes_on_the_same() {
     }
 }
 
+/// A change to the rules, and the tokens that are left.
+type Case = (fn(&mut Sampling), &'static [i32]);
+
 #[test]
 fn top_k_top_p_min_p_and_top_n_sigma_cut_the_tail() {
     // Probabilities: 0.64, 0.24, 0.09, 0.03. The standard deviation is 1.118.
     let logits = [3.0, 2.0, 1.0, 0.0];
-    let cases: [(fn(&mut Sampling), &[i32]); 6] = [
+    let cases: [Case; 6] = [
         (|rules| rules.top_k = 2, &[0, 1]),
         (|rules| rules.top_p = 0.7, &[0, 1]),
         (|rules| rules.top_p = 0.0, &[0]),

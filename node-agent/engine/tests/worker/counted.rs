@@ -75,7 +75,10 @@ async fn tokens_are_told_with_the_text_wherever_the_reader_leaves() {
         let mut generation = worker.generate(spec.clone()).await.expect("it is accepted");
         let mut ids: Vec<i32> = Vec::new();
         while ids.len() < leaves_after {
-            if let Some(Event::Piece { ids: new, tokens, .. }) = next(&mut generation).await {
+            if let Some(Event::Piece {
+                ids: new, tokens, ..
+            }) = next(&mut generation).await
+            {
                 assert_eq!(usize::try_from(tokens).ok(), Some(new.len()));
                 ids.extend(new);
             }

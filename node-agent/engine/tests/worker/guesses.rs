@@ -66,7 +66,10 @@ fn assert_same(guessed: &[String], plain: &[String]) {
             assert_eq!(guessed, plain);
         }
     }
-    assert!(others <= QUESTIONS.len() / 2, "{others} drawn answers differ");
+    assert!(
+        others <= QUESTIONS.len() / 2,
+        "{others} drawn answers differ"
+    );
 }
 
 #[tokio::test]

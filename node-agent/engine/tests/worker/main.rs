@@ -1,9 +1,9 @@
 //! Whole workers: a real child process behind the public API, with a script or with the tiny models.
 
 #[cfg(feature = "llama")]
-mod crafted;
-#[cfg(feature = "llama")]
 mod counted;
+#[cfg(feature = "llama")]
+mod crafted;
 #[cfg(feature = "llama")]
 mod gguf_writer;
 #[cfg(feature = "llama")]

@@ -59,7 +59,10 @@ async fn cut_everywhere(one: &Worker, other: &Worker, spec: GenerateSpec) -> Ans
         assert_eq!(Some(resumed.text.as_str()), expected, "cut at {cut}");
         assert_eq!(resumed.finish(), whole.finish(), "cut at {cut}");
         assert_eq!(
-            (resumed.usage().prompt_tokens, resumed.usage().completion_tokens),
+            (
+                resumed.usage().prompt_tokens,
+                resumed.usage().completion_tokens
+            ),
             (usage.prompt_tokens, usage.completion_tokens),
             "cut at {cut}"
         );
@@ -109,7 +112,10 @@ async fn a_cut_may_lie_within_a_character_or_a_stop_string() {
     let whole = cut_everywhere(&one, &other, spec).await;
     assert_eq!(whole.text, "日本 😀 é and so on until the ");
     assert_eq!(whole.finish(), Finish::StopString);
-    assert!(whole.ids.len() > whole.pieces.len(), "something was held back");
+    assert!(
+        whole.ids.len() > whole.pieces.len(),
+        "something was held back"
+    );
 }
 
 #[tokio::test]
@@ -122,10 +128,7 @@ async fn a_cut_may_lie_within_json_or_a_tool_call() {
         "required": ["city", "rating"],
     });
     let call = "root ::= \"<tool_call>\" [\\n]? \"{\\\"name\\\": \\\"get_weather\\\", \\\"arguments\\\": {\\\"city\\\": \\\"\" [A-Za-z]{1,9} \"\\\"}}\" [\\n]? \"</tool_call>\"";
-    for grammar in [
-        Grammar::JsonSchema(schema),
-        Grammar::Gbnf(call.to_owned()),
-    ] {
+    for grammar in [Grammar::JsonSchema(schema), Grammar::Gbnf(call.to_owned())] {
         for sampling in [seeded(0.0), seeded(1.0)] {
             let spec = GenerateSpec {
                 sampling,

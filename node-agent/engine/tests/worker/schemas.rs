@@ -34,7 +34,10 @@ fn schema() -> impl Strategy<Value = Value> {
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
-            (prop::collection::btree_map("[a-z]{1,4}", inner.clone(), 0..4), any::<bool>())
+            (
+                prop::collection::btree_map("[a-z]{1,4}", inner.clone(), 0..4),
+                any::<bool>()
+            )
                 .prop_map(|(properties, all)| {
                     let required: Vec<&String> = properties
                         .keys()
@@ -127,7 +130,10 @@ async fn a_complete_answer_is_json_that_fits_its_schema() {
             .unwrap_or_else(|error| panic!("{error}: {:?} for {schema}", said.text));
         assert!(fits(&value, &schema), "{value} for {schema}");
     }
-    assert!(complete >= SCHEMAS * 9 / 10, "{complete} of {SCHEMAS} came to an end");
+    assert!(
+        complete >= SCHEMAS * 9 / 10,
+        "{complete} of {SCHEMAS} came to an end"
+    );
 }
 
 #[tokio::test]

@@ -65,6 +65,7 @@ impl Api {
 
     pub(super) async fn patch_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.key(at.id).await?;
+        not_itself(at, &before.id)?;
         at.check_tag(&tag_of(&before))?;
         let patch: KeyPatch = at.asked.order()?;
         if before.revoked_unix.is_some() {
@@ -89,6 +90,7 @@ impl Api {
         let order: RotateOrder = at.asked.order_or_default()?;
         let id = operations::key_id(at.id)?;
         self.key(id.as_str()).await?;
+        not_itself(at, &id)?;
         let grace = order.grace_secs.map_or(GRACE_DEFAULT, Duration::from_secs);
         self.note(at, id.as_str(), (Value::Null, json(&order)))
             .await?;
@@ -104,12 +106,23 @@ impl Api {
     pub(super) async fn revoke_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.key(at.id).await?;
         let id: KeyId = before.id.clone();
+        not_itself(at, &id)?;
         if before.revoked_unix.is_none() {
             let view = json(&KeyView::from(before));
             self.note(at, id.as_str(), (view, Value::Null)).await?;
         }
         Answer::ok(&self.operations.revoke_key(&id).await?)
     }
+}
+
+/// Who shuts the door behind a key with that very key stands outside.
+fn not_itself(at: &At<'_>, id: &KeyId) -> Result<(), AdminError> {
+    if at.asked.actor == format!("key:{id}") {
+        return Err(AdminError::Conflict(format!(
+            "{id} is the key that asks: use another administrator's key, or the command line on the server"
+        )));
+    }
+    Ok(())
 }
 
 /// Its last use does not change what a key is.

@@ -246,8 +246,8 @@ pub(super) fn put_audit(
     transaction: &WriteTransaction,
     line: &AuditRecord,
 ) -> Result<(), FileError> {
-    let bytes = serde_json::to_vec(line)
-        .map_err(|error| StoreError::Corrupt(format!("audit: {error}")))?;
+    let bytes =
+        serde_json::to_vec(line).map_err(|error| StoreError::Corrupt(format!("audit: {error}")))?;
     let mut table = transaction.open_table(AUDIT)?;
     table.insert(line.seq, bytes.as_slice())?;
     Ok(())
@@ -264,14 +264,9 @@ pub(super) fn entries_after(
         .map(hex::decode)
         .transpose()
         .map_err(|_| StoreError::Corrupt("a cursor that is not ours".into()))?;
-    let from = after
-        .as_deref()
-        .map_or(Bound::Unbounded, Bound::Excluded);
+    let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
     let (mut rows, mut last) = (Vec::new(), None);
-    for row in table
-        .range::<&[u8]>((from, Bound::Unbounded))?
-        .take(most)
-    {
+    for row in table.range::<&[u8]>((from, Bound::Unbounded))?.take(most) {
         let (place, bytes) = row?;
         let entry = LedgerEntry::from_bytes(bytes.value())
             .map_err(|error| StoreError::Corrupt(format!("ledger: {error}")))?;

@@ -11,12 +11,12 @@ use redb::{Database, ReadableDatabase, WriteTransaction};
 
 use super::records::{FileError, write};
 use super::{Embedded, counters, ledger, lock, records};
+use crate::store::StoreError;
 use crate::store::counting::ReservationId;
 use crate::store::memory::{Charged, Open};
 use crate::store::transfer::{
     Row, SavedCharge, SavedCounter, SavedReservation, Table, Transfer, rule_code, rule_of,
 };
-use crate::store::StoreError;
 
 /// Rows of one page.
 const PAGE: usize = 1_000;

@@ -32,18 +32,23 @@ local function interval(period_ms, limit)
   return div_ceil(period_ms * 1000, math.max(limit, 1))
 end
 
--- The number under a key, nil when there is none; true besides when it is not ours.
-local function peek(key)
-  local found = redis.pcall('GET', key)
-  if not found then return nil, false end
-  if type(found) ~= 'string' or #found > 16 or not string.match(found, '^%d+$') then return nil, true end
+-- The number that was read under a key, nil when there is none; true besides when it is not ours. What has another type reads
+-- as nothing.
+local function number(found, key)
+  if not found then return nil, redis.call('EXISTS', key) ~= 0 end
+  if #found > 16 or not string.match(found, '^%d+$') then return nil, true end
   return tonumber(found), false
 end
 
-local function load(key)
-  local number, is_foreign = peek(key)
+local function must(found, key)
+  local stored, is_foreign = number(found, key)
   if is_foreign then error('HEARTHDATA ' .. key .. ' is not a counter') end
-  return number
+  return stored
+end
+
+-- What stands under all KEYS, in one call; an index and a stream read as nothing.
+local function read()
+  return redis.call('MGET', unpack(KEYS))
 end
 
 local function tat(stored, now, burst)
@@ -91,11 +96,9 @@ local function correct(key, rule, a, limit, stored, units, charged_to, spent, no
   save(key, rule, a, value, now)
 end
 
--- A reservation: 's' when it is settled, a table while it is open, nil when it is gone.
-local function reservation(key)
-  local packed = redis.pcall('GET', key)
-  if type(packed) ~= 'string' then return nil end
-  if packed == 's' then return packed end
+-- A reservation as it was read: 's' when it is settled, a table while it is open, nil when it is gone.
+local function opened(packed)
+  if not packed or packed == 's' then return packed or nil end
   local is_ours, open = pcall(cmsgpack.unpack, packed)
   if is_ours and type(open) == 'table' then return open end
   return nil
@@ -105,10 +108,10 @@ end
 local function expire(index, base, most, now)
   local due = redis.call('ZRANGEBYSCORE', index, '-inf', text(div(now, 1000)), 'LIMIT', 0, most)
   for _, id in ipairs(due) do
-    local open = reservation(base .. id)
+    local open = opened(redis.call('MGET', base .. id)[1])
     if type(open) == 'table' then
       for at = 2, #open, 6 do
-        local stored, is_foreign = peek(open[at])
+        local stored, is_foreign = number(redis.call('MGET', open[at])[1], open[at])
         if not is_foreign then
           correct(open[at], open[at + 1], open[at + 2], open[at + 3], stored, open[at + 4], open[at + 5], 0, now)
         end

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Lua};
 use crate::store::StoreError;
-use crate::store::transfer::{RuleCode, rule_code};
 use crate::store::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement};
+use crate::store::transfer::{RuleCode, rule_code};
 
 /// Ids that one call extends.
 const EXTENDED_A_CALL: usize = 500;

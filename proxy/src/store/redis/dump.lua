@@ -1,6 +1,6 @@
 -- An open reservation in words. KEYS: reservation, index of open reservations. ARGV: id.
 -- Answers its end in milliseconds, what was granted, and six words for each counter; nothing when it is settled or gone.
-local open = reservation(KEYS[1])
+local open = opened(read()[1])
 local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if type(open) ~= 'table' or not ends then return {} end
 local words = {text(tonumber(ends)), text(open[1])}

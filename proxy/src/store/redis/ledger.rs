@@ -63,7 +63,12 @@ impl Redis {
     }
 
     /// Entries of one slot after an id (or from a moment), in the order of their settlements.
-    pub(super) async fn range(&self, slot: &Tenant, from: &str, to: &str) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn range(
+        &self,
+        slot: &Tenant,
+        from: &str,
+        to: &str,
+    ) -> Result<Vec<Row>, StoreError> {
         let mut range = redis::cmd("XRANGE");
         range
             .arg(self.ledger_stream(slot))

@@ -8,14 +8,15 @@ local granted, least = tonumber(ARGV[4]), tonumber(ARGV[5])
 local want = granted
 expire(KEYS[2], string.sub(KEYS[1], 1, -33), 16, now)
 
+local found = read()
 local answer = {text(now), '0', '0'}
 local bases, is_refused = {}, false
 for i = 3, #KEYS do
   local at = 5 * i - 9
   local rule, a, limit = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local cost, per_million = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  local stored = load(KEYS[i])
-  answer[i + 1] = stored and text(stored) or ''
+  local stored = must(found[i], KEYS[i])
+  answer[i + 1] = found[i] or ''
   local room
   if rule == 'g' then
     local each = interval(a, limit)
@@ -33,7 +34,7 @@ for i = 3, #KEYS do
 end
 
 if ARGV[2] == 'l' then return answer end
-local known = lease_ms > 0 and reservation(KEYS[1])
+local known = lease_ms > 0 and opened(found[1])
 if known then
   answer[2] = known == 's' and known or 'h'
   answer[3] = known == 's' and '0' or text(known[1])

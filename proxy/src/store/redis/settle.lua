@@ -5,13 +5,14 @@
 -- Answers 1, or 0 when it was settled before.
 local now = clock(ARGV[1])
 expire(KEYS[2], string.sub(KEYS[1], 1, -33), 16, now)
-local open = reservation(KEYS[1])
+local found = read()
+local open = opened(found[1])
 if open == 's' then return 0 end
 
 -- Everything is read before anything is written: what is not ours stops the whole.
 local stored = {}
 for i = 4, #KEYS do
-  stored[i] = load(KEYS[i]) or false
+  stored[i] = must(found[i], KEYS[i]) or false
 end
 if ARGV[3] ~= '' then
   redis.call('XADD', KEYS[3], '*', 'e', ARGV[3])

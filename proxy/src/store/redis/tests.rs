@@ -2,6 +2,7 @@
 
 mod deployments;
 mod faults;
+mod histories;
 mod leases;
 mod servers;
 

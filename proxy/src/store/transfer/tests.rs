@@ -40,7 +40,10 @@ async fn records_of_a_house(store: &dyn Store) {
         store.put_key(&api_key(id)).await.unwrap();
     }
     for number in 0..25 {
-        store.create_user(&user(&format!("u{number}"))).await.unwrap();
+        store
+            .create_user(&user(&format!("u{number}")))
+            .await
+            .unwrap();
     }
     store
         .deny(&Denial {
@@ -188,5 +191,8 @@ async fn a_store_that_holds_something_is_not_filled() {
     records_of_a_house(&store).await;
     let bytes = exported(&store).await;
     let error = import(&store, &mut bytes.as_slice()).await.unwrap_err();
-    assert!(matches!(error, TransferError::NotEmpty("secrets")), "{error}");
+    assert!(
+        matches!(error, TransferError::NotEmpty("secrets")),
+        "{error}"
+    );
 }

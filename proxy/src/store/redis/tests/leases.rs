@@ -95,7 +95,15 @@ async fn who_was_here_spends_a_share_and_all_of_it_is_charged_when_redis_is_back
             .unwrap();
         for (number, order) in admitted.iter().enumerate() {
             let spent = u64::from(number < 7);
-            let settled = settlement(order, &[spent]);
+            let mut settled = settlement(order, &[spent]);
+            settled.entry = Some(policy::ledger::LedgerEntry {
+                at_unix_ms: now_ms(),
+                ..policy::ledger::LedgerEntry::new(
+                    order.id.to_string(),
+                    config::ids::RequestId::new("req_1"),
+                    config::ids::UserId::new("ada"),
+                )
+            });
             store.settle(&settled, now_ms()).await.unwrap();
         }
     }
@@ -113,6 +121,13 @@ async fn who_was_here_spends_a_share_and_all_of_it_is_charged_when_redis_is_back
     })
     .await;
     assert_eq!(left(&store, &day).await, 92, "1 + 7 of 100");
+    let all = crate::store::ledger::RecordQuery::of(tenant());
+    let books = crate::store::Ledger::records(&store, &all).await.unwrap();
+    let mut written: Vec<String> = books.entries.into_iter().map(|entry| entry.id).collect();
+    let mut wanted: Vec<String> = admitted.iter().map(|order| order.id.to_string()).collect();
+    written.sort();
+    wanted.sort();
+    assert_eq!(written, wanted, "every entry is in the books, once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

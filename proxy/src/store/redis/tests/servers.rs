@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use config::secret::Secret;
-use config::settings::proxy::{
-    Login, OnFailure, Redis as RedisSettings, RedisTls, Servers,
-};
+use config::settings::proxy::{Login, OnFailure, Redis as RedisSettings, RedisTls, Servers};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
