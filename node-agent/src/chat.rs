@@ -33,6 +33,8 @@ pub struct Setting<'a> {
     pub deadline: Duration,
     /// Whose request it is.
     pub principal: u64,
+    /// Tokens that each answer may have, whatever the body says.
+    pub max_tokens: Option<u32>,
     /// For templates that write the date.
     pub now: SystemTime,
 }
@@ -430,6 +432,7 @@ fn segments(pieces: Vec<Piece>) -> Prompt {
 
 pub(crate) fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, setting: &Setting<'_>) {
     spec.max_tokens = generation.max_tokens;
+    spec.tokens_at_most = setting.max_tokens;
     spec.stop.clone_from(&generation.stop);
     spec.sampling = sampling::merge(&generation.sampling, setting.defaults);
     spec.ignore_eos = generation.ignore_eos;

@@ -3,6 +3,8 @@
 
 mod asked;
 mod call;
+mod count;
+mod ended;
 mod flow;
 mod infill;
 mod job;
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use config::secret::Secret;
+use config::wire::node::REQUESTS_PATH;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -43,6 +46,7 @@ use crate::work::Work;
 
 use asked::Surface;
 use call::Call;
+use ended::Ended;
 use job::{Job, Made};
 use record::Record;
 
@@ -116,6 +120,7 @@ pub struct Front {
     work: Work,
     metrics: Arc<Metrics>,
     bodies: Arc<Semaphore>,
+    ended: Arc<Ended>,
 }
 
 impl Front {
@@ -127,6 +132,7 @@ impl Front {
             work,
             metrics,
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
+            ended: Arc::default(),
         }
     }
 
@@ -204,6 +210,10 @@ impl Front {
             ("/tokenize", &Method::POST) => self.tokenize(request).await,
             ("/detokenize", &Method::POST) => self.detokenize(request).await,
             ("/apply-template", &Method::POST) => self.apply_template(request).await,
+            ("/count/v1/chat/completions", &Method::POST) => {
+                self.count(request, Surface::Chat).await
+            }
+            ("/count/v1/completions", &Method::POST) => self.count(request, Surface::Text).await,
             ("/health", &Method::GET) => Ok(json_response(&json!({"status": "ok"}))),
             ("/props", &Method::GET) => Ok(json_response(&self.props())),
             ("/slots", &Method::GET) => Ok(self.slots(request.uri().query())),
@@ -217,10 +227,16 @@ impl Front {
                 | "/infill"
                 | "/tokenize"
                 | "/detokenize"
-                | "/apply-template",
+                | "/apply-template"
+                | "/count/v1/chat/completions"
+                | "/count/v1/completions",
                 _,
             ) => Err(Refused::Method("POST")),
             ("/health" | "/props" | "/slots", _) => Err(Refused::Method("GET")),
+            (path, &Method::GET) => match path.strip_prefix(REQUESTS_PATH) {
+                Some(completion_id) => self.used(completion_id).await,
+                None => Err(Refused::NotFound),
+            },
             _ => Err(Refused::NotFound),
         }
     }
@@ -231,7 +247,7 @@ impl Front {
         surface: Surface,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
-        let record = Record::begin(&call, surface.as_str(), self.metrics.clone());
+        let record = Record::begin(&call, surface.as_str(), (&self.metrics, &self.ended));
         let prepared = self.prepare(request, surface, call).await;
         let (job, streams) = match prepared {
             Ok((job, streams)) => (job.recorded(record), streams),

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use config::wire::chat::{Content, Message, Role, Tool, ToolCall};
 use indexmap::IndexMap;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use ring::digest::{SHA256, digest};
 use serde_json::{Map, json};
 
 pub use neutral::{Controls, Piece};
@@ -64,6 +65,9 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
+    source: String,
+    /// Of the source, in hex.
+    sha256: String,
     bos_token: String,
     eos_token: String,
     strip_bos: bool,
@@ -91,6 +95,8 @@ impl Template {
             .map_err(|error| TemplateError::Broken(one_line(&error)))?;
         Ok(Self {
             environment,
+            source: source.to_owned(),
+            sha256: hex::encode(digest(&SHA256, source.as_bytes())),
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
             strip_bos,
@@ -119,6 +125,22 @@ impl Template {
         self.format = calls.unwrap_or(self.format);
         self.thoughts = thoughts.unwrap_or(self.thoughts);
         self
+    }
+
+    /// As it was written.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// A word that is another one whenever it makes something else of a conversation or of an answer.
+    pub fn identity(&self) -> String {
+        let Self {
+            sha256,
+            format,
+            thoughts,
+            ..
+        } = self;
+        format!("{sha256}/{format:?}/{thoughts:?}")
     }
 
     /// How the model writes calls of tools.

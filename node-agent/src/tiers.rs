@@ -8,6 +8,7 @@ pub mod remote;
 pub mod room;
 mod shelf;
 mod supervisor;
+mod talk;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};

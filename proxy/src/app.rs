@@ -33,6 +33,9 @@ use ground::Ground;
 /// Tasks end when they are told to; one that does not keeps nobody waiting.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Settlements take one write each; a store that does not answer keeps nobody waiting for longer.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+
 /// Why the proxy cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -86,6 +89,7 @@ pub async fn serve(
 /// A proxy that is bound and ready to run.
 pub struct App {
     front: Front,
+    gateway: Arc<Gateway>,
     certificates: Arc<Certificates>,
     limits: Arc<ArcSwap<Limits>>,
     phase: watch::Sender<Phase>,
@@ -105,7 +109,10 @@ impl App {
         let gateway = ground.gateway(&settings, readiness.clone(), Arc::clone(&admin));
         let gateway = Arc::new(gateway);
         let metrics = Arc::clone(&ground.metrics);
-        let handler = Arc::new(Entrance { gateway, metrics });
+        let handler = Arc::new(Entrance {
+            gateway: Arc::clone(&gateway),
+            metrics,
+        });
         let limits = &settings.limits;
         let front = FrontSettings {
             server: settings.server.clone(),
@@ -132,6 +139,7 @@ impl App {
         tracing::info!(udp = %tunnel.local_addr(), "the tunnel is up");
         Ok(Self {
             front,
+            gateway,
             certificates,
             limits,
             phase,
@@ -165,6 +173,7 @@ impl App {
     pub async fn run(self) -> Result<Drained, AppError> {
         let Self {
             front,
+            gateway,
             phase,
             reports,
             tunnel,
@@ -181,6 +190,8 @@ impl App {
             drained = front.run() => drained,
             () = farewell => Ok(Drained { cut: 0 }),
         };
+        // What the last answers used is charged before the store closes.
+        gateway.settle(SETTLE_MAX).await;
         crew.dismiss().await;
         tunnel.shutdown().await;
         Ok(drained?)

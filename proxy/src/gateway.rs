@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod events;
 pub mod exchange;
 pub mod health;
+mod infer;
 pub mod models;
 pub mod operation;
 pub mod page;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::ids::RequestId;
+use config::settings::plan::Prices;
 use config::settings::proxy::Auth;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use policy::classify::Thresholds;
@@ -27,8 +29,6 @@ use policy::identity::Principal;
 use policy::limit::Kind;
 use policy::record::AccessRecord;
 use policy::refusal::Refusal;
-use policy::route::{Ask, Route, Target};
-use policy::router::Wish;
 use tokio::time::Instant;
 
 use crate::admin::Api;
@@ -37,12 +37,11 @@ use crate::front::sink::ClientSink;
 use crate::nodes::register::{self, Desk};
 use crate::observe::metrics::{self, Metrics};
 use admission::{Admission, Asking};
-use body::{Inference, Reader};
-use dispatch::{Dispatcher, Job};
+use body::Reader;
+use dispatch::Dispatcher;
 use exchange::{Exchange, Stop};
 use health::Readiness;
-use operation::{Closed, Look, Open, Operation, Resolved, Surface, resolve};
-use relay::Relay;
+use operation::{Closed, Look, Open, Operation, Resolved, resolve};
 
 /// A request whose head has passed the gate.
 #[derive(Clone, Debug)]
@@ -71,6 +70,8 @@ pub struct Rooms {
     pub authenticator: Arc<Authenticator>,
     /// Charges.
     pub admission: Admission,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Reads bodies.
     pub reader: Reader,
     /// Carries requests to nodes.
@@ -121,6 +122,11 @@ impl Gateway {
         let record = exchange.finish();
         tally::count(&record, &self.rooms.metrics);
         record
+    }
+
+    /// Waits until every settlement is in the store, so long.
+    pub async fn settle(&self, patience: Duration) {
+        self.rooms.admission.flush(patience).await;
     }
 
     async fn serve(
@@ -277,114 +283,6 @@ impl Gateway {
                     .reply(StatusCode::OK, headers, self.rooms.metrics.render().into())
                     .await
             }
-        }
-    }
-
-    /// A question for a model: the way of every request that costs something.
-    async fn infer(
-        &self,
-        call: &Call,
-        principal: &Principal,
-        surface: Surface,
-        exchange: &mut Exchange<'_>,
-    ) -> Result<(), Stop> {
-        let rooms = &self.rooms;
-        // Before the body: whoever may have few requests open may not fill the memory with many.
-        let _open = rooms.admission.enter(principal, exchange)?;
-        let request = rooms
-            .reader
-            .inference(exchange, &call.headers, surface)
-            .await?;
-        if request.unknown() > 0 {
-            rooms.metrics.unknown_fields();
-        }
-        let principal = &self.acting(call, principal, &request, exchange).await?;
-        let wish = rooms.dispatcher.fleet.wish(request.asked(), principal)?;
-        let asking = Asking {
-            principal,
-            ip: call.ip,
-            kind: request.kind(),
-            now_unix_ms: call.unix_ms,
-        };
-        let mut admitted = rooms.admission.charge(asking, exchange).await?;
-
-        let route = self.choose(&request, wish, principal);
-        let answered = self
-            .carry(call, (&request, &route, principal), exchange)
-            .await;
-
-        if let Err(Stop::Refused(refusal)) = &answered
-            && refusal.gives_back()
-            && exchange.record.ttft_ms.is_none()
-        {
-            admitted.give_back();
-        }
-        answered
-    }
-
-    /// The end user, where the body names one and the key may.
-    async fn acting(
-        &self,
-        call: &Call,
-        principal: &Principal,
-        request: &Inference,
-        exchange: &mut Exchange<'_>,
-    ) -> Result<Principal, Refusal> {
-        let Some(end_user) = request.end_user() else {
-            return Ok(principal.clone());
-        };
-        let now_unix = i64::try_from(call.unix_ms / 1_000).unwrap_or(i64::MAX);
-        let authenticator = &self.rooms.authenticator;
-        let acting = authenticator.acting_as(principal.clone(), end_user, now_unix);
-        let principal = acting.await?;
-        exchange.record.user = Some(principal.subject());
-        Ok(principal)
-    }
-
-    fn choose(&self, request: &Inference, wish: Wish, principal: &Principal) -> Route {
-        let target = match wish {
-            Wish::Tier(tier) => Target::Tier(tier),
-            Wish::Model(model) => Target::Model(model),
-            Wish::Auto => Target::Auto(request.verdict(self.figures.thresholds)),
-        };
-        let dispatcher = &self.rooms.dispatcher;
-        let ask = Ask {
-            target: &target,
-            principal,
-            needs: request.needs(),
-            fallback: dispatcher.rules.fallback && request.may_change_model(),
-        };
-        dispatcher.fleet.plan(&ask, Instant::now().into_std())
-    }
-
-    async fn carry(
-        &self,
-        call: &Call,
-        (request, route, principal): (&Inference, &Route, &Principal),
-        exchange: &mut Exchange<'_>,
-    ) -> Result<(), Stop> {
-        let body = serde_json::to_vec(&request.node_body()).map_err(|_| Refusal::Internal)?;
-        let job = Job {
-            request_id: call.request_id.clone(),
-            path: request.node_path(),
-            answer_key: request.answer_key(),
-            completion_id: request.new_answer_id(),
-            principal: principal.subject(),
-            body: body.into(),
-            max_tokens_default: self.rooms.admission.max_tokens_default(),
-            deadline: exchange.received_at + self.figures.request_timeout,
-        };
-        let relay = Relay {
-            dispatcher: &self.rooms.dispatcher,
-            job: &job,
-            route,
-            prompt_bytes: request.prompt_bytes(),
-            wants_usage: request.wants_usage(),
-        };
-        if request.stream() {
-            relay.stream(exchange).await
-        } else {
-            relay.whole(exchange).await
         }
     }
 }

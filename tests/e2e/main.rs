@@ -10,4 +10,5 @@ mod lifecycle;
 mod limits;
 mod management;
 mod media;
+mod quotas;
 mod stores;

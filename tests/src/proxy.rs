@@ -25,6 +25,7 @@ pub struct Builder {
     issuers: String,
     store: String,
     log: String,
+    plans: String,
 }
 
 impl Builder {
@@ -40,6 +41,13 @@ impl Builder {
     pub fn limit(mut self, line: &str) -> Self {
         let (key, value) = line.split_once(" = ").expect("key = value");
         self.limits.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Lines of sections of their own: plans, groups, prices.
+    #[must_use]
+    pub fn sections(mut self, lines: &str) -> Self {
+        writeln!(self.plans, "{lines}").expect("a string grows");
         self
     }
 
@@ -100,13 +108,14 @@ impl Builder {
              public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
              [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"127.0.0.1\"]\n\n\
              [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
-             [routing]\n{routing}\n{log}\n{store}\n{issuers}",
+             [routing]\n{routing}\n{log}\n{store}\n{plans}\n{issuers}",
             state = folder.path().join("state").display(),
             server = self.server,
             limits = limits,
             routing = self.routing,
             log = self.log,
             store = self.store,
+            plans = self.plans,
             issuers = self.issuers,
         );
         fs::write(folder.path().join("proxy.toml"), settings).expect("settings can be written");

@@ -30,6 +30,7 @@ pub(crate) enum Command {
     Connect(Ipv6Addr, u16, Reply<Result<Stream, Error>>),
     Listen(u16, Reply<Result<Arc<Backlog>, Error>>),
     Handshake(Ipv6Addr, Reply<Result<(), Error>>),
+    Streams(Ipv6Addr, Reply<usize>),
     ShutDown(Reply<()>),
 }
 
@@ -175,6 +176,9 @@ impl Driver {
             Command::Listen(port, reply) => drop(reply.send(core.listen(port))),
             Command::Handshake(address, reply) => {
                 drop(reply.send(core.force_handshake(address, now)));
+            }
+            Command::Streams(address, reply) => {
+                let _ = reply.send(core.streams(address));
             }
             Command::ShutDown(reply) => return Then::Stop(Some(reply)),
         }

@@ -191,6 +191,12 @@ impl Tunnel {
         self.ask(|reply| Command::Handshake(address, reply)).await?
     }
 
+    /// Connections with a peer at this moment, those included whose streams are gone but whose last
+    /// bytes are still to be delivered. [`PeerStatus::streams`] is up to a quarter of a second old.
+    pub async fn streams_now(&self, address: Ipv6Addr) -> Result<usize, Error> {
+        self.ask(|reply| Command::Streams(address, reply)).await
+    }
+
     /// Packets dropped so far, by reason.
     pub fn counters(&self) -> Counters {
         self.facts.windows.drops.read()

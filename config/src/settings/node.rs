@@ -205,6 +205,44 @@ pub struct EngineSettings {
     pub split: Option<Split>,
     /// Walls around the worker process. Default true.
     pub sandbox: bool,
+    /// A chat template in Jinja that replaces the model's own.
+    pub chat_template_file: Option<PathBuf>,
+    /// How the model calls tools; `None`: as its template shows it.
+    pub tool_format: Option<ToolFormat>,
+    /// How the model thinks aloud; `None`: as its template shows it.
+    pub reasoning_format: Option<ReasoningFormat>,
+}
+
+/// How a model writes calls of tools.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ToolFormat {
+    /// JSON between `<tool_call>` tags.
+    Hermes,
+    /// Gemma 4's own notation.
+    Gemma4,
+    /// JSON, perhaps after `<|python_tag|>`.
+    Llama3,
+    /// A JSON list after `[TOOL_CALLS]`.
+    Mistral,
+    /// `[TOOL_CALLS]name[ARGS]` and JSON.
+    MistralArgs,
+    /// `<function=name>` with `<parameter=key>` inside.
+    QwenXml,
+}
+
+/// How a model thinks aloud.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ReasoningFormat {
+    /// Not at all: everything that it writes is its answer.
+    None,
+    /// Between `<think>` tags.
+    Think,
+    /// In Gemma 4's channel.
+    Gemma4,
+    /// Between Mistral's `[THINK]` tokens.
+    Mistral,
+    /// Between `<seed:think>` tags.
+    Seed,
 }
 
 impl Default for EngineSettings {
@@ -227,6 +265,9 @@ impl Default for EngineSettings {
             ubatch: None,
             split: None,
             sandbox: true,
+            chat_template_file: None,
+            tool_format: None,
+            reasoning_format: None,
         }
     }
 }

@@ -11,6 +11,8 @@ use std::ffi::OsStr;
 use std::ffi::OsString;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -65,7 +67,7 @@ pub struct Worker {
     outgoing: mpsc::Sender<Vec<u8>>,
     pid: Option<u32>,
     /// Its end tells the supervisor to kill the process.
-    _alive: oneshot::Sender<()>,
+    alive: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Worker {
@@ -122,7 +124,7 @@ impl Worker {
             link,
             outgoing,
             pid,
-            _alive: alive,
+            alive: Mutex::new(Some(alive)),
         };
         Ok((worker, card))
     }
@@ -235,14 +237,25 @@ impl Worker {
         self.pid
     }
 
-    /// Ends the process after the current step, or kills it if that takes long. Answers in progress are lost.
-    pub async fn shutdown(self) {
-        let mut bytes = Vec::new();
-        if protocol::encode(&ToWorker::Shutdown, &mut bytes).is_ok()
-            && self.send(bytes).await.is_ok()
-        {
-            let _ended = timeout(SHUTDOWN_MAX, self.link.exited()).await;
-        }
+    /// Ends the process after the current step, or kills it if that takes long. Answers in progress end with a refusal, so whoever
+    /// still waits for one need not have let go of the worker.
+    pub async fn shutdown(&self) {
+        let asked = async {
+            let mut bytes = Vec::new();
+            if protocol::encode(&ToWorker::Shutdown, &mut bytes).is_ok()
+                && self.send(bytes).await.is_ok()
+            {
+                self.link.exited().await;
+            }
+        };
+        let _in_time = timeout(SHUTDOWN_MAX, asked).await;
+        drop(
+            self.alive
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        self.link.exited().await;
     }
 
     async fn ask(&self, question: impl FnOnce(u64) -> ToWorker) -> Result<Reply, Refusal> {

@@ -259,6 +259,9 @@ pub struct GenerateSpec {
     pub media: Vec<Arc<Media>>,
     /// The most tokens to make; `None` goes on to the end of the context.
     pub max_tokens: Option<u32>,
+    /// No more than this, however much was asked for and fits: never a reason to refuse.
+    #[serde(default)]
+    pub tokens_at_most: Option<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Texts that end the answer; they are not part of it.
@@ -308,6 +311,7 @@ impl GenerateSpec {
             },
             media: Vec::new(),
             max_tokens: None,
+            tokens_at_most: None,
             sampling: Sampling::default(),
             stop: Vec::new(),
             grammar: None,

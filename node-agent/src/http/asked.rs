@@ -7,7 +7,7 @@ use bytes::Bytes;
 use config::settings::node::SamplingDefaults;
 use config::wire::chat::{Content, Message, Role};
 use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
-use engine::{Event, Refusal};
+use engine::{Event, Prompt, Refusal};
 use http::Response;
 
 use super::call::Call;
@@ -131,6 +131,19 @@ impl Asked {
         }
     }
 
+    /// What the model would read, each prompt once however many answers are wanted.
+    pub(super) fn prompts(
+        &self,
+        ready: &Ready,
+        room: &TierRoom,
+        call: &Call,
+    ) -> Result<Vec<Prompt>, Refused> {
+        let plan = self.body.plan(ready, room, call)?;
+        let mut prompts: Vec<Prompt> = plan.specs.into_iter().map(|spec| spec.prompt).collect();
+        prompts.dedup();
+        Ok(prompts)
+    }
+
     /// For another server.
     pub(super) fn forward(self) -> Forward {
         Forward {
@@ -172,6 +185,7 @@ pub(super) fn setting<'a>(
         modalities: ready.card.modalities,
         deadline: call.time_left().ok_or(Refused::Deadline)?,
         principal: call.principal,
+        max_tokens: call.max_tokens,
         now: SystemTime::now(),
     })
 }

@@ -15,6 +15,7 @@ const TIER: &str = "x-hearth-tier";
 const DEADLINE: &str = "x-hearth-deadline-ms";
 const COMPLETION_ID: &str = "x-hearth-completion-id";
 const PRINCIPAL: &str = "x-hearth-principal";
+const MAX_TOKENS: &str = "x-hearth-max-tokens";
 const REQUEST_ID: &str = "x-request-id";
 const ID_CHARS_MAX: usize = 128;
 /// OpenAI's SDKs wait this long.
@@ -30,6 +31,8 @@ pub(super) struct Call {
     pub(super) request_id: String,
     /// Fairness in the queue, and the wall around reused prefixes.
     pub(super) principal: u64,
+    /// Tokens that each answer may have, whatever the body says.
+    pub(super) max_tokens: Option<u32>,
     completion_id: Option<String>,
 }
 
@@ -47,14 +50,27 @@ impl Call {
                 Duration::from_millis(ms).min(DEADLINE_MAX)
             }
         };
+        let max_tokens = match text(headers, MAX_TOKENS)? {
+            None => None,
+            Some(text) => match text.parse() {
+                Ok(0) | Err(_) => return Err(Refused::Header(MAX_TOKENS)),
+                Ok(most) => Some(most),
+            },
+        };
         Ok(Self {
             tier,
             began,
+            max_tokens,
             ends_at: began + left,
             request_id: id(headers, REQUEST_ID)?.unwrap_or_default(),
             principal: text(headers, PRINCIPAL)?.map_or(0, hashed),
             completion_id: id(headers, COMPLETION_ID)?,
         })
+    }
+
+    /// The proxy's id for the answer.
+    pub(super) fn given_id(&self) -> Option<&str> {
+        self.completion_id.as_deref()
     }
 
     /// `None` when the deadline has passed.
@@ -119,6 +135,8 @@ mod tests {
             (&[(TIER, "fast"), (DEADLINE, "soon")], DEADLINE),
             (&[(TIER, "fast"), (COMPLETION_ID, "a b")], COMPLETION_ID),
             (&[(TIER, "fast"), (REQUEST_ID, "")], REQUEST_ID),
+            (&[(TIER, "fast"), (MAX_TOKENS, "0")], MAX_TOKENS),
+            (&[(TIER, "fast"), (MAX_TOKENS, "all")], MAX_TOKENS),
         ] {
             let refused = Call::read(&headers(pairs)).err();
             assert_eq!(refused, Some(Refused::Header(want)), "{pairs:?}");
@@ -132,11 +150,13 @@ mod tests {
             (DEADLINE, "99999999999"),
             (COMPLETION_ID, "chatcmpl-1"),
             (PRINCIPAL, "u:0011"),
+            (MAX_TOKENS, "37"),
         ]))
         .expect("reads");
         assert_eq!(call.tier, Tier::Heavy);
         assert_eq!(call.ends_at - call.began, DEADLINE_MAX, "bounded");
         assert_eq!(call.completion_id("chatcmpl-"), "chatcmpl-1");
         assert_ne!(call.principal, 0);
+        assert_eq!(call.max_tokens, Some(37));
     }
 }

@@ -24,7 +24,7 @@ impl Front {
         request: Request<B>,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
-        let mut record = Record::begin(&call, "infill", self.metrics.clone());
+        let mut record = Record::begin(&call, "infill", (&self.metrics, &self.ended));
         let answered = self.fill_hole(request, &call, &mut record).await;
         answered.map_err(|refused| record.refuse(refused))
     }
@@ -59,8 +59,8 @@ impl Front {
         );
         let mut flow = Flow::start(ready.clone(), vec![spec], call.ends_at).await?;
         let (mut content, mut tally, mut end) = (String::new(), Tally::default(), Finish::Stop);
-        while let Some((_choice, event)) = flow.next().await {
-            record.see(&event);
+        while let Some((choice, event)) = flow.next().await {
+            record.see(choice, &event);
             match event {
                 Event::Refused(refusal) => return Err(Refused::Engine(refusal)),
                 Event::Piece { text, .. } => content.push_str(&text),

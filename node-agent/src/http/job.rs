@@ -89,6 +89,7 @@ impl Job {
         let ready = match serving {
             Serving::Worker(ready) => ready,
             Serving::Remote(remote) => {
+                record.counted_elsewhere();
                 let answer = asked.forward().run(remote, &room, (&call, held)).await?;
                 record.complete();
                 return Ok(Made::Whole(answer));
@@ -137,7 +138,7 @@ async fn gather(
     record: &mut Record,
 ) -> Result<Response<Body>, Refused> {
     while let Some((choice, event)) = flow.next().await {
-        record.see(&event);
+        record.see(choice, &event);
         if let engine::Event::Refused(refusal) = event {
             return Err(Refused::Engine(refusal));
         }

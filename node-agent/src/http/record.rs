@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use config::tier::Tier;
+use config::wire::chat::Usage;
 use engine::Event;
 use tokio::time::Instant;
 
 use super::call::Call;
+use super::ended::Ended;
 use crate::metrics::Metrics;
 use crate::reply::Refused;
 
 #[derive(Debug)]
 pub(super) struct Record {
     metrics: Arc<Metrics>,
+    ended: Arc<Ended>,
+    /// The proxy's name for the answer.
+    completion_id: Option<String>,
     tier: Tier,
     surface: &'static str,
     request_id: String,
@@ -20,18 +25,24 @@ pub(super) struct Record {
     first_token_ms: Option<u128>,
     prompt_tokens: u64,
     cached_tokens: u64,
-    /// As they came, piece by piece.
-    streamed_tokens: u64,
-    /// Of finished choices, as the engine counts: the end token has no piece.
-    finished_tokens: u64,
+    /// Of each choice: as they come, piece by piece, and in the end as the engine counts, because the end token has no piece.
+    completion_tokens: Vec<u64>,
+    /// Another server answers, and counts.
+    counted_elsewhere: bool,
     /// `abandoned` until something else is known: the other side left.
     outcome: String,
 }
 
 impl Record {
-    pub(super) fn begin(call: &Call, surface: &'static str, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn begin(
+        call: &Call,
+        surface: &'static str,
+        (metrics, ended): (&Arc<Metrics>, &Arc<Ended>),
+    ) -> Self {
         Self {
-            metrics,
+            metrics: metrics.clone(),
+            ended: ended.clone(),
+            completion_id: call.given_id().map(ToOwned::to_owned),
             tier: call.tier,
             surface,
             request_id: call.request_id.clone(),
@@ -39,13 +50,13 @@ impl Record {
             first_token_ms: None,
             prompt_tokens: 0,
             cached_tokens: 0,
-            streamed_tokens: 0,
-            finished_tokens: 0,
+            completion_tokens: Vec::new(),
+            counted_elsewhere: false,
             outcome: "abandoned".to_owned(),
         }
     }
 
-    pub(super) fn see(&mut self, event: &Event) {
+    pub(super) fn see(&mut self, choice: usize, event: &Event) {
         match event {
             Event::Started {
                 prompt_tokens,
@@ -56,7 +67,7 @@ impl Record {
                 self.cached_tokens += u64::from(*cached_tokens);
             }
             Event::Piece { tokens, .. } => {
-                self.streamed_tokens += u64::from(*tokens);
+                *self.of(choice) += u64::from(*tokens);
                 if self.first_token_ms.is_none() {
                     let took = self.began.elapsed();
                     self.first_token_ms = Some(took.as_millis());
@@ -68,9 +79,21 @@ impl Record {
                 log_fault(self.tier, &self.request_id, refusal);
             }
             Event::Done { usage, .. } => {
-                self.finished_tokens += u64::from(usage.completion_tokens);
+                *self.of(choice) = u64::from(usage.completion_tokens);
             }
         }
+    }
+
+    fn of(&mut self, choice: usize) -> &mut u64 {
+        if self.completion_tokens.len() <= choice {
+            self.completion_tokens.resize(choice + 1, 0);
+        }
+        &mut self.completion_tokens[choice]
+    }
+
+    /// Another server answers: what it counts is not known here.
+    pub(super) const fn counted_elsewhere(&mut self) {
+        self.counted_elsewhere = true;
     }
 
     /// Ends with a refusal, which it hands back.
@@ -106,6 +129,11 @@ fn log_fault(tier: Tier, request_id: &str, refusal: &engine::Refusal) {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.began.elapsed();
+        let completion_tokens: u64 = self.completion_tokens.iter().sum();
+        if let (Some(id), false) = (&self.completion_id, self.counted_elsewhere) {
+            let usage = Usage::new(self.prompt_tokens, completion_tokens, self.cached_tokens);
+            self.ended.note(id, usage);
+        }
         self.metrics
             .request(self.tier.as_str(), &self.outcome, took);
         tracing::info!(
@@ -117,7 +145,7 @@ impl Drop for Record {
             ttft_ms = self.first_token_ms,
             prompt_tokens = self.prompt_tokens,
             cached_tokens = self.cached_tokens,
-            completion_tokens = self.streamed_tokens.max(self.finished_tokens),
+            completion_tokens,
             "request"
         );
     }

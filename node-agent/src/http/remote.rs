@@ -63,7 +63,7 @@ impl Forward {
             model: room.settings().model_id.clone(),
             fingerprint: room.fingerprint(),
         };
-        let body = renamed(&self.body, &remote.model, self.system.as_deref())?;
+        let body = renamed(&self, &remote.model, call.max_tokens)?;
         let left = call.time_left().ok_or(Refused::Deadline)?;
         let answer = remote.post(path, body, left).await;
         let answer = answer.map_err(|error| lost(room, &error))?;
@@ -100,13 +100,19 @@ impl Names {
     }
 }
 
-/// The request with the name that the other server knows, and with what the tier says first.
-fn renamed(body: &[u8], model: &str, system: Option<&str>) -> Result<Bytes, Refused> {
-    let mut body: Value = serde_json::from_slice(body).map_err(|_error| Refused::BodyLost)?;
+/// The request with the name that the other server knows, no more tokens than it may have, and what the tier says first.
+fn renamed(asked: &Forward, model: &str, most: Option<u32>) -> Result<Bytes, Refused> {
+    let mut body: Value =
+        serde_json::from_slice(&asked.body).map_err(|_error| Refused::BodyLost)?;
     if let Some(fields) = body.as_object_mut() {
         fields.insert("model".to_owned(), Value::from(model));
+        if let Some(most) = most {
+            let wanted = fields.get("max_tokens").and_then(Value::as_u64);
+            let most = wanted.map_or(u64::from(most), |wanted| wanted.min(most.into()));
+            fields.insert("max_tokens".to_owned(), Value::from(most));
+        }
         let messages = fields.get_mut("messages").and_then(Value::as_array_mut);
-        if let (Some(messages), Some(system)) = (messages, system) {
+        if let (Some(messages), Some(system)) = (messages, &asked.system) {
             messages.insert(0, json!({"role": "system", "content": system}));
         }
     }

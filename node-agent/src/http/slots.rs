@@ -70,7 +70,7 @@ fn props_of(room: &TierRoom) -> Value {
         "total_slots": settings.slots,
         "model_path": file.map(|name| name.to_string_lossy()),
         "model_alias": settings.model_id,
-        "chat_template": card.map(|card| &card.chat_template),
+        "chat_template": ready.as_ref().map(|ready| ready.template.source()),
         "bos_token": card.map(|card| &card.bos_token),
         "eos_token": card.map(|card| &card.eos_token),
         "modalities": {"vision": takes("image"), "audio": takes("audio")},

@@ -84,7 +84,7 @@ impl Live {
             let Some((choice, event)) = live.flow.next().await else {
                 break;
             };
-            record.see(&event);
+            record.see(choice, &event);
             if let Event::Refused(refusal) = event {
                 return Err(Refused::Engine(refusal));
             }
@@ -140,7 +140,7 @@ impl Live {
             self.record_mut(Record::complete);
             return;
         };
-        self.record_mut(|record| record.see(&event));
+        self.record_mut(|record| record.see(choice, &event));
         if let Event::Refused(refusal) = event {
             // After the head there is no other way to say it, and no `[DONE]`: clients must not take the answer for complete.
             let body = Refused::Engine(refusal).body();

@@ -36,7 +36,7 @@ impl Front {
         request: Request<B>,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
-        let mut record = Record::begin(&call, "embeddings", self.metrics.clone());
+        let mut record = Record::begin(&call, "embeddings", (&self.metrics, &self.ended));
         let answered = self.embed(request, &call).await;
         finish(answered, &mut record).map_err(|refused| record.refuse(refused))
     }
@@ -47,7 +47,7 @@ impl Front {
         request: Request<B>,
     ) -> Result<Response<Body>, Refused> {
         let call = Call::read(request.headers())?;
-        let mut record = Record::begin(&call, "rerank", self.metrics.clone());
+        let mut record = Record::begin(&call, "rerank", (&self.metrics, &self.ended));
         let answered = self.rank(request, &call).await;
         finish(answered, &mut record).map_err(|refused| record.refuse(refused))
     }

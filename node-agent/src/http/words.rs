@@ -108,6 +108,7 @@ impl Front {
                 modalities: ready.card.modalities,
                 deadline,
                 principal: 0,
+                max_tokens: None,
                 now: SystemTime::now(),
             };
             chat::prompt_text(&chat, &setting)

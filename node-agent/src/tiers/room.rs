@@ -388,12 +388,13 @@ impl TierRoom {
     pub fn fingerprint(&self) -> Option<String> {
         let settings = self.settings.load();
         let name = format!(
-            "{}\0{}\0{:?}\0{:?}\0{:?}",
+            "{}\0{}\0{:?}\0{:?}\0{:?}\0{:?}",
             self.pin()?.fingerprint(),
             env!("CARGO_PKG_VERSION"),
             settings.sampling,
             settings.kv_type,
             settings.system,
+            self.ready().ok().map(|ready| ready.template.identity()),
         );
         let hash = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
         let hex = hex::encode(hash.as_ref());

@@ -2,12 +2,13 @@
 //! those of a dead worker end by themselves.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use config::settings::node::TierSettings;
 use engine::{LoadError, LoadSpec, ModelCard, Worker};
+use futures_util::future::{join, join_all};
 use tokio::select;
 use tokio_util::sync::CancellationToken;
 
@@ -15,10 +16,9 @@ use super::footprint::{self, Footprint};
 use super::load_spec::load_spec;
 use super::placed;
 use super::shelf::Place;
-use super::{Launcher, Phase, Ready, TierRoom};
+use super::{Launcher, Phase, Ready, TierRoom, talk};
 use crate::models::lock::{Keeper, Pin};
 use crate::models::{self, Gguf};
-use crate::template::Template;
 
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -124,13 +124,14 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
         Some(Ok(ready)) => ready,
         Some(Err(reason)) => return End::Broken(reason),
     };
+    let mut retired = Retired::default();
     loop {
         let keep_alive = room.settings().keep_alive;
         select! {
             reason = ready.worker.exited() => return End::Broken(reason),
             () = stop.cancelled() => {
                 room.enter(Phase::Down { reason: "the node is shutting down".to_owned() });
-                put_down(ready).await;
+                join(put_down(ready), retired.put_down()).await;
                 return End::Stopped;
             }
             () = unused(room, keep_alive) => {
@@ -147,9 +148,15 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
             }
             Ok(()) = next.changed() => {
                 let settings = next.borrow_and_update().clone();
+                retired.add(&ready);
                 match swap(room, house, stop, (ready, settings)).await {
                     Ok(new) => ready = new,
-                    Err(end) => return end,
+                    Err(end) => {
+                        if matches!(end, End::Stopped) {
+                            retired.put_down().await;
+                        }
+                        return end;
+                    }
                 }
             }
         }
@@ -237,10 +244,26 @@ async fn swap_cold(
     }
 }
 
-/// A request may still hold it for a moment; then its end kills the process.
+/// Answers that still run on it end with an error; those who wait for them hold it meanwhile.
 async fn put_down(ready: Arc<Ready>) {
-    if let Some(ready) = Arc::into_inner(ready) {
-        ready.worker.shutdown().await;
+    ready.worker.shutdown().await;
+}
+
+/// Workers whose place another one took and that finish their answers.
+#[derive(Default)]
+struct Retired {
+    workers: Vec<Weak<Ready>>,
+}
+
+impl Retired {
+    fn add(&mut self, ready: &Arc<Ready>) {
+        self.workers.retain(|worker| worker.strong_count() > 0);
+        self.workers.push(Arc::downgrade(ready));
+    }
+
+    async fn put_down(&self) {
+        let workers = self.workers.iter().filter_map(Weak::upgrade);
+        join_all(workers.map(put_down)).await;
     }
 }
 
@@ -298,14 +321,7 @@ async fn load(
     let (worker, card) = start(room, &house.launcher, spec)
         .await
         .map_err(|error| error.to_string())?;
-    let template = Template::new(
-        card.chat_template.as_deref(),
-        &card.bos_token,
-        &card.eos_token,
-        card.add_bos,
-    )
-    .map_err(|error| error.to_string())?
-    .with_controls(card.control_tokens.iter().cloned());
+    let template = talk::template(&settings.engine, &card)?;
     tracing::info!(
         tier = %room.tier(),
         model = %settings.model_id,

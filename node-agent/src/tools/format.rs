@@ -1,6 +1,6 @@
 //! The dialects in which models write thoughts and calls of tools, and which of them a chat template speaks. Pure data.
 
-use std::str::FromStr;
+use config::settings::node as settings;
 
 /// How a model writes calls.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -20,15 +20,18 @@ pub enum ToolFormat {
     QwenXml,
 }
 
-/// Every format with its name in the settings.
-const NAMES: [(&str, ToolFormat); 6] = [
-    ("hermes", ToolFormat::Hermes),
-    ("gemma4", ToolFormat::Gemma4),
-    ("llama3", ToolFormat::Llama3),
-    ("mistral", ToolFormat::Mistral),
-    ("mistral_args", ToolFormat::MistralArgs),
-    ("qwen_xml", ToolFormat::QwenXml),
-];
+impl From<settings::ToolFormat> for ToolFormat {
+    fn from(format: settings::ToolFormat) -> Self {
+        match format {
+            settings::ToolFormat::Hermes => Self::Hermes,
+            settings::ToolFormat::Gemma4 => Self::Gemma4,
+            settings::ToolFormat::Llama3 => Self::Llama3,
+            settings::ToolFormat::Mistral => Self::Mistral,
+            settings::ToolFormat::MistralArgs => Self::MistralArgs,
+            settings::ToolFormat::QwenXml => Self::QwenXml,
+        }
+    }
+}
 
 impl ToolFormat {
     /// Reads it off the source of a chat template. A template that shows no known way of calling gets Hermes'.
@@ -78,26 +81,6 @@ impl ToolFormat {
             Self::Hermes | Self::QwenXml => false,
         }
     }
-
-    /// The name in the settings.
-    pub fn as_str(self) -> &'static str {
-        NAMES
-            .iter()
-            .find(|(_name, format)| *format == self)
-            .map_or("hermes", |(name, _format)| name)
-    }
-}
-
-impl FromStr for ToolFormat {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = NAMES.iter().find(|(name, _format)| *name == text);
-        found.map(|(_name, format)| *format).ok_or_else(|| {
-            let names: Vec<&str> = NAMES.iter().map(|(name, _format)| *name).collect();
-            format!("{text:?} is no tool format; one of {}", names.join(", "))
-        })
-    }
 }
 
 /// What stands around a model's thoughts.
@@ -136,29 +119,17 @@ impl ThinkTags {
         close: "</seed:think>",
         special: false,
     };
-    /// All of them with their names in the settings.
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("gemma4", Self::GEMMA4),
-        ("mistral", Self::MISTRAL),
-        ("seed", Self::SEED),
-        ("think", Self::THINK),
-    ];
+    /// Those that a template shows by their closing tag.
+    const PLAIN: [Self; 3] = [Self::MISTRAL, Self::SEED, Self::THINK];
 
     /// Reads them off the source of a chat template; `None` if the model does not think aloud.
     pub fn of_template(source: &str) -> Option<Self> {
         if source.contains("<|channel>") {
             return Some(Self::GEMMA4);
         }
-        Self::ALL
-            .iter()
-            .map(|(_name, tags)| *tags)
+        Self::PLAIN
+            .into_iter()
             .find(|tags| source.contains(tags.close))
-    }
-
-    /// By the name in the settings.
-    pub fn named(name: &str) -> Option<Self> {
-        let found = Self::ALL.iter().find(|(known, _tags)| *known == name);
-        found.map(|(_name, tags)| *tags)
     }
 }
 
@@ -196,15 +167,5 @@ mod tests {
             assert_eq!(ToolFormat::of_template(source), format, "{source}");
             assert_eq!(ThinkTags::of_template(source), tags, "{source}");
         }
-    }
-
-    #[test]
-    fn names_are_read_back() {
-        for (name, format) in NAMES {
-            assert_eq!(name.parse(), Ok(format));
-            assert_eq!(format.as_str(), name);
-        }
-        assert!("xml".parse::<ToolFormat>().is_err());
-        assert_eq!(ThinkTags::named("think"), Some(ThinkTags::THINK));
     }
 }

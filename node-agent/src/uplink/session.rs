@@ -30,6 +30,8 @@ const GATHER: Duration = Duration::from_millis(100);
 const REPAIRS_MAX: u32 = 2;
 /// How long the last bytes may take when the node goes down.
 const LINGER: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const EMPTIED_POLL: Duration = Duration::from_millis(20);
 
 /// Why a session ended.
 pub(super) enum End {
@@ -209,21 +211,30 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Lets the last bytes out, then closes.
+    /// Lets the last bytes out, then closes: a tunnel that is shut down resets what is under way, and a reset costs the other side
+    /// even what has arrived but is not read yet.
     async fn close(self) {
+        let Self {
+            tunnel,
+            hub,
+            reporter,
+            ..
+        } = self;
+        // Its connection would never end by itself.
+        drop(reporter);
         let emptied = async {
-            while self
-                .tunnel
-                .peer_status(self.hub)
-                .is_some_and(|status| status.streams > 1)
+            while tunnel
+                .streams_now(hub)
+                .await
+                .is_ok_and(|streams| streams > 0)
             {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(EMPTIED_POLL).await;
             }
         };
         if timeout(LINGER, emptied).await.is_err() {
             tracing::debug!("streams were cut");
         }
-        self.tunnel.shutdown().await;
+        tunnel.shutdown().await;
     }
 }
 

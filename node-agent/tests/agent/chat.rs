@@ -379,9 +379,12 @@ async fn tokens_are_counted_and_properties_shown() {
     *request.method_mut() = http::Method::GET;
     let props = client.ask(request).await;
     assert_eq!(props.json["tiers"][0]["report"]["state"], "ready");
+    assert_eq!(props.json["model_path"], "tiny-fast-q8_0.gguf");
+    let folder = model("");
+    let folder = folder.to_str().expect("text");
     assert!(
-        !props.json.to_string().contains(".gguf"),
-        "no path is shown"
+        !props.json.to_string().contains(folder),
+        "the file's name is shown, its folder is nobody's business"
     );
     assert!(node.tiers.room(Tier::Heavy).is_none());
 }

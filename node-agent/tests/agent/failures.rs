@@ -28,22 +28,25 @@ async fn only_the_hub_gets_an_answer_and_only_where_there_is_one() {
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
         assert_eq!(answer.code(), "invalid_agent_token");
     }
-    for path in [
-        "/",
-        "/metrics",
-        "/v1/models",
-        "/v1/chat/completions/",
-        "/slots",
-    ] {
+    for path in ["/", "/metrics", "/v1/models", "/v1/chat/completions/"] {
         assert_eq!(
             client.ask(post(path, &say("x"))).await.status,
             StatusCode::NOT_FOUND,
             "{path}"
         );
     }
-    let mut get = post("/v1/chat/completions", &Value::Null);
-    *get.method_mut() = Method::GET;
-    assert_eq!(client.ask(get).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    for (path, wrong, right) in [
+        ("/v1/chat/completions", Method::GET, "POST"),
+        ("/count/v1/completions", Method::GET, "POST"),
+        ("/slots", Method::POST, "GET"),
+        ("/props", Method::DELETE, "GET"),
+    ] {
+        let mut request = post(path, &say("x"));
+        *request.method_mut() = wrong;
+        let answer = client.ask(request).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        assert_eq!(answer.headers["allow"], right, "{path}");
+    }
     let mut health = post("/health", &Value::Null);
     *health.method_mut() = Method::GET;
     assert_eq!(client.ask(health).await.json, json!({"status": "ok"}));
@@ -65,7 +68,7 @@ async fn bad_requests_are_the_callers_fault_with_the_field_named() {
         (
             json!({"model": "auto", "messages": [{"role": "user", "content": picture}]}),
             "unsupported_parameter",
-            "messages[0].content[0]",
+            "messages[0].content[0].image_url",
         ),
         (
             json!({"model": "auto", "messages": [{"role": "user", "content": "x"}], "grammar": "root ::= ("}),

@@ -21,6 +21,41 @@ const MINUTE_MS: u64 = 60_000;
 /// The hash slot of all tenants when one budget spans them.
 const ALL: &str = "all";
 
+/// Some tiers.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Tiers([bool; 3]);
+
+impl Tiers {
+    /// These.
+    pub fn of(tiers: impl IntoIterator<Item = Tier>) -> Self {
+        let mut set = Self::default();
+        for tier in tiers {
+            set.0[Self::place(tier)] = true;
+        }
+        set
+    }
+
+    /// Whether it is one of them.
+    pub const fn has(self, tier: Tier) -> bool {
+        self.0[Self::place(tier)]
+    }
+
+    /// All of them, the largest first.
+    pub fn each(self) -> impl Iterator<Item = Tier> {
+        [Tier::Heavy, Tier::Primary, Tier::Fast]
+            .into_iter()
+            .filter(move |tier| self.has(*tier))
+    }
+
+    const fn place(tier: Tier) -> usize {
+        match tier {
+            Tier::Fast => 0,
+            Tier::Primary => 1,
+            Tier::Heavy => 2,
+        }
+    }
+}
+
 /// What a request is going to spend, as far as is known before it runs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Spend {
@@ -32,8 +67,8 @@ pub struct Spend {
     pub items: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Which tier answers; `None`: unknown yet, so budgets of a tier are left out.
-    pub tier: Option<Tier>,
+    /// The tiers that may answer: budgets of all of them are reserved, and only that of the one that did is charged.
+    pub tiers: Tiers,
     /// What its tokens cost.
     pub price: Price,
     /// Whether it counts as a request in progress.
@@ -62,6 +97,8 @@ pub struct Used {
     pub cached_tokens: u64,
     /// Tokens of the answer.
     pub answer_tokens: u64,
+    /// Which tier answered; `None`: none did.
+    pub tier: Option<Tier>,
     /// What its tokens cost.
     pub price: Price,
 }
@@ -96,6 +133,7 @@ pub fn spent(counters: &[Counter], granted: u64, outcome: &Outcome) -> Vec<u64> 
         }
         match (outcome, counter.unit) {
             (Outcome::GivenBack, _) => 0,
+            (Outcome::Served(used), _) if is_of_another(counter, used.tier) => 0,
             (Outcome::Served(used), Unit::Tokens) => {
                 used.prompt_tokens.saturating_add(used.answer_tokens)
             }
@@ -105,6 +143,11 @@ pub fn spent(counters: &[Counter], granted: u64, outcome: &Outcome) -> Vec<u64> 
         }
     };
     counters.iter().map(one).collect()
+}
+
+/// Whether it is the budget of a tier that did not answer.
+fn is_of_another(counter: &Counter, answered: Option<Tier>) -> bool {
+    counter.name.tier.is_some() && counter.name.tier != answered
 }
 
 /// Who asks for what, under which figures.
@@ -149,7 +192,19 @@ fn own_figures(principal: &Principal, limits: &Limits) -> Plan {
         .and_then(|name| limits.plans.get(name.as_ref()))
         .copied()
         .unwrap_or_default();
-    principal.plan.over(named)
+    principal.overrides.over(principal.plan).over(named)
+}
+
+/// The local date for which a person's request counts, `2026-11-21`.
+pub fn day(
+    principal: &Principal,
+    limits: &Limits,
+    calendar: &Calendar,
+    now_unix_ms: u64,
+) -> Arc<str> {
+    let zone = of_person(principal, limits).time_zone;
+    let zone = zone.unwrap_or(limits.time_zone);
+    calendar.today(zone, now_unix_ms).day.label
 }
 
 fn defaults(limits: &Limits) -> Plan {
@@ -454,7 +509,7 @@ impl Of<'_, '_> {
         self.minute(Measure::TokensMinute, plan.tokens_per_minute, tokens);
         self.window(Measure::TokensDay, plan.tokens_per_day, tokens);
         self.window(Measure::TokensMonth, plan.tokens_per_month, tokens);
-        if let Some(tier) = spend.tier {
+        for tier in spend.tiers.each() {
             let days = [
                 (Measure::TokensDay, plan.tier_tokens_per_day(tier)),
                 (Measure::TokensMonth, plan.tier_tokens_per_month(tier)),

@@ -8,7 +8,7 @@ use config::tier::Tier;
 use config::wire::valid::Invalid;
 
 use crate::identity::Scope;
-use crate::limit::{CounterState, Measure, Span, Unit};
+use crate::limit::{CounterState, Measure, Name, Span, Unit};
 
 /// On whom a refusal reflects.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -354,6 +354,20 @@ impl Refusal {
             Self::UpstreamError | Self::UpstreamBroken | Self::Timeout => Blame::Backend,
             Self::StoreAway | Self::IssuerAway | Self::Internal => Blame::Ours,
         }
+    }
+
+    /// The limit that refuses.
+    pub const fn limit_name(&self) -> Option<Name> {
+        if let Self::RateLimited { state, .. }
+        | Self::QuotaExceeded { state, .. }
+        | Self::NeverFits { state } = self
+        {
+            return Some(state.name);
+        }
+        if matches!(self, Self::TooManyOpen { .. }) {
+            return Some(Name::user(Measure::Concurrent));
+        }
+        None
     }
 
     /// Whether what was charged for the request goes back: it was not the caller who wasted it.

@@ -18,6 +18,8 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// Of the prompt, taken from the node's cache.
     pub cached_tokens: u64,
+    /// Of the generated ones: reasoning.
+    pub reasoning_tokens: u64,
     /// The node did not say: counted from bytes and chunks.
     pub estimated: bool,
 }
@@ -78,21 +80,24 @@ impl Meter {
             prompt_tokens: self.prompt_bytes.div_ceil(BYTES_PER_TOKEN),
             // A streamed piece holds at least one token.
             completion_tokens: self.text_bytes.div_ceil(BYTES_PER_TOKEN).max(self.pieces),
-            cached_tokens: 0,
             estimated: true,
+            ..Usage::default()
         })
     }
 }
 
-fn reported(body: &Value) -> Option<Usage> {
+/// The usage that an answer states.
+pub fn reported(body: &Value) -> Option<Usage> {
     let usage = body.get("usage")?;
+    let detail = |path: &str| usage.pointer(path).and_then(Value::as_u64).unwrap_or(0);
     Some(Usage {
         prompt_tokens: usage.get("prompt_tokens")?.as_u64()?,
-        completion_tokens: usage.get("completion_tokens")?.as_u64()?,
-        cached_tokens: usage
-            .pointer("/prompt_tokens_details/cached_tokens")
-            .and_then(Value::as_u64)
-            .unwrap_or(0),
+        // Vectors and ranks have no answer of tokens.
+        completion_tokens: usage
+            .get("completion_tokens")
+            .map_or(Some(0), Value::as_u64)?,
+        cached_tokens: detail("/prompt_tokens_details/cached_tokens"),
+        reasoning_tokens: detail("/completion_tokens_details/reasoning_tokens"),
         estimated: false,
     })
 }
@@ -152,16 +157,26 @@ mod tests {
         let usage = json!({"choices": [], "usage": {
             "prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15,
             "prompt_tokens_details": {"cached_tokens": 8},
+            "completion_tokens_details": {"reasoning_tokens": 2},
         }});
         let expected = Usage {
             prompt_tokens: 12,
             completion_tokens: 3,
             cached_tokens: 8,
+            reasoning_tokens: 2,
             estimated: false,
         };
         let found = metered(4_000, &[delta("one"), delta("two"), usage]);
         assert_eq!(found, expected);
         assert_eq!(found.total_tokens(), 15);
+    }
+
+    #[test]
+    fn vectors_have_a_prompt_alone() {
+        let usage = json!({"data": [], "usage": {"prompt_tokens": 12, "total_tokens": 12}});
+        let found = metered(4_000, &[usage]);
+        assert_eq!((found.prompt_tokens, found.completion_tokens), (12, 0));
+        assert!(!found.estimated);
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Ground {
         let rooms = Rooms {
             authenticator: Arc::clone(&self.authenticator),
             admission: Admission::new(store, limits, metrics),
+            prices: settings.prices.clone(),
             reader: Reader::new(settings.server.body_max, settings.server.media_body_max),
             dispatcher: Dispatcher {
                 fleet: Arc::clone(&self.fleet),

@@ -285,6 +285,9 @@ pub struct KeyCreate {
     /// Figures of a plan of the settings ([limits.plans.NAME]).
     #[arg(long)]
     pub plan: Option<String>,
+    /// The figures below bound this key alone, besides its owner's; otherwise they are its owner's.
+    #[arg(long)]
+    pub key_alone: bool,
     /// Figures.
     #[command(flatten)]
     pub figures: Figures,
@@ -322,6 +325,9 @@ pub struct KeySet {
     /// When it ends, Unix seconds.
     #[arg(long, value_name = "SECONDS")]
     pub expires_unix: Option<i64>,
+    /// The figures below bound this key alone, besides its owner's; otherwise they are its owner's.
+    #[arg(long)]
+    pub key_alone: bool,
     /// Figures; they replace all that the key had.
     #[command(flatten)]
     pub figures: Figures,

@@ -106,6 +106,7 @@ async fn list(reach: &mut Reach, output: Output) -> Result<(), CliError> {
 async fn set(reach: &mut Reach, wanted: KeySet, output: Output) -> Result<(), CliError> {
     let some = |all: bool, given: bool| all || given;
     let figures = wanted.figures.over(Plan::default());
+    let given = (figures != Plan::default()).then_some(figures);
     let patch = KeyPatch {
         name: wanted.name,
         scopes: (!wanted.scope.is_empty()).then_some(wanted.scope),
@@ -113,8 +114,8 @@ async fn set(reach: &mut Reach, wanted: KeySet, output: Output) -> Result<(), Cl
             .then(|| Some(wanted.tier).filter(|tiers| !tiers.is_empty())),
         models: some(wanted.all_models, !wanted.model.is_empty())
             .then(|| Some(wanted.model).filter(|models| !models.is_empty())),
-        plan: (figures != Plan::default()).then_some(figures),
-        limits: None,
+        plan: given.filter(|_| !wanted.key_alone),
+        limits: given.filter(|_| wanted.key_alone).map(Some),
         groups: (!wanted.group.is_empty()).then_some(wanted.group),
         act_as: wanted.act_as,
         expires_unix: wanted.expires_unix.map(Some),
@@ -187,8 +188,15 @@ fn order(wanted: KeyCreate, plan: Plan) -> KeyOrder {
         scopes: wanted.scope,
         tiers: Some(wanted.tier).filter(|tiers| !tiers.is_empty()),
         models: Some(wanted.model).filter(|models| !models.is_empty()),
-        plan: figures.over(plan),
-        limits: None,
+        plan: if wanted.key_alone {
+            plan
+        } else {
+            figures.over(plan)
+        },
+        limits: wanted
+            .key_alone
+            .then(|| figures.over(Plan::default()))
+            .filter(|figures| *figures != Plan::default()),
         tenant: wanted.tenant,
         groups: wanted.group,
         act_as: wanted.act_as,

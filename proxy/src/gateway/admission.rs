@@ -4,15 +4,18 @@
 mod settling;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use config::ids::Tenant;
 use config::settings::proxy::Limits;
+use config::tier::Tier;
 use policy::calendar::Calendar;
 use policy::identity::{Principal, Subject};
-use policy::limit::{Concurrency, Counter, Decision, Kind};
+use policy::ledger::LedgerEntry;
+use policy::limit::{Concurrency, Counter, Decision, Kind, Name};
 use policy::open::OpenRequests;
 use policy::plan::{self, Outcome, Spend};
 use policy::refusal::Refusal;
@@ -52,6 +55,8 @@ pub struct Admission {
     open: Arc<Mutex<OpenRequests>>,
     settling: Arc<Settling>,
     metrics: Arc<Metrics>,
+    /// The store did not answer the last request.
+    is_away: AtomicBool,
 }
 
 impl Admission {
@@ -69,6 +74,7 @@ impl Admission {
             calendar: ArcSwap::default(),
             open: Arc::default(),
             metrics,
+            is_away: AtomicBool::new(false),
         }
     }
 
@@ -96,17 +102,18 @@ impl Admission {
         })
     }
 
-    /// Charges a request without tokens: what it costs is known now.
+    /// Charges what runs no model: what it costs is known now, so it is final.
     pub async fn charge(
         &self,
         asking: Asking<'_>,
         exchange: &mut Exchange<'_>,
-    ) -> Result<Admitted, Refusal> {
-        let spend = Spend {
-            in_progress: asking.kind != Kind::Health,
-            ..Spend::default()
-        };
-        self.reserve(asking, spend, exchange).await
+    ) -> Result<(), Refusal> {
+        let charged = self.reserve(asking, Spend::default(), exchange).await;
+        let refusal = charged.err();
+        refusal.map_or(Ok(()), |refusal| {
+            self.note(&refusal);
+            Err(refusal)
+        })
     }
 
     /// Reserves all that a request may spend. The guard says how many tokens were granted, and settles when it goes.
@@ -117,12 +124,15 @@ impl Admission {
         exchange: &mut Exchange<'_>,
     ) -> Result<Admitted, Refusal> {
         let limits = self.limits.load();
-        let counters = self.counters(asking, spend, &limits);
+        let calendar = self.calendar(&limits, asking.now_unix_ms);
+        let counters = counters(asking, spend, (&limits, &calendar));
+        let principal = asking.principal;
+        let day = plan::day(principal, &limits, &calendar, asking.now_unix_ms);
         // What is never corrected needs no settlement.
         let is_final = !spend.in_progress && spend.answer.want == 0;
         let reservation = Reservation {
             id: ReservationId::random(),
-            tenant: plan::slot(asking.principal.tenant(), &limits),
+            tenant: plan::slot(principal.tenant(), &limits),
             counters,
             elastic: spend.answer,
             lease_ms: if is_final { 0 } else { millis(limits.lease) },
@@ -130,9 +140,9 @@ impl Admission {
         drop(limits);
         let decision = self.decide(&reservation, asking.now_unix_ms).await;
         let decision = decision.map_err(|error| self.store_away(&error))?;
+        self.store_is_back();
         exchange.limits(decision.states());
         if let Some(refusal) = decision.refusal() {
-            self.note(&decision);
             return Err(refusal);
         }
         let Reservation {
@@ -148,11 +158,21 @@ impl Admission {
             settling: (!is_final).then(|| Arc::clone(&self.settling)),
             id,
             tenant,
+            cut_by: cut_by(&counters, &decision, spend.answer.want),
             counters,
             granted: decision.granted(),
+            spend,
+            day,
             outcome: Outcome::Unknown,
+            entry: None,
+            is_late: false,
             since: (asking.now_unix_ms, Instant::now()),
         })
+    }
+
+    /// The tier with which a request goes on whose own tier's budget is used up.
+    pub fn downgrade(&self, principal: &Principal, tier: Tier, used_up: Name) -> Option<Tier> {
+        plan::downgrade(principal, &self.limits.load(), tier, used_up)
     }
 
     /// Asks the store; while settlements of requests that have ended are under way, a refusal for too many in progress is not
@@ -174,20 +194,18 @@ impl Admission {
         Ok(decision)
     }
 
-    fn note(&self, decision: &Decision) {
-        if let Decision::Refused {
-            refused, states, ..
-        } = decision
-            && let Some(state) = states.get(*refused)
-        {
-            self.metrics.limit_rejection(state.name);
+    /// Counts a refusal by the limit that refused.
+    pub fn note(&self, refusal: &Refusal) {
+        if let Some(name) = refusal.limit_name() {
+            self.metrics.limit_rejection(name);
         }
     }
 
     /// Reads where the limits stand and charges nothing: a request refused for another reason tells them too.
     pub async fn look(&self, asking: Asking<'_>, exchange: &mut Exchange<'_>) {
         let limits = self.limits.load();
-        let counters = self.counters(asking, Spend::default(), &limits);
+        let calendar = self.calendar(&limits, asking.now_unix_ms);
+        let counters = counters(asking, Spend::default(), (&limits, &calendar));
         let slot = plan::slot(asking.principal.tenant(), &limits);
         drop(limits);
         self.read((slot, counters), asking.now_unix_ms, exchange)
@@ -230,34 +248,66 @@ impl Admission {
         self.settling.flush(patience).await;
     }
 
-    fn counters(&self, asking: Asking<'_>, spend: Spend, limits: &Limits) -> Vec<Counter> {
-        let Asking {
-            principal,
-            ip,
-            kind,
-            now_unix_ms,
-        } = asking;
+    /// Today, everywhere.
+    fn calendar(&self, limits: &Limits, now_unix_ms: u64) -> Arc<Calendar> {
         let mut calendar = self.calendar.load_full();
         if !calendar.holds(now_unix_ms) {
             calendar = Arc::new(Calendar::new(limits, now_unix_ms));
             self.calendar.store(Arc::clone(&calendar));
         }
-        plan::counters(&plan::Asking {
-            principal,
-            ip,
-            kind,
-            spend,
-            limits,
-            calendar: &calendar,
-            now_unix_ms,
-        })
+        calendar
     }
 
     fn store_away(&self, error: &StoreError) -> Refusal {
         self.metrics.store_error(error.label());
-        tracing::warn!(%error, "a request could not be admitted");
+        // Once an outage, not once a request.
+        if !self.is_away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "the store does not answer: requests are refused until it does");
+        }
         Refusal::StoreAway
     }
+
+    fn store_is_back(&self) {
+        if self.is_away.load(Ordering::Relaxed) && self.is_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the store answers again");
+        }
+    }
+}
+
+fn counters(
+    asking: Asking<'_>,
+    spend: Spend,
+    (limits, calendar): (&Limits, &Calendar),
+) -> Vec<Counter> {
+    let Asking {
+        principal,
+        ip,
+        kind,
+        now_unix_ms,
+    } = asking;
+    plan::counters(&plan::Asking {
+        principal,
+        ip,
+        kind,
+        spend,
+        limits,
+        calendar,
+        now_unix_ms,
+    })
+}
+
+/// The limit that granted less than was wanted: it has no room for another token.
+fn cut_by(counters: &[Counter], decision: &Decision, want: u64) -> Option<Name> {
+    if decision.granted() >= want {
+        return None;
+    }
+    let standing = counters.iter().zip(decision.states());
+    let mut elastic = standing.filter(|(counter, _)| counter.per_million > 0);
+    let full = elastic.find(|(counter, state)| {
+        let more = counter.charge(decision.granted().saturating_add(1));
+        more.saturating_sub(counter.charge(decision.granted())) > state.remaining
+    });
+    full.map(|(_, state)| state.name)
 }
 
 /// What a request was charged to. Settles once, when it is dropped: as served or given back if that was said, and as all that
@@ -270,7 +320,14 @@ pub struct Admitted {
     tenant: Tenant,
     counters: Vec<Counter>,
     granted: u64,
+    cut_by: Option<Name>,
+    spend: Spend,
+    /// The local date for which it counts.
+    day: Arc<str>,
     outcome: Outcome,
+    entry: Option<LedgerEntry>,
+    /// Its end is known, what it used is being asked.
+    is_late: bool,
     /// When it was admitted, on the clock of the calls and on one that never jumps.
     since: (u64, Instant),
 }
@@ -281,14 +338,38 @@ impl Admitted {
         self.granted
     }
 
-    /// How the request ended, as far as is known; the last word counts.
-    pub const fn ended(&mut self, outcome: Outcome) {
-        self.outcome = outcome;
+    /// The limit because of which fewer were granted than were wanted.
+    pub const fn cut_by(&self) -> Option<Name> {
+        self.cut_by
     }
 
-    /// Nobody answered, through no fault of the caller: all goes back.
-    pub const fn give_back(&mut self) {
-        self.outcome = Outcome::GivenBack;
+    /// What was reserved.
+    pub const fn spend(&self) -> &Spend {
+        &self.spend
+    }
+
+    /// The local date for which it counts.
+    pub const fn day(&self) -> &Arc<str> {
+        &self.day
+    }
+
+    /// Under which it is settled.
+    pub const fn id(&self) -> ReservationId {
+        self.id
+    }
+
+    /// How the request ended, with its line for the books.
+    pub fn ended(&mut self, outcome: Outcome, entry: LedgerEntry) {
+        self.outcome = outcome;
+        self.entry = Some(entry);
+    }
+
+    /// The request has ended, and what it used will be known in a moment: whoever asks again meanwhile waits for that.
+    pub fn is_late(&mut self) {
+        if let (false, Some(settling)) = (self.is_late, &self.settling) {
+            settling.expect();
+            self.is_late = true;
+        }
     }
 }
 
@@ -304,8 +385,11 @@ impl Drop for Admitted {
             tenant: self.tenant.clone(),
             counters,
             spent,
-            entry: None,
+            entry: self.entry.take(),
         };
+        if !self.is_late {
+            settling.expect();
+        }
         let (at, since) = self.since;
         settling.settle(settlement, at.saturating_add(millis(since.elapsed())));
     }

@@ -285,6 +285,70 @@ impl Inference {
         bytes as u64
     }
 
+    /// The pictures and sound in it.
+    pub fn media(&self) -> Carried {
+        let mut carried = Carried::default();
+        let Self::Chat(chat) = self else {
+            return carried;
+        };
+        for message in &chat.messages {
+            carried.messages += 1;
+            let Some(Content::Parts(parts)) = &message.content else {
+                continue;
+            };
+            for encoded in parts.iter().filter_map(encoded) {
+                carried.items += 1;
+                carried.encoded_bytes += encoded.len() as u64;
+                carried.bytes += encoded.len() as u64 / 4 * 3;
+            }
+        }
+        carried
+    }
+
+    /// Whether a model reads a prompt for it, which costs tokens.
+    pub const fn reads_prompt(&self) -> bool {
+        match self {
+            Self::Chat(_) | Self::Completion(_) => true,
+            Self::Other(ask) => match ask.kind {
+                AskKind::Embeddings | AskKind::Rerank | AskKind::Infill => true,
+                AskKind::Tokenize | AskKind::Detokenize | AskKind::ApplyTemplate => false,
+            },
+        }
+    }
+
+    /// Whether a node can count its prompt beforehand.
+    pub const fn has_tokenizer(&self) -> bool {
+        matches!(self, Self::Chat(_) | Self::Completion(_))
+    }
+
+    /// Whether tokens are generated; and how many at most, if the caller says so.
+    pub const fn generates(&self) -> Option<Option<u32>> {
+        match self {
+            Self::Chat(chat) => Some(chat.max_tokens()),
+            Self::Completion(completion) => Some(completion.max_tokens()),
+            Self::Other(ask) => match ask.kind {
+                AskKind::Infill => Some(ask.max_tokens),
+                AskKind::Embeddings
+                | AskKind::Rerank
+                | AskKind::Tokenize
+                | AskKind::Detokenize
+                | AskKind::ApplyTemplate => None,
+            },
+        }
+    }
+
+    /// How many answers are wanted, of all prompts.
+    pub fn choices(&self) -> u32 {
+        match self {
+            Self::Chat(chat) => chat.generation.n,
+            Self::Completion(completion) => {
+                let prompts = u32::try_from(completion.prompts.len()).unwrap_or(u32::MAX);
+                completion.generation.n.saturating_mul(prompts)
+            }
+            Self::Other(_) => 1,
+        }
+    }
+
     /// What the classifier thinks of it.
     pub fn verdict(&self, thresholds: Thresholds) -> Verdict {
         let features = match self {
@@ -294,6 +358,30 @@ impl Inference {
             Self::Other(_) => Features::default(),
         };
         classify(&features, thresholds)
+    }
+}
+
+/// What a request carries besides text.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Carried {
+    /// Messages of the conversation.
+    pub messages: u64,
+    /// Pictures and pieces of sound.
+    pub items: u64,
+    /// Their bytes, decoded.
+    pub bytes: u64,
+    /// Their bytes as they were sent.
+    pub encoded_bytes: u64,
+}
+
+fn encoded(part: &Part) -> Option<&str> {
+    match part {
+        Part::Text { .. } => None,
+        Part::ImageUrl { image_url } => {
+            let data = image_url.url.split_once(',');
+            Some(data.map_or(image_url.url.as_str(), |(_kind, data)| data))
+        }
+        Part::InputAudio { input_audio } => Some(&input_audio.data),
     }
 }
 

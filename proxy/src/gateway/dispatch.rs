@@ -2,6 +2,7 @@
 //! client yet. Never runs a request again on a node that may have started on it.
 
 mod failure;
+mod inquiry;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::nodes::members::{Member, Members};
 use crate::nodes::upstream::{Answer, Fault, Upstream, Waits};
 use crate::observe::metrics::Metrics;
 use failure::Failure;
+pub use inquiry::Inquiry;
 
 /// A whole answer that is not streamed.
 /// 2,048 vectors of 1,024 numbers take 24 MB.
@@ -49,8 +51,8 @@ pub struct Job {
     pub completion_id: String,
     /// For fairness on the node; says nothing about who it is.
     pub principal: Subject,
-    /// Tokens that a node generates if the request sets no maximum and the context has room for them.
-    pub max_tokens_default: u32,
+    /// Tokens that each answer may have, whatever the request says; `None`: none is generated.
+    pub max_tokens: Option<u64>,
     /// Built from the typed request, never the client's own bytes.
     pub body: Bytes,
     /// The end of the whole request.
@@ -107,6 +109,8 @@ pub struct Tries<'a> {
     /// Nodes that may have started on the request and were lost.
     lost: Vec<NodeId>,
     outcomes: Vec<Outcome>,
+    /// The last step that was asked: its node may be at work.
+    pub asked: Option<Step>,
     /// Every try so far.
     pub trail: Vec<Attempt>,
 }
@@ -132,6 +136,7 @@ impl<'a> Tries<'a> {
             next: 0,
             lost: Vec::new(),
             outcomes: Vec::new(),
+            asked: None,
             trail,
         }
     }
@@ -196,6 +201,7 @@ impl<'a> Tries<'a> {
                 attempting,
                 metrics: Arc::clone(&self.dispatcher.metrics),
             };
+            self.asked = Some(step.clone());
             match self.ask(step, until).await {
                 Ok(answer) => {
                     opened.queue_ms = queue_ms(&answer.headers);
@@ -236,27 +242,21 @@ impl<'a> Tries<'a> {
 
     fn request(&self, step: &Step, member: &Member) -> Request<Full<Bytes>> {
         let remaining = self.job.deadline.saturating_duration_since(Instant::now());
-        let host = format!("[{}]:{}", member.address, config::wire::node::NODE_PORT);
-        let bearer = format!("Bearer {}", member.agent_token.expose());
-        let mut request = Request::new(Full::new(self.job.body.clone()));
-        *request.method_mut() = http::Method::POST;
+        let mut request = to(member, http::Method::POST, self.job.body.clone());
         *request.uri_mut() = http::Uri::from_static(self.job.path);
         let headers = request.headers_mut();
-        put(headers, header::HOST, &host);
-        put(headers, header::CONTENT_TYPE, "application/json");
-        put(headers, header::AUTHORIZATION, &bearer);
         for (name, value) in [
             ("x-request-id", self.job.request_id.as_str()),
             ("x-hearth-tier", step.backend.tier.as_str()),
             ("x-hearth-deadline-ms", &remaining.as_millis().to_string()),
             ("x-hearth-completion-id", &self.job.completion_id),
             ("x-hearth-principal", self.job.principal.as_str()),
-            (
-                "x-hearth-max-tokens-default",
-                &self.job.max_tokens_default.to_string(),
-            ),
         ] {
             put(headers, HeaderName::from_static(name), value);
+        }
+        if let Some(most) = self.job.max_tokens {
+            let name = HeaderName::from_static("x-hearth-max-tokens");
+            put(headers, name, &most.to_string());
         }
         request
     }
@@ -271,6 +271,7 @@ impl<'a> Tries<'a> {
             self.lost.push(opened.step.backend.node.clone());
         }
         self.note(&opened.step, outcome);
+        self.asked = None;
         opened.settle(outcome);
         match failure {
             Failure::Final(_, refusal) => Err(refusal),
@@ -373,6 +374,19 @@ async fn preamble(
             }
         }
     }
+}
+
+/// A request that the node knows to be ours.
+fn to(member: &Member, method: http::Method, body: Bytes) -> Request<Full<Bytes>> {
+    let host = format!("[{}]:{}", member.address, config::wire::node::NODE_PORT);
+    let bearer = format!("Bearer {}", member.agent_token.expose());
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    let headers = request.headers_mut();
+    put(headers, header::HOST, &host);
+    put(headers, header::CONTENT_TYPE, "application/json");
+    put(headers, header::AUTHORIZATION, &bearer);
+    request
 }
 
 fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {

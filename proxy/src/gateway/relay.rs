@@ -11,6 +11,7 @@ use config::settings::proxy::Routing as Rules;
 use config::wire::routing::Routing;
 use config::wire::sse;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use policy::limit::Name;
 use policy::refusal::Refusal;
 use policy::route::{Route, Step};
 use policy::router::Outcome;
@@ -38,6 +39,8 @@ pub struct Relay<'a> {
     pub prompt_bytes: u64,
     /// The client asked for the usage chunk.
     pub wants_usage: bool,
+    /// The limit because of which the answer may be shorter than was wanted.
+    pub cut_by: Option<Name>,
 }
 
 impl Relay<'_> {
@@ -50,12 +53,12 @@ impl Relay<'_> {
         };
         let trail = std::mem::take(&mut tries.trail);
         exchange.record.attempts = trail;
-        let (opened, mut body) = answered?;
+        let (opened, mut body) = self.begun(exchange, (answered, tries.asked))?;
         let mut meter = Meter::new(self.prompt_bytes);
         meter.see(&body);
         self.note(exchange, &opened.step, &meter);
         note_times(exchange, &body);
-        let routing = self.routing(exchange, &opened.step);
+        let routing = self.routing(exchange, &opened.step, is_cut(&body));
         let headers = routing_headers(&routing);
         body["_routing"] = serde_json::to_value(routing).unwrap_or_default();
         let bytes = serde_json::to_vec(&body).map_err(|_| Refusal::Internal)?;
@@ -74,7 +77,7 @@ impl Relay<'_> {
         let mut tries = Tries::new(self.dispatcher, self.job, self.route);
         let answered = await_first(&mut tries, exchange, &self.dispatcher.rules).await;
         exchange.record.attempts = std::mem::take(&mut tries.trail);
-        let (opened, events, first) = answered?;
+        let (opened, events, first) = self.begun(exchange, (answered, tries.asked))?;
         exchange.record.ttft_ms = Some(exchange.elapsed_ms());
         if let Some(ms) = opened.queue_ms {
             exchange.timed("queue", ms);
@@ -102,6 +105,18 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// An answer that has begun. Of one that nobody waited for, it is noted who was at work on it.
+    fn begun<T>(
+        &self,
+        exchange: &mut Exchange<'_>,
+        (answered, asked): (Result<T, Stop>, Option<Step>),
+    ) -> Result<T, Stop> {
+        if let (Err(_), Some(step)) = (&answered, &asked) {
+            self.note(exchange, step, &Meter::new(self.prompt_bytes));
+        }
+        answered
+    }
+
     fn note(&self, exchange: &mut Exchange<'_>, step: &Step, meter: &Meter) {
         let record = &mut exchange.record;
         record.tier = Some(step.backend.tier);
@@ -113,7 +128,7 @@ impl Relay<'_> {
     }
 
     /// Notes the successful try and makes the metadata of the answer.
-    fn routing(&self, exchange: &mut Exchange<'_>, step: &Step) -> Routing {
+    fn routing(&self, exchange: &mut Exchange<'_>, step: &Step, is_cut: bool) -> Routing {
         exchange
             .record
             .attempts
@@ -133,7 +148,12 @@ impl Relay<'_> {
                 .record
                 .usage
                 .map_or(0, |usage| usage.completion_tokens),
-            reason: self.route.reason.clone(),
+            reason: match self.cut_by {
+                Some(name) if is_cut => {
+                    format!("{}; stopped at the limit {name}", self.route.reason)
+                }
+                Some(_) | None => self.route.reason.clone(),
+            },
             attempts: exchange.record.attempts.clone(),
             fallback: self.route.detour(step),
         }
@@ -152,6 +172,15 @@ impl Relay<'_> {
         );
         headers
     }
+}
+
+/// Whether an answer ended because it was long enough.
+fn is_cut(body: &Value) -> bool {
+    let choices = body.get("choices").and_then(Value::as_array);
+    choices
+        .into_iter()
+        .flatten()
+        .any(|choice| choice.get("finish_reason").and_then(Value::as_str) == Some("length"))
 }
 
 /// When a whole answer began: everything but the time that the node took to write it.

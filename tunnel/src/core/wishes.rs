@@ -95,6 +95,13 @@ impl Core {
         Ok(conn)
     }
 
+    /// How many connections with a peer there are, those included that only deliver their last bytes.
+    pub(crate) fn streams(&self, address: Ipv6Addr) -> usize {
+        let id = self.by_address.get(&address);
+        let member = id.and_then(|id| self.members.get(id));
+        member.map_or(0, |member| member.stack.len())
+    }
+
     /// Opens a port to all peers.
     pub(crate) fn listen(&mut self, port: u16) -> Result<Arc<Backlog>, Error> {
         if port == 0 {

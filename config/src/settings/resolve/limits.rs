@@ -97,10 +97,11 @@ fn plans_of(
 ) -> BTreeMap<String, Plan> {
     let mut all = BTreeMap::new();
     for (name, mut section) in section.named(key, NAMES_MAX) {
+        let plan = plan_of(&mut section, "plan", plans);
         if !section.was_given("plan") {
             section.missing("plan", "the name of a plan in [limits.plans]");
         }
-        if let Some(plan) = plan_of(&mut section, "plan", plans) {
+        if let Some(plan) = plan {
             all.insert(name, plan);
         }
         section.close();

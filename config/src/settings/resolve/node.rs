@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::log;
 use crate::settings::node::{
-    EngineSettings, KvType, LoraSettings, MetricsCompat, Node, Pooling, SamplingDefaults, Settings,
-    Split, TierKind, TierSettings, Upstream,
+    EngineSettings, KvType, LoraSettings, MetricsCompat, Node, Pooling, ReasoningFormat,
+    SamplingDefaults, Settings, Split, TierKind, TierSettings, ToolFormat, Upstream,
 };
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
@@ -39,6 +39,21 @@ const SPLITS: [(&str, Split); 3] = [
     ("none", Split::None),
     ("layer", Split::Layer),
     ("row", Split::Row),
+];
+const TOOL_FORMATS: [(&str, ToolFormat); 6] = [
+    ("hermes", ToolFormat::Hermes),
+    ("gemma4", ToolFormat::Gemma4),
+    ("llama3", ToolFormat::Llama3),
+    ("mistral", ToolFormat::Mistral),
+    ("mistral_args", ToolFormat::MistralArgs),
+    ("qwen_xml", ToolFormat::QwenXml),
+];
+const REASONING_FORMATS: [(&str, ReasoningFormat); 5] = [
+    ("none", ReasoningFormat::None),
+    ("think", ReasoningFormat::Think),
+    ("gemma4", ReasoningFormat::Gemma4),
+    ("mistral", ReasoningFormat::Mistral),
+    ("seed", ReasoningFormat::Seed),
 ];
 /// The binding of llama.cpp replaces an adapter by the next one.
 const LORAS_MAX: usize = 1;
@@ -367,6 +382,9 @@ fn engine(mut section: Section<'_>) -> EngineSettings {
         ubatch: section.integer("ubatch", 32..=8_192),
         split: section.one_of("split", &SPLITS),
         sandbox: section.boolean("sandbox").unwrap_or(plain.sandbox),
+        chat_template_file: section.path("chat_template_file"),
+        tool_format: section.one_of("tool_format", &TOOL_FORMATS),
+        reasoning_format: section.one_of("reasoning_format", &REASONING_FORMATS),
     };
     section.close();
     engine

@@ -82,6 +82,8 @@ pub struct ValidAsk {
     pub user: Option<String>,
     /// Bytes of text that a model reads.
     pub text_bytes: usize,
+    /// Tokens to generate at most, where any are generated and the caller says so.
+    pub max_tokens: Option<u32>,
     /// Keys that were not understood.
     pub unknown: Unknown,
     body: Value,
@@ -103,6 +105,7 @@ impl ValidAsk {
                     tier: chat.tier,
                     user: chat.user,
                     text_bytes: 0,
+                    max_tokens: None,
                     unknown: chat.unknown,
                 })
             }
@@ -114,6 +117,7 @@ impl ValidAsk {
                     kind,
                     text_bytes: texts.iter().map(|text| text.len()).sum::<usize>()
                         + extra.sum::<usize>(),
+                    max_tokens: infill.generation.max_tokens,
                     body: infill.to_node_body(),
                     model: infill.model,
                     tier: infill.tier,
@@ -196,6 +200,7 @@ impl From<ValidEmbeddings> for ValidAsk {
             tier: asked.tier,
             user: asked.user,
             text_bytes,
+            max_tokens: None,
             unknown: asked.unknown,
             body: Value::Object(body),
         }
@@ -288,6 +293,7 @@ impl From<ValidRerank> for ValidAsk {
             tier: asked.tier,
             user: asked.user,
             text_bytes,
+            max_tokens: None,
             unknown: asked.unknown,
             body: Value::Object(body),
         }
@@ -317,6 +323,7 @@ fn words(kind: AskKind, bytes: &[u8]) -> Result<ValidAsk, Invalid> {
         tier: options::tier(&mut asked)?,
         user: options::end_user(&mut asked, 512)?,
         text_bytes: 0,
+        max_tokens: None,
         unknown: asked.unknown(),
         body: Value::Object(body),
     })

@@ -39,6 +39,9 @@ pub(super) fn prepare(
             n_ctx: long.n_ctx,
         }
     })?;
+    let tokens_max = spec
+        .tokens_at_most
+        .map_or(admission.tokens_max, |most| most.clamp(1, admission.tokens_max));
     let text: Vec<Token> = prompt
         .iter()
         .copied()
@@ -58,9 +61,9 @@ pub(super) fn prepare(
     } else if spec.min_tokens > 0 {
         sampler.ban(engine.end_tokens(), u64::from(spec.min_tokens));
     }
-    let mut answer = Answer::new(spec, sampler, prompt.len(), admission.tokens_max);
+    let mut answer = Answer::new(spec, sampler, prompt.len(), tokens_max);
     answer.media = media;
-    let cells = prompt.len() + usize::try_from(admission.tokens_max).unwrap_or(usize::MAX);
+    let cells = prompt.len() + usize::try_from(tokens_max).unwrap_or(usize::MAX);
     if let Some(resume) = &spec.resume {
         let begun = answer.replay(&resume.tokens, engine);
         let begun = begun.map_err(|reason| Refusal::Invalid {

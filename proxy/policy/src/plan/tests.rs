@@ -5,7 +5,7 @@ use config::settings::proxy::{Plan, Price, WhenUsedUp};
 use config::tier::Tier;
 
 use super::{
-    Asking, Outcome, Spend, Used, concurrent_max, counters, downgrade, ip_counters, micros, slot,
+    Asking, Outcome, Spend, Tiers, Used, concurrent_max, counters, downgrade, ip_counters, micros, slot,
     spent, stored_counters,
 };
 use crate::calendar::Calendar;
@@ -221,7 +221,7 @@ fn budgets_of_a_tier_count_only_there_and_may_lead_to_a_smaller_one() {
     let ada = ada(plan);
     let names = |tier| {
         let spend = Spend {
-            tier: Some(tier),
+            tiers: Tiers::of([tier]),
             ..Spend::default()
         };
         summary(&of(&ada, &limits(), Kind::Text, spend))
@@ -262,6 +262,58 @@ fn budgets_of_a_tier_count_only_there_and_may_lead_to_a_smaller_one() {
 }
 
 #[test]
+fn only_the_tier_that_answered_is_charged_for_its_tokens() {
+    let plan = Plan {
+        tokens_per_day: Some(9_000),
+        heavy_tokens_per_day: Some(1_000),
+        primary_tokens_per_day: Some(2_000),
+        ..Plan::default()
+    };
+    let spend = Spend {
+        prompt_tokens: 10,
+        answer: Elastic { want: 100, min: 1 },
+        tiers: Tiers::of([Tier::Heavy, Tier::Primary]),
+        ..Spend::default()
+    };
+    let all = of(&ada(plan), &limits(), Kind::Text, spend);
+    let charged = |used: Used| {
+        let names = all.iter().map(|counter| counter.name.to_string());
+        let spent = spent(&all, 100, &Outcome::Served(used));
+        names.zip(spent).skip(3).collect::<Vec<_>>()
+    };
+    let used = Used {
+        prompt_tokens: 10,
+        answer_tokens: 7,
+        tier: Some(Tier::Primary),
+        ..Used::default()
+    };
+    assert_eq!(
+        charged(used),
+        named(&[
+            ("tokens-day", 17),
+            ("tokens-day-heavy", 0),
+            ("tokens-day-primary", 17)
+        ])
+    );
+    let nobody = charged(Used::default());
+    assert!(nobody.iter().all(|(_, spent)| *spent == 0), "{nobody:?}");
+}
+
+#[test]
+fn what_an_administrator_set_for_a_person_goes_before_all_plans() {
+    let mut ada = ada(Plan {
+        text_per_day: Some(50),
+        ..Plan::default()
+    });
+    ada.overrides = Plan {
+        text_per_day: Some(7),
+        ..Plan::default()
+    };
+    let all = of(&ada, &limits(), Kind::Text, Spend::default());
+    assert!(summary(&all).contains(&("text-day".to_owned(), 7)));
+}
+
+#[test]
 fn settlement_charges_what_was_used_and_frees_the_place() {
     let plan = Plan {
         tokens_per_day: Some(1_000),
@@ -295,6 +347,7 @@ fn settlement_charges_what_was_used_and_frees_the_place() {
         prompt_tokens: 90,
         cached_tokens: 50,
         answer_tokens: 10,
+        tier: Some(Tier::Fast),
         price,
     };
     assert_eq!(used.micros(), 8 + 1 + 6);

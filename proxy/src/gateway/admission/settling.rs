@@ -73,10 +73,14 @@ impl Settling {
         self.table().insert(id, tenant.clone());
     }
 
-    /// Queues a settlement. Full, it is lost, and the lease gives back what was reserved: a metric says so.
+    /// A settlement will come: [`Settling::settle`] follows.
+    pub(super) fn expect(&self) {
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Queues a settlement that was expected. Full, it is lost, and the lease gives back what was reserved: a metric says so.
     pub(super) fn settle(self: &Arc<Self>, settlement: Settlement, now_unix_ms: u64) {
         self.table().remove(&settlement.id);
-        self.under_way.fetch_add(1, Ordering::AcqRel);
         if self.queue().try_send((settlement, now_unix_ms)).is_err() {
             self.finished();
             self.metrics.store_error("settlement_lost");
@@ -89,12 +93,12 @@ impl Settling {
         self.under_way.load(Ordering::Acquire) == 0
     }
 
-    /// Waits until none is under way.
+    /// Waits until no request is open and no settlement under way.
     pub(super) async fn flush(&self, patience: Duration) {
         let idle = async {
             loop {
                 let done = self.done.notified();
-                if self.is_idle() {
+                if self.is_idle() && self.table().is_empty() {
                     return;
                 }
                 done.await;

@@ -10,7 +10,7 @@ use policy::usage::Meter;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
-use super::Relay;
+use super::{Relay, is_cut};
 use crate::gateway::events::{Chunk, NodeEvents, Piece};
 use crate::gateway::exchange::{Exchange, Stop};
 
@@ -192,7 +192,7 @@ impl<'a> Pump<'a> {
             return Err(Refusal::UpstreamBroken.into());
         };
         self.relay.note(exchange, self.step, &self.meter);
-        let routing = self.relay.routing(exchange, self.step);
+        let routing = self.relay.routing(exchange, self.step, is_cut(&last));
         self.adapt(&mut last);
         let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
         if let Some(timings) = self.usage.as_ref().and_then(|usage| usage.get("timings")) {

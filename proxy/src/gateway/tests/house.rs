@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use config::ids::{KeyId, NodeId, RequestId, UserId};
 use config::secret::Secret;
+use config::settings::plan::Prices;
 use config::settings::proxy::{Auth, Limits, PerMinute, Plan, Routing, Zone};
 use config::tier::Tier;
 use config::token::{Token, TokenKind};
@@ -50,6 +51,7 @@ const NOW_MS: u64 = 1_800_014_400_000;
 pub(super) struct Plans {
     pub(super) routing: Routing,
     pub(super) limits: Limits,
+    pub(super) prices: Prices,
     pub(super) request_timeout: Duration,
 }
 
@@ -95,6 +97,11 @@ impl Default for Plans {
                 plans: BTreeMap::new(),
                 groups: BTreeMap::new(),
                 tenants: BTreeMap::new(),
+            },
+            prices: Prices {
+                currency: "EUR".to_owned(),
+                models: BTreeMap::new(),
+                cloud: BTreeMap::new(),
             },
             request_timeout: Duration::from_secs(30),
         }
@@ -173,7 +180,7 @@ impl House {
             metrics,
         };
         let rooms = rooms(
-            plans.limits,
+            (plans.limits, plans.prices),
             store,
             Arc::new(authenticator.unwrap()),
             dispatcher,
@@ -272,7 +279,7 @@ pub(super) fn stream_to(model: &str) -> serde_json::Value {
 }
 
 async fn rooms(
-    limits: Limits,
+    (limits, prices): (Limits, Prices),
     store: Arc<dyn Store>,
     authenticator: Arc<Authenticator>,
     dispatcher: Dispatcher,
@@ -292,6 +299,7 @@ async fn rooms(
         },
         authenticator,
         admission: Admission::new(Arc::clone(&store), limits, Arc::clone(&metrics)),
+        prices,
         reader: Reader::new(64 * 1024, 256 * 1024),
         admin: Arc::new(Api::new(
             Operations::new(
