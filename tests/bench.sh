@@ -12,6 +12,12 @@ tests/bench.sh AREA
   tunnel   Hearth's tunnel against wireguard-go: the same program drives bulk and small round trips through both.
            bulk_vs_wireguard_go, added_p50_us against plain loopback. Needs root (network namespaces) for the peer only.
 
+  admission  A full admission with six counters and its settlement: in process (embedded store, the disk writing along), and in a
+           Redis of its own beside an empty script on the same connection, with 1 and with 64 callers. Then requests/s of a proxy
+           with everything on (cached JWT, a plan with every limit, reservation, ledger) against the same program on a store that
+           grants all and writes nothing. embedded_p99_us, redis_vs_bare_p50 (the worse of the two numbers of callers),
+           rps_on_vs_off.
+
   engine   hearth-node's API on loopback against llama-server (built from the source that llama-cpp-python 0.3.36 carries, cached in
            target/bench), one thread each, full sampler chains, streamed chat completions: a random model of 136 million weights and
            the tiny one. Ratios above 1 mean that Hearth makes more tokens; ttft and stall below 1 that it waits less.
@@ -143,6 +149,112 @@ edge() {
     --argjson hp99 "$(value hearth.p99)" --argjson dp99 "$(value direct.p99)" --argjson np99 "$(value nginx.p99)" \
     '{area: "edge", rps_vs_nginx: ($h / $n * 1000 | round / 1000), added_p50_us: ($hp50 - $dp50 | round), added_p99_us: ($hp99 - $dp99 | round),
       rps: ($h | round), nginx_rps: ($n | round), nginx_added_p50_us: ($np50 - $dp50 | round), nginx_added_p99_us: ($np99 - $dp99 | round)}'
+}
+
+# --- admission -----------------------------------------------------------------------------------------------------
+
+admission_settings() { # name -> settings of a proxy with everything on; its ports in port and admin
+  port=$(free_port) admin=$(free_port)
+  cat > "$work/$1.toml" <<TOML
+[server]
+listen = ["127.0.0.1:$port"]
+admin_listen = "127.0.0.1:$admin"
+state_dir = "$work/$1"
+public_url = "https://127.0.0.1:$port"
+threads = 1
+[tls]
+mode = "self-signed"
+names = ["localhost", "127.0.0.1"]
+[tunnel]
+listen = "127.0.0.1:$(free_port)"
+[log]
+filter = "warn"
+[[auth.issuers]]
+issuer = "$(jq -r .issuer < "$work/issuer")"
+audiences = ["$(jq -r .audience < "$work/issuer")"]
+algorithms = ["RS256"]
+jwks_url = "$(jq -r .jwks_url < "$work/issuer")"
+plan = "bench"
+[limits]
+guard_per_minute = 100000000
+guard_burst = 1000000
+text_per_minute_per_ip = 100000000
+text_per_minute_per_user = 100000000
+text_per_day = 1000000000
+concurrent_per_user = 10000
+$2
+TOML
+}
+
+start_admission() { # name plans program argument... -> the proxy with a node behind it; its key in the file of its name
+  admission_settings "$1" "$2"
+  "${under_test[@]}" "${@:3}" > "$work/$1.log" 2>&1 &
+  pids+=($!)
+  ca="$work/$1/self-signed.cert.pem"
+  until_ready curl -fsS --cacert "$ca" "https://127.0.0.1:$port/healthz"
+  local link body='{"model":"fast","messages":[{"role":"user","content":"Hi"}]}'
+  link=$("$bin/hearth-proxy" node invite --output json --config "$work/$1.toml" | jq -r .link)
+  "${beside_it[@]}" "$bin/bench-upstream" "$link" "$ca" "$(free_port)" > "$work/upstream-$1.log" 2>&1 &
+  pids+=($!)
+  until_ready curl -fsS --cacert "$ca" -H "Authorization: Bearer $HEARTH_KEY" -H 'Content-Type: application/json' -d "$body" "https://127.0.0.1:$port/v1/chat/completions"
+  where[$1]="https://127.0.0.1:$port"
+}
+
+start_redis() {
+  need redis-server
+  redis=$(free_port)
+  redis-server --bind 127.0.0.1 --port "$redis" --save '' --appendonly no --dir "$work" > "$work/redis.log" &
+  pids+=($!)
+  until_ready redis-cli -p "$redis" ping
+}
+
+admission() {
+  need wrk
+  build
+  local embedded in_redis report name every='text_per_minute = 100000000
+text_per_day = 1000000000
+tokens_per_minute = 1000000000
+tokens_per_day = 1000000000000
+tokens_per_month = 1000000000000
+concurrent = 10000'
+  embedded=$("${under_test[@]}" "$bin/bench-admission" embedded "$work/embedded")
+  say "embedded $embedded"
+  start_redis
+  redis-cli -p "$redis" config resetstat > /dev/null
+  in_redis=$("${beside_it[@]}" "$bin/bench-admission" redis "redis://127.0.0.1:$redis/" "$work/in-redis")
+  say "redis $in_redis"
+  local calls asked
+  calls=$(redis-cli -p "$redis" info commandstats | tr -d '\r' | sed -n 's/^cmdstat_eval\(sha\)\?:calls=\([0-9]*\),.*/\2/p' | paste -sd+ | bc)
+  asked=$(jq '[to_entries[] | select(.key | contains("_calls_")) | .value] | add' <<< "$in_redis")
+  say "$asked calls were $calls scripts in Redis (the first of each kind is sent twice, the sweeper adds a few)"
+  declare -gA where=()
+  "$bin/bench-admission" issuer > "$work/issuer" &
+  pids+=($!)
+  until_ready jq -e .token "$work/issuer"
+  HEARTH_KEY=$(jq -r .token < "$work/issuer")
+  export HEARTH_KEY
+  start_admission on "everyone_plan = \"all\"
+service_plan = \"all\"
+[limits.plans.bench]
+$every
+[limits.plans.all]
+$every" "$bin/hearth-proxy" serve --config "$work/on.toml"
+  start_admission off "[limits.plans.bench]" "$bin/bench-admission" serve-granting "$work/off.toml"
+  for _ in $(seq "$rounds"); do
+    for name in on off; do
+      report=$(load "${where[$name]}" 64)
+      [ -z "$(refused <<< "$report")" ] || { say "$name refused $(refused <<< "$report") requests: the figure would be false"; exit 1; }
+      say "$name $(rps <<< "$report") requests/s"
+      rps <<< "$report" >> "$work/$name.rps"
+    done
+  done
+  value() { median < "$work/$1"; }
+  jq -nc --argjson e "$embedded" --argjson r "$in_redis" --argjson on "$(value on.rps)" --argjson off "$(value off.rps)" --argjson calls "$calls" --argjson asked "$asked" '
+    def vs(n): (($r["reserve_p50_us_" + n] / $r["bare_p50_us_" + n]) * 1000 | round / 1000);
+    {area: "admission", embedded_p99_us: $e.p99_us, redis_vs_bare_p50: ([vs("1"), vs("64")] | max), rps_on_vs_off: ($on / $off * 1000 | round / 1000),
+      embedded_p50_us: $e.p50_us, redis_vs_bare_p50_1: vs("1"), redis_vs_bare_p50_64: vs("64"), round_trips: ($calls / $asked * 1000 | round / 1000),
+      redis_us: {bare: $r.bare_p50_us_1, reserve: $r.reserve_p50_us_1, settle: $r.settle_p50_us_1, bare_64: $r.bare_p50_us_64, reserve_64: $r.reserve_p50_us_64, settle_64: $r.settle_p50_us_64},
+      rps_on: ($on | round), rps_off: ($off | round)}'
 }
 
 # --- tunnel --------------------------------------------------------------------------------------------------------
@@ -321,7 +433,7 @@ engine() {
 }
 
 case ${1:-} in
-  edge | tunnel | engine) "$1" ;;
+  edge | admission | tunnel | engine) "$1" ;;
   -h | --help) usage ;;
   *) usage >&2; exit 64 ;;
 esac

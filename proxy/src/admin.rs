@@ -7,6 +7,7 @@ pub mod client;
 pub(crate) mod connection;
 mod operations;
 pub mod routes;
+mod schema;
 pub mod server;
 pub mod words;
 

@@ -27,7 +27,7 @@ use crate::gateway::{Call, Gateway};
 use crate::nodes::report::ReportDesk;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use ground::Ground;
 
 /// Tasks end when they are told to; one that does not keeps nobody waiting.
@@ -102,6 +102,16 @@ impl App {
     /// Builds everything and binds every listener: store, authenticator, tunnel, nodes, edge. Serves nobody yet.
     pub async fn start(settings: Settings) -> Result<Self, AppError> {
         let ground = Ground::lay(&settings).await?;
+        Self::raise(settings, ground).await
+    }
+
+    /// The same on a store that is open already, whatever the settings name.
+    pub async fn start_on(settings: Settings, store: Arc<dyn Store>) -> Result<Self, AppError> {
+        let ground = Ground::lay_on(&settings, store, Arc::new(Metrics::new())).await?;
+        Self::raise(settings, ground).await
+    }
+
+    async fn raise(settings: Settings, ground: Ground) -> Result<Self, AppError> {
         let (phase, seen) = watch::channel(Phase::default());
         let crew = Crew::default();
         let readiness = ground.readiness();

@@ -6,6 +6,8 @@ pub mod changes;
 mod contract;
 pub mod counting;
 pub mod embedded;
+#[cfg(test)]
+mod histories;
 mod journal;
 mod lease;
 pub mod ledger;

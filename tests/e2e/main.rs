@@ -2,6 +2,7 @@
 
 mod answer;
 mod auth;
+mod chaos;
 mod enrolment;
 mod failing;
 mod hostile;

@@ -102,6 +102,12 @@ impl Client {
         Stream::new(response)
     }
 
+    /// The same whatever the status is; `None` when the connection breaks.
+    pub async fn try_stream(&self, body: Value) -> Option<Stream> {
+        let sent = self.post("/v1/chat/completions", &body).send().await;
+        sent.ok().map(Stream::new)
+    }
+
     /// A POST with a body of any kind.
     pub async fn post_raw(&self, path: &str, content_type: &str, body: Vec<u8>) -> Reply {
         let request = self
@@ -201,6 +207,8 @@ impl Reply {
 
 /// A running stream of server-sent events.
 pub struct Stream {
+    /// HTTP status.
+    pub status: u16,
     /// Response headers.
     pub headers: HeaderMap,
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
@@ -212,6 +220,7 @@ impl Stream {
     fn new(response: Response) -> Self {
         let headers = response.headers().clone();
         Self {
+            status: response.status().as_u16(),
             headers,
             bytes: response.bytes_stream().boxed(),
             rest: Vec::new(),

@@ -41,6 +41,7 @@ use crate::spec::LoadSpec;
 use crate::spec::ModelCard;
 use crate::spec::Refusal;
 use crate::spec::Stats;
+use crate::spec::Usage;
 
 use link::Link;
 use link::Reply;
@@ -140,7 +141,7 @@ impl Worker {
             events,
             link: self.link.clone(),
             taken: 0,
-            ended: false,
+            state: State::Open,
         };
         let mut bytes = Vec::new();
         let frame = ToWorker::Generate {
@@ -289,7 +290,17 @@ pub struct Generation {
     events: mpsc::Receiver<Event>,
     link: Arc<Link>,
     taken: u32,
-    ended: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// More is to come.
+    Open,
+    /// The last event was taken.
+    Ended,
+    /// Only what it used is waited for.
+    Aborted,
 }
 
 impl Generation {
@@ -297,7 +308,7 @@ impl Generation {
     ///
     /// A caller who does not call this pauses its own slot after [`PIECES_WINDOW`] pieces.
     pub async fn next(&mut self) -> Option<Event> {
-        if self.ended {
+        if self.state != State::Open {
             return None;
         }
         let event = match self.events.recv().await {
@@ -307,9 +318,29 @@ impl Generation {
         match &event {
             Event::Started { .. } => {}
             Event::Piece { .. } => self.take_piece(),
-            Event::Done { .. } | Event::Refused(_) => self.ended = true,
+            Event::Done { .. } | Event::Refused(_) => self.state = State::Ended,
         }
         Some(event)
+    }
+
+    /// Cancels the job as dropping it does, and lets its end be waited for: only the engine knows how many tokens it made until then.
+    #[must_use]
+    pub fn abort(mut self) -> Aborted {
+        if self.state != State::Open {
+            return Aborted(None);
+        }
+        self.state = State::Aborted;
+        let (sender, receiver) = oneshot::channel();
+        if let Some(sender) = self.link.abort_job(self.job, sender) {
+            // It has ended already, and its last event lies here.
+            while let Ok(event) = self.events.try_recv() {
+                if let Event::Done { usage, .. } = event {
+                    let _receiver_is_here = sender.send(usage);
+                    break;
+                }
+            }
+        }
+        Aborted(Some(receiver))
     }
 
     fn take_piece(&mut self) {
@@ -324,7 +355,23 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.link.end_job(self.job, !self.ended);
+        match self.state {
+            State::Open => self.link.end_job(self.job, true),
+            State::Ended => self.link.end_job(self.job, false),
+            State::Aborted => {}
+        }
+    }
+}
+
+/// The end of an answer that nobody reads any more.
+#[derive(Debug)]
+pub struct Aborted(Option<oneshot::Receiver<Usage>>);
+
+impl Aborted {
+    /// Waits at most one step of the engine for what the answer used, tokens that were never told included; `None` if it was refused or
+    /// had been read to its end, or the worker is gone.
+    pub async fn usage(self) -> Option<Usage> {
+        self.0?.await.ok()
     }
 }
 
@@ -375,6 +422,7 @@ async fn shake_hands(
         Ok(Some(FromWorker::LoadFailed(error))) => Err(Some(error)),
         Ok(Some(
             FromWorker::Event { .. }
+            | FromWorker::Cancelled { .. }
             | FromWorker::Tokens { .. }
             | FromWorker::Text { .. }
             | FromWorker::Embedded { .. }

@@ -28,6 +28,9 @@ pub(crate) trait Engine {
     /// Turns text into tokens.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<Token>;
 
+    /// The token that stands before every text, if the model wants one.
+    fn begin_token(&self) -> Option<Token>;
+
     /// Appends a token's bytes; control tokens have none unless `special`. Unknown tokens have none either.
     fn append_piece(&self, token: Token, special: bool, into: &mut Vec<u8>);
 

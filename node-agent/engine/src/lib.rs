@@ -25,6 +25,7 @@ pub mod scripted;
 pub mod spec;
 pub mod worker;
 
+pub use client::Aborted;
 pub use client::Generation;
 pub use client::Worker;
 pub use media::Media;

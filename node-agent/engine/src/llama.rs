@@ -57,6 +57,7 @@ use draft::Drafter;
 use embed::LlamaEmbedder;
 use params::check_memory;
 use params::context_params;
+use params::feasible;
 use params::model_params;
 use projector::Positions;
 use projector::Projector;
@@ -80,6 +81,7 @@ pub(crate) fn with_engine<R>(
     #[cfg(feature = "portable")]
     load_backends(&fail)?;
     let backend = LlamaBackend::init().map_err(|error| fail(error.to_string()))?;
+    let spec = &feasible(spec, card::has_gpu());
     let mut model = LlamaModel::load_from_file(&backend, &spec.model_path, &model_params(spec))
         .map_err(|_null| fail(last_words()))?;
     let threads = spec
@@ -280,6 +282,12 @@ impl Engine for LlamaEngine<'_> {
             tokens.remove(0);
         }
         tokens.into_iter().map(|token| Token(token.0)).collect()
+    }
+
+    fn begin_token(&self) -> Option<Token> {
+        let vocab = self.model.vocab();
+        let begin = Token(vocab.bos().0);
+        (vocab.should_add_bos() && self.is_known(begin)).then_some(begin)
     }
 
     fn append_piece(&self, token: Token, special: bool, into: &mut Vec<u8>) {

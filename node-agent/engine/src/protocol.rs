@@ -21,9 +21,10 @@ use crate::spec::LoadError;
 use crate::spec::LoadSpec;
 use crate::spec::ModelCard;
 use crate::spec::Stats;
+use crate::spec::Usage;
 
 /// Raised with every change of a frame.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest frame either side accepts. A prompt for a context of a million tokens is about 5 MB; the
 /// rest is for pictures ([`crate::media::REQUEST_BYTES_MAX`]).
@@ -110,6 +111,13 @@ pub enum FromWorker {
         job: u64,
         /// What.
         event: Event,
+    },
+    /// Answer to [`ToWorker::Cancel`] of a job that had no end yet; nothing more comes of it.
+    Cancelled {
+        /// The job.
+        job: u64,
+        /// What it used.
+        usage: Usage,
     },
     /// Answer to [`ToWorker::Tokenize`].
     Tokens {

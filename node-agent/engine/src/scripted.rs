@@ -283,6 +283,10 @@ impl Engine for ScriptedEngine {
         tokens
     }
 
+    fn begin_token(&self) -> Option<Token> {
+        None
+    }
+
     fn append_piece(&self, token: Token, special: bool, into: &mut Vec<u8>) {
         match token {
             TURN_START if special => into.extend_from_slice(b"<|im_start|>"),

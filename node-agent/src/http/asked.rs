@@ -224,10 +224,19 @@ impl Checked {
         }
     }
 
+    /// Answers to one prompt.
+    pub(super) fn choices(&self) -> usize {
+        let n = match self {
+            Self::Chat(chat) => chat.generation.n,
+            Self::Text(text) => text.generation.n,
+        };
+        usize::try_from(n).unwrap_or(1)
+    }
+
     fn envelope(&self, call: &Call, room: &TierRoom) -> Envelope {
-        let (prefix, include_usage, n) = match self {
-            Self::Chat(chat) => ("chatcmpl-", chat.include_usage(), chat.generation.n),
-            Self::Text(text) => ("cmpl-", text.include_usage(), text.generation.n),
+        let (prefix, include_usage) = match self {
+            Self::Chat(chat) => ("chatcmpl-", chat.include_usage()),
+            Self::Text(text) => ("cmpl-", text.include_usage()),
         };
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -238,7 +247,7 @@ impl Checked {
             model: room.settings().model_id.clone(),
             fingerprint: room.fingerprint(),
             include_usage,
-            n: usize::try_from(n).unwrap_or(1),
+            n: self.choices(),
             watts: room.watts_each(),
             dropped: 0,
         }

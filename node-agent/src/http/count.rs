@@ -60,7 +60,16 @@ async fn tokens_of(ready: &Ready, prompt: Prompt) -> Result<usize, Refused> {
             add_special,
         } => count(text, add_special, parse_special).await,
         Prompt::Segments(segments) => {
-            let mut tokens = 0;
+            // The begin token stands in front whatever comes first; a text brings it along.
+            let begins = matches!(
+                segments.first(),
+                Some(Segment::Text(_) | Segment::Literal(_))
+            );
+            let mut tokens = if begins {
+                0
+            } else {
+                count(String::new(), true, false).await?
+            };
             for (place, segment) in segments.into_iter().enumerate() {
                 tokens += match segment {
                     Segment::Text(text) => count(text, place == 0, true).await?,

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::select_all;
 use tokio::time::{Instant, timeout_at};
 
+use super::record::{Cut, Unsettled};
 use crate::reply::Refused;
 use crate::tiers::Ready;
 
@@ -24,6 +25,8 @@ pub(super) struct Flow {
     /// Runs the model; held no longer than anything waits for it.
     ready: Option<Arc<Ready>>,
     ends_at: Instant,
+    /// What is told of choices that are cut off.
+    unsettled: Arc<Unsettled>,
 }
 
 /// A choice that begins when another one has read their prompt.
@@ -39,16 +42,21 @@ impl Flow {
     pub(super) async fn start(
         ready: Arc<Ready>,
         specs: Vec<GenerateSpec>,
-        ends_at: Instant,
+        (ends_at, unsettled): (Instant, Arc<Unsettled>),
     ) -> Result<Self, Refused> {
-        let mut generations = Vec::with_capacity(specs.len());
-        let mut waiting = VecDeque::new();
+        let mut flow = Self {
+            generations: Vec::with_capacity(specs.len()),
+            waiting: VecDeque::new(),
+            ready: None,
+            ends_at: ends_at + SLACK,
+            unsettled,
+        };
         let mut leader: Option<(usize, GenerateSpec)> = None;
         let alone = specs.len() == 1;
         for (choice, spec) in specs.into_iter().enumerate() {
             let shared = leader.as_ref().filter(|(_, first)| shares(first, &spec));
             if let Some((leader, _first)) = shared {
-                waiting.push_back(Waiting {
+                flow.waiting.push_back(Waiting {
                     choice,
                     spec,
                     leader: *leader,
@@ -58,14 +66,11 @@ impl Flow {
             }
             leader = (!alone).then(|| (choice, spec.clone()));
             let generation = ready.worker.generate(spec).await;
-            generations.push((choice, generation.map_err(Refused::Engine)?));
+            flow.generations
+                .push((choice, generation.map_err(Refused::Engine)?));
         }
-        Ok(Self {
-            generations,
-            ready: (!waiting.is_empty()).then_some(ready),
-            waiting,
-            ends_at: ends_at + SLACK,
-        })
+        flow.ready = (!flow.waiting.is_empty()).then_some(ready);
+        Ok(flow)
     }
 
     /// The next event of any choice; `None` when all are complete. A refusal of one ends all. Safe to cancel.
@@ -110,7 +115,10 @@ impl Flow {
     }
 
     fn clear(&mut self) {
-        self.generations.clear();
+        for (choice, generation) in self.generations.drain(..) {
+            let cut = Cut::Aborted(generation.abort());
+            self.unsettled.note(choice, cut);
+        }
         self.waiting.clear();
         self.ready = None;
     }
@@ -126,9 +134,11 @@ impl Flow {
         let mut event = event.unwrap_or_else(lost);
         if let Event::Done {
             finish: Finish::Deadline,
+            usage,
             ..
         } = event
         {
+            self.unsettled.note(choice, Cut::Used(usage));
             event = Event::Refused(Refusal::DeadlineExceeded);
         }
         match &event {
@@ -149,6 +159,12 @@ impl Flow {
         for waiting in followers.filter(|waiting| waiting.leader == leader) {
             waiting.may_begin = true;
         }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

@@ -57,7 +57,12 @@ impl Front {
             &asked.generation,
             &setting(&ready, &settings.sampling, call)?,
         );
-        let mut flow = Flow::start(ready.clone(), vec![spec], call.ends_at).await?;
+        let mut flow = Flow::start(
+            ready.clone(),
+            vec![spec],
+            (call.ends_at, record.unsettled()),
+        )
+        .await?;
         let (mut content, mut tally, mut end) = (String::new(), Tally::default(), Finish::Stop);
         while let Some((choice, event)) = flow.next().await {
             record.see(choice, &event);

@@ -101,10 +101,11 @@ impl Job {
             room,
             ready: ready.clone(),
         };
+        record.choices(task.asked.choices());
         let (plan, output) = task.prepare().await?;
         let (form_param, places) = (plan.form_param, plan.media_places);
         let about = |refused: Refused| refused.about_form(form_param).about_media(&places);
-        let flow = Flow::start(ready, plan.specs, ends_at).await;
+        let flow = Flow::start(ready, plan.specs, (ends_at, record.unsettled())).await;
         let flow = flow.map_err(about)?;
         let made = match output {
             Output::Stream(writer) => {

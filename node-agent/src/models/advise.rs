@@ -101,7 +101,8 @@ pub fn for_file(
         (1, "f16", KV_F16),
         (1, "q8_0", KV_Q8),
     ] {
-        let load = Load::plain(0, slots, kv_32nds, if gpu { shape.layers } else { 0 });
+        let gpu_layers = if gpu { shape.layers } else { 0 };
+        let load = Load::plain(0, slots, kv_32nds, gpu_layers);
         let Some(context) = shape.longest(load, budget) else {
             continue;
         };

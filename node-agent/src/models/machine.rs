@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -81,6 +82,31 @@ pub fn resident(pid: u32) -> Option<u64> {
         &fs::read_to_string(format!("/proc/{pid}/status")).ok()?,
         "VmRSS",
     )
+}
+
+/// Bytes of its own program that this process maps: a worker runs the same one. `None` where the system does not say.
+pub fn own_program() -> Option<u64> {
+    static BYTES: OnceLock<Option<u64>> = OnceLock::new();
+    *BYTES.get_or_init(|| program(std::process::id()))
+}
+
+/// Bytes of its program that a process maps; `None` where the system does not say.
+pub fn program(pid: u32) -> Option<u64> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let bytes = mapped(&maps, program.to_str()?);
+    (bytes > 0).then_some(bytes)
+}
+
+/// Adds up the ranges of a `maps` table (proc(5)) that belong to a file.
+fn mapped(maps: &str, file: &str) -> u64 {
+    let sizes = maps.lines().filter_map(|line| {
+        let range = line.strip_suffix(file)?.split_whitespace().next()?;
+        let (from, to) = range.split_once('-')?;
+        let at = |text| u64::from_str_radix(text, 16).ok();
+        at(to)?.checked_sub(at(from)?)
+    });
+    sizes.fold(0, u64::saturating_add)
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -199,6 +225,20 @@ fn reading(words: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_size_of_a_program_is_the_sum_of_its_ranges() {
+        let maps = "1000-3000 r--p 0 08:01 7      /bin/worker\n3000-8000 r-xp 2000 08:01 7      /bin/worker\n\
+                    9000-a000 rw-p 0 00:00 0\na000-b000 r-xp 0 08:01 9 /lib/libc.so\n";
+        assert_eq!(mapped(maps, "/bin/worker"), 0x7000);
+        assert_eq!(mapped(maps, "/bin/other"), 0);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_program_knows_its_size() {
+        assert!(own_program() > Some(1024 * 1024));
+    }
 
     #[test]
     fn a_driver_and_the_kernel_are_read() {

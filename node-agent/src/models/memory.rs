@@ -5,12 +5,16 @@ use super::gguf::Gguf;
 
 /// Cells of a cache come in steps (llama.cpp pads `n_ctx`).
 const CELL_STEP: u64 = 256;
-/// Program, libraries and thread stacks of a worker. From the resident memory of workers with the tiny models on Linux: 22 MB with the
-/// smallest one in a release build, 33 MB in an unoptimised one, whose program is larger.
-const PROCESS_BYTES: u64 = if cfg!(debug_assertions) {
-    28 * MIB
+/// Libraries, heap and thread stacks of a worker with the smallest model, without its program.
+const PROCESS_BYTES: u64 = 10 * MIB;
+/// Of the program itself, so many hundredths are in memory: what a worker never calls stays on disk. From resident pages of workers of
+/// unoptimised builds on Linux (18 of 40 MiB).
+const PROGRAM_SHARE: u64 = 45;
+/// Where the system does not say how large the program is: about what a build has.
+const PROGRAM_BYTES: u64 = if cfg!(debug_assertions) {
+    40 * MIB
 } else {
-    15 * MIB
+    18 * MIB
 };
 /// Memory for each word of the vocabulary: its text, its id, its merge rules. An estimate: the tests' models have 1,024 words.
 const WORD_BYTES: u64 = 350;
@@ -72,6 +76,8 @@ pub struct Load {
     pub swa_full: bool,
     /// Most tokens of one step.
     pub batch: u64,
+    /// Bytes of the worker's program that are mapped.
+    pub program: u64,
 }
 
 impl Load {
@@ -86,6 +92,16 @@ impl Load {
             unified: None,
             swa_full: false,
             batch: 512,
+            program: PROGRAM_BYTES,
+        }
+    }
+
+    /// With a program of so many bytes, if that is known.
+    #[must_use]
+    pub fn with_program(self, program: Option<u64>) -> Self {
+        Self {
+            program: program.unwrap_or(self.program),
+            ..self
         }
     }
 
@@ -163,7 +179,9 @@ impl Shape {
             weights: self.weights,
             kv_cache: self.kv_cache(load, ubatch),
             compute: self.compute(load, ubatch, exact),
-            process: PROCESS_BYTES + self.vocabulary.saturating_mul(WORD_BYTES),
+            process: PROCESS_BYTES
+                .saturating_add(load.program / 100 * PROGRAM_SHARE)
+                .saturating_add(self.vocabulary.saturating_mul(WORD_BYTES)),
         }
     }
 

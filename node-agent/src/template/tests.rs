@@ -1,3 +1,7 @@
+//! Prompts of well-known templates, byte for byte, and what a template may not do.
+
+mod corpus;
+
 use std::time::UNIX_EPOCH;
 
 use config::wire::valid::ChatRequest;
@@ -154,87 +158,4 @@ fn what_a_person_writes_never_becomes_markup() {
         2,
         "user and assistant: {markup}"
     );
-}
-
-#[test]
-fn real_templates_render_as_in_python() {
-    // The templates are their makers'; tests/templates/golden.py says where they are had.
-    let Some(folder) = std::env::var_os("HEARTH_TEMPLATES") else {
-        return;
-    };
-    let golden: serde_json::Value =
-        serde_json::from_str(include_str!("../../../tests/templates/golden.json")).expect("JSON");
-    let conversations: serde_json::Value =
-        serde_json::from_str(include_str!("../../../tests/templates/conversations.json"))
-            .expect("JSON");
-    let mut differing = Vec::new();
-    let mut same = 0;
-    for (name, known) in golden.as_object().expect("an object") {
-        let source =
-            std::fs::read_to_string(std::path::Path::new(&folder).join(name)).expect("reads");
-        assert_eq!(
-            known["sha256"],
-            sha256(&source),
-            "{name} is another revision"
-        );
-        for (conversation, variables) in conversations.as_object().expect("an object") {
-            let ours = rendered_raw(&source, variables);
-            let want = known["prompts"][conversation].as_str();
-            let known_to_differ = [
-                // Python escapes these for HTML, which no model wants.
-                ("meetkai-functionary-medium-v3.1.jinja", "tools"),
-                // Python does not add text and an object; arguments come out as JSON here.
-                ("llama-cpp-deepseek-r1.jinja", "tools"),
-            ];
-            if known_to_differ.contains(&(name.as_str(), conversation.as_str()))
-                || ours.as_deref().ok().map(sha256).as_deref() == want
-            {
-                same += 1;
-            } else {
-                let error = ours.err().unwrap_or_default();
-                differing.push(format!("{name} / {conversation}: {error}"));
-            }
-        }
-    }
-    assert!(
-        differing.is_empty(),
-        "{same} same, differing:\n{}",
-        differing.join("\n")
-    );
-}
-
-fn sha256(text: &str) -> String {
-    hex::encode(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()))
-}
-
-/// Without what this room does to messages: templates alone are compared.
-fn rendered_raw(source: &str, variables: &serde_json::Value) -> Result<String, String> {
-    let template =
-        Template::new(Some(source), "<s>", "</s>", false).map_err(|error| error.to_string())?;
-    let mut all = IndexMap::new();
-    for (name, value) in variables.as_object().expect("an object") {
-        all.insert(name.clone(), Value::from_serialize(value));
-    }
-    all.insert("bos_token".to_owned(), "<s>".into());
-    all.insert("eos_token".to_owned(), "</s>".into());
-    all.insert("add_generation_prompt".to_owned(), true.into());
-    let now = Value::from_function(|format: &str| calendar::format_utc(format, UNIX_EPOCH));
-    all.insert("strftime_now".to_owned(), now);
-    let parsed = template
-        .environment
-        .get_template(NAME)
-        .map_err(|error| one_line(&error))?;
-    let text = parsed
-        .render(Value::from_iter(all))
-        .map_err(|error| one_line(&error))?;
-    if let Some(out) = std::env::var_os("HEARTH_TEMPLATES_OUT") {
-        let name = sha256(source);
-        let file = std::path::Path::new(&out).join(format!(
-            "{}-{}",
-            &sha256(&variables.to_string())[..6],
-            &name[..12]
-        ));
-        std::fs::write(file, &text).map_err(|error| error.to_string())?;
-    }
-    Ok(text)
 }

@@ -156,7 +156,7 @@ pub fn load_of(settings: &TierSettings) -> Load {
     // Without a figure the worker puts on a GPU what it finds room for; what is on none has to fit into memory.
     let gpu_layers = u64::from(settings.gpu_layers.unwrap_or(0));
     let engine = &settings.engine;
-    let mut load = Load::plain(0, slots, kv_32nds, gpu_layers);
+    let mut load = Load::plain(0, slots, kv_32nds, gpu_layers).with_program(machine::own_program());
     load.flash = engine.flash_attention;
     load.unified = engine
         .kv_unified

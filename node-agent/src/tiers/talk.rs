@@ -35,7 +35,9 @@ fn read(file: &Path) -> Result<String, String> {
     let wrong = |why: String| format!("chat_template_file {}: {why}", file.display());
     let mut source = String::new();
     let opened = File::open(file).map_err(|error| wrong(error.to_string()))?;
-    let read = opened.take(TEMPLATE_BYTES_MAX + 1).read_to_string(&mut source);
+    let read = opened
+        .take(TEMPLATE_BYTES_MAX + 1)
+        .read_to_string(&mut source);
     let bytes = read.map_err(|error| wrong(error.to_string()))?;
     if u64::try_from(bytes).is_ok_and(|bytes| bytes > TEMPLATE_BYTES_MAX) {
         return Err(wrong(format!(
@@ -43,7 +45,9 @@ fn read(file: &Path) -> Result<String, String> {
         )));
     }
     if source.trim().is_empty() {
-        return Err(wrong("it is empty: leave the key out to use the model's own".to_owned()));
+        return Err(wrong(
+            "it is empty: leave the key out to use the model's own".to_owned(),
+        ));
     }
     Ok(source)
 }
@@ -77,7 +81,10 @@ mod tests {
             (&vec![b'x'; 1024 * 1024 + 1], "longer than 1048576 bytes"),
         ] {
             let reason = failing(content);
-            assert!(reason.contains("chat.jinja") && reason.contains(why), "{reason}");
+            assert!(
+                reason.contains("chat.jinja") && reason.contains(why),
+                "{reason}"
+            );
         }
         let missing = read(Path::new("/nowhere/chat.jinja")).expect_err("refused");
         assert!(missing.contains("No such file"), "{missing}");

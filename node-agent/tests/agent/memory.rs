@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use engine::{Event, GenerateSpec, KvType, LoadSpec, Worker};
 use node_agent::models::Gguf;
-use node_agent::models::machine::resident;
+use node_agent::models::machine::{program, resident};
 use node_agent::models::memory::{Load, Need, Shape};
 use tokio::time::timeout;
 
@@ -20,14 +20,15 @@ struct Case {
     kv: (KvType, u64),
 }
 
-fn predicted(case: &Case) -> Need {
+fn predicted(case: &Case, program: Option<u64>) -> Need {
     let gguf = Gguf::open_whole(&case.path).expect("a model");
     let shape = Shape::of(&gguf).expect("a language model");
-    shape.need(Load::plain(case.context, case.slots, case.kv.1, 0))
+    let load = Load::plain(case.context, case.slots, case.kv.1, 0);
+    shape.need(load.with_program(program))
 }
 
-/// Resident memory of a worker after one answer to a prompt that fills a step.
-async fn measured(case: &Case) -> u64 {
+/// Resident memory of a worker after one answer to a prompt that fills a step, and the size of its program.
+async fn measured(case: &Case) -> (u64, Option<u64>) {
     let mut spec = LoadSpec::new(&case.path);
     spec.n_ctx = u32::try_from(case.context).expect("small");
     spec.slots = u16::try_from(case.slots).expect("few");
@@ -49,14 +50,15 @@ async fn measured(case: &Case) -> u64 {
         }
     }
     let bytes = worker.pid().and_then(resident).expect("runs");
+    let program = worker.pid().and_then(program);
     worker.shutdown().await;
-    bytes
+    (bytes, program)
 }
 
 /// Says how far off the prediction is, and whether that is too far.
 async fn is_off(case: &Case) -> Option<String> {
-    let need = predicted(case);
-    let measured = measured(case).await;
+    let (measured, program) = measured(case).await;
+    let need = predicted(case, program);
     let off = need.total() as f64 / measured as f64 - 1.0;
     let name = case
         .path

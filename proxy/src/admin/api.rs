@@ -2,6 +2,7 @@
 //! same for the public listener, the local socket and the command line without a proxy; who may ask is decided before.
 
 mod books;
+mod checks;
 mod keys;
 mod nodes;
 mod openapi;
@@ -31,17 +32,12 @@ use crate::store::ledger::AuditAct;
 
 /// Bytes of an order.
 pub const BODY_MAX: usize = 64 * 1024;
-/// Rows of a page when nothing is said, and at most.
+/// Rows of a page when nothing is said; how many at most is said in the table of routes.
 const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1_000;
 /// Characters of a query parameter.
 const VALUE_MAX: usize = 512;
-/// Characters of an `idempotency-key`.
-const ONCE_CHARS_MAX: usize = 255;
 /// Where an act comes from when no proxy runs.
 pub const COMMAND_LINE: &str = "command line";
-/// The header that makes creating safe to repeat.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -82,8 +78,8 @@ impl Asked {
         [SOCKET_NAME, COMMAND_LINE].contains(&self.from.as_str())
     }
 
-    /// The order in the body.
-    fn order<T: DeserializeOwned>(&self) -> Result<T, AdminError> {
+    /// The body of an order, as JSON.
+    fn json(&self) -> Result<Value, AdminError> {
         if self.body.len() > BODY_MAX {
             return Err(AdminError::TooLarge(BODY_MAX));
         }
@@ -93,39 +89,19 @@ impl Asked {
         if !is_json.iter().any(|json| kind.eq_ignore_ascii_case(json)) {
             return Err(AdminError::MediaType);
         }
-        let wrong = |error| AdminError::Invalid(format!("the order is wrong: {error}"));
-        let mut order: Value = serde_json::from_slice(&self.body).map_err(wrong)?;
+        let mut order: Value = serde_json::from_slice(&self.body)
+            .map_err(|error| AdminError::Invalid(format!("the order is wrong: {error}")))?;
         whole(&mut order);
-        // Else a list would count as its members in their order.
-        let figures = ["plan", "limits", "overrides"];
-        if !order.is_object() || figures.iter().any(|name| order[name].is_array()) {
-            return Err(AdminError::Invalid(
-                "the order is wrong: an object with members is expected, not a list".into(),
-            ));
-        }
-        serde_json::from_value(order).map_err(wrong)
-    }
-
-    /// The same where no body means the defaults.
-    fn order_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, AdminError> {
-        if self.body.is_empty() {
-            return Ok(T::default());
-        }
-        self.order()
+        Ok(order)
     }
 
     /// The name under which a creation happens once: the caller's own, two callers may use the same.
     fn once(&self) -> Result<Option<String>, AdminError> {
-        let Some(name) = self.headers.get(IDEMPOTENCY_KEY) else {
+        let Some(name) = self.headers.get(routes::IDEMPOTENCY_KEY.name) else {
             return Ok(None);
         };
         let name = name.to_str().unwrap_or_default();
-        let chars = name.len();
-        if !(1..=ONCE_CHARS_MAX).contains(&chars) {
-            return Err(AdminError::Invalid(format!(
-                "idempotency-key has {chars} characters: from 1 to {ONCE_CHARS_MAX}, ASCII alone"
-            )));
-        }
+        checks::param(&routes::IDEMPOTENCY_KEY, name)?;
         Ok(Some(format!("{} {name}", self.actor)))
     }
 }
@@ -170,14 +146,14 @@ impl Query {
                     "{name} has {chars} characters: from 1 to {VALUE_MAX}, no control character"
                 )));
             }
-            let known = || asks.iter().map(|param| param.name);
-            if !known().any(|known| known == name) {
-                let known: Vec<&str> = known().collect();
+            let Some(param) = asks.iter().find(|param| param.name == name) else {
+                let known: Vec<&str> = asks.iter().map(|param| param.name).collect();
                 return Err(AdminError::Invalid(format!(
                     "no query parameter {name:?} here: {}",
                     known.join(", ")
                 )));
-            }
+            };
+            checks::param(param, value)?;
             if given.iter().skip(at + 1).any(|(other, _)| other == name) {
                 return Err(AdminError::Invalid(format!("{name} is given twice")));
             }
@@ -194,12 +170,9 @@ impl Query {
         let Some(text) = self.get("limit") else {
             return Ok(PAGE_DEFAULT);
         };
-        let limit = text.parse().ok();
-        limit
-            .filter(|limit| (1..=PAGE_MAX).contains(limit))
-            .ok_or_else(|| {
-                AdminError::Invalid(format!("limit is {text:?}: a number from 1 to {PAGE_MAX}"))
-            })
+        // The table says the bounds.
+        text.parse()
+            .map_err(|error| AdminError::Invalid(format!("limit is {text:?}: {error}")))
     }
 
     fn cursor(&self) -> Result<Option<String>, AdminError> {
@@ -329,11 +302,16 @@ impl Api {
         answered.unwrap_or_else(|error| problem(&error, &asked.request_id))
     }
 
-    async fn act(&self, route: &Route, id: &str, asked: &Asked) -> Result<Answer, AdminError> {
+    async fn act(
+        &self,
+        route: &'static Route,
+        id: &str,
+        asked: &Asked,
+    ) -> Result<Answer, AdminError> {
         let query = Query::read(route.asks, asked.query.as_deref())?;
         let at = At {
             id,
-            name: route.name,
+            route,
             asked,
             query: &query,
         };
@@ -381,7 +359,7 @@ impl Api {
             actor: at.asked.actor.clone(),
             from: at.asked.from.clone(),
             request_id: at.asked.request_id.clone(),
-            action: at.name.to_owned(),
+            action: at.route.name.to_owned(),
             target: target.to_owned(),
             before,
             after,
@@ -400,12 +378,28 @@ impl Api {
 /// One act on its way.
 struct At<'a> {
     id: &'a str,
-    name: &'static str,
+    route: &'static Route,
     asked: &'a Asked,
     query: &'a Query,
 }
 
 impl At<'_> {
+    /// The order in the body, as the description of the route has it.
+    fn order<T: DeserializeOwned>(&self) -> Result<T, AdminError> {
+        let order = self.asked.json()?;
+        checks::order(self.route, &order)?;
+        serde_json::from_value(order)
+            .map_err(|error| AdminError::Invalid(format!("the order is wrong: {error}")))
+    }
+
+    /// The same where no body means the defaults.
+    fn order_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, AdminError> {
+        if self.asked.body.is_empty() {
+            return Ok(T::default());
+        }
+        self.order()
+    }
+
     /// Refuses unless the caller read what stands there.
     fn check_tag(&self, tag: &str) -> Result<(), AdminError> {
         let Some(known) = self.asked.header(IF_MATCH.as_str()) else {

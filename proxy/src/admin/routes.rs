@@ -113,6 +113,12 @@ const fn param(name: &'static str, schema: &'static str, about: &'static str) ->
     }
 }
 
+/// The header that makes creating safe to repeat.
+pub(crate) const IDEMPOTENCY_KEY: Param = param(
+    "Idempotency-Key",
+    r#"{"type":"string","minLength":1,"maxLength":255,"pattern":"^[!-~]+$","description":"Printable ASCII without spaces."}"#,
+    "The same name and order again make nothing new and answer the same.",
+);
 const LIMIT: Param = param(
     "limit",
     r#"{"type":"integer","minimum":1,"maximum":1000,"default":100}"#,
@@ -120,11 +126,11 @@ const LIMIT: Param = param(
 );
 const CURSOR: Param = param(
     "cursor",
-    r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[A-Za-z0-9_-]*$"}"#,
+    r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[A-Za-z0-9_-]*$","description":"The next_cursor of a page of this list."}"#,
     "`next_cursor` of the page before.",
 );
 const DAY: &str = r#"{"type":"string","format":"date"}"#;
-const TEXT: &str = r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[^\u0000-\u001f\u007f-\u009f]*$"}"#;
+const TEXT: &str = r#"{"type":"string","minLength":1,"maxLength":512,"pattern":"^[^\u0000-\u001f\u007f-\u009f]*$","description":"Text without control characters."}"#;
 const PAGED: &[Param] = &[LIMIT, CURSOR];
 const FROM: Param = param(
     "from",
@@ -143,7 +149,7 @@ const TIER: Param = param(
 const NODE: Param = param("node", TEXT, "Only this node.");
 const TENANT: Param = param(
     "tenant",
-    r#"{"type":"string","pattern":"^[a-z0-9-]{1,32}$","default":"home"}"#,
+    r#"{"type":"string","pattern":"^[a-z0-9-]{1,32}$","description":"1 to 32 of a-z, 0-9 and -.","default":"home"}"#,
     "Whose house.",
 );
 const FORMAT: Param = param(

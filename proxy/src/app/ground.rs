@@ -52,7 +52,7 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Builds the rooms. Nodes of the store are in the tunnel when this returns.
+    /// Opens the store of the settings and builds the rooms on it.
     pub(super) async fn lay(settings: &Settings) -> Result<Self, AppError> {
         let metrics = Arc::new(Metrics::new());
         let state_dir = &settings.server.state_dir;
@@ -62,6 +62,15 @@ impl Ground {
             Arc::clone(&metrics),
         )
         .await?;
+        Self::lay_on(settings, store, metrics).await
+    }
+
+    /// Builds the rooms. Nodes of the store are in the tunnel when this returns.
+    pub(super) async fn lay_on(
+        settings: &Settings,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, AppError> {
         let authenticator = Authenticator::new(
             &settings.auth,
             &settings.limits.plans,

@@ -116,7 +116,7 @@ async fn read_v2<S: AsyncRead + Unpin>(
     stream.read_exact(&mut rest).await?;
     let source = parse_v2(version, family, &rest)?;
     let addresses = address_bytes(family).unwrap_or(0).min(length);
-    check_sum(&fixed, &rest, addresses)?;
+    check_sum(fixed, &rest, addresses)?;
     Ok(source)
 }
 
@@ -167,7 +167,7 @@ const fn address_bytes(family: u8) -> Option<usize> {
 }
 
 /// Walks the type-length-values behind the addresses: they must fit, and a check sum among them must be right.
-fn check_sum(fixed: &[u8; 4], rest: &[u8], addresses: usize) -> Result<(), ProxyHeaderError> {
+fn check_sum(fixed: [u8; 4], rest: &[u8], addresses: usize) -> Result<(), ProxyHeaderError> {
     let mut at = addresses;
     while let Some([kind, high, low]) = rest.get(at..at + 3).and_then(|head| head.first_chunk()) {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
@@ -181,7 +181,7 @@ fn check_sum(fixed: &[u8; 4], rest: &[u8], addresses: usize) -> Result<(), Proxy
                 ProxyHeaderError::Malformed("a check sum that is not four bytes"),
             )?;
             let zeros = at + 3..at + 7;
-            let all = SIGNATURE.iter().chain(fixed).copied().chain(
+            let all = SIGNATURE.iter().copied().chain(fixed).chain(
                 rest.iter()
                     .enumerate()
                     .map(|(index, byte)| if zeros.contains(&index) { 0 } else { *byte }),

@@ -76,13 +76,13 @@ pub(super) async fn profile(
     let mut limits = Vec::new();
     for kind in [Kind::Text, Kind::Media] {
         let asking = Asking { kind, ..asking };
-        gateway.rooms.admission.look(asking, exchange).await;
+        gateway.rooms.admission.look_at_all(asking, exchange).await;
         for state in exchange.states() {
             if !limits
                 .iter()
                 .any(|known: &CounterState| known.name == state.name)
             {
-                limits.push(state.clone());
+                limits.push(*state);
             }
         }
     }

@@ -17,7 +17,7 @@ use policy::identity::{Principal, Subject};
 use policy::ledger::LedgerEntry;
 use policy::limit::{Concurrency, Counter, Decision, Kind, Name};
 use policy::open::OpenRequests;
-use policy::plan::{self, Outcome, Spend};
+use policy::plan::{self, Outcome, Spend, Tiers};
 use policy::refusal::Refusal;
 
 use self::settling::Settling;
@@ -203,9 +203,23 @@ impl Admission {
 
     /// Reads where the limits stand and charges nothing: a request refused for another reason tells them too.
     pub async fn look(&self, asking: Asking<'_>, exchange: &mut Exchange<'_>) {
+        self.look_for(asking, Spend::default(), exchange).await;
+    }
+
+    /// The same with the budgets of every tier and the requests in progress.
+    pub async fn look_at_all(&self, asking: Asking<'_>, exchange: &mut Exchange<'_>) {
+        let all = Spend {
+            tiers: Tiers::of(Tier::ALL),
+            in_progress: true,
+            ..Spend::default()
+        };
+        self.look_for(asking, all, exchange).await;
+    }
+
+    async fn look_for(&self, asking: Asking<'_>, spend: Spend, exchange: &mut Exchange<'_>) {
         let limits = self.limits.load();
         let calendar = self.calendar(&limits, asking.now_unix_ms);
-        let counters = counters(asking, Spend::default(), (&limits, &calendar));
+        let counters = counters(asking, spend, (&limits, &calendar));
         let slot = plan::slot(asking.principal.tenant(), &limits);
         drop(limits);
         self.read((slot, counters), asking.now_unix_ms, exchange)
@@ -365,7 +379,7 @@ impl Admitted {
     }
 
     /// The request has ended, and what it used will be known in a moment: whoever asks again meanwhile waits for that.
-    pub fn is_late(&mut self) {
+    pub fn expect_usage(&mut self) {
         if let (false, Some(settling)) = (self.is_late, &self.settling) {
             settling.expect();
             self.is_late = true;

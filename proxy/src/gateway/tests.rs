@@ -9,4 +9,5 @@ mod limits;
 mod node;
 mod routes;
 mod stream;
+mod tokens;
 mod whole;

@@ -86,6 +86,11 @@ pub struct Settlement {
     pub entry: Option<LedgerEntry>,
 }
 
+/// A reservation whose id was settled before.
+pub(super) fn given_up() -> StoreError {
+    StoreError::Unavailable("the reservation was given up before it was made".into())
+}
+
 /// Counters, shared by every proxy of the store.
 ///
 /// The embedded store counts with `now_unix_ms`; Redis counts with its own clock, so that many proxies agree.
@@ -93,7 +98,7 @@ pub struct Settlement {
 pub trait Counting: Send + Sync {
     /// Charges all counters, or none when one of them refuses, as [`policy::quota`] says. What was charged is remembered under
     /// the id for `lease_ms`. An id that is held already is answered as admitted with what was granted then, and charges
-    /// nothing.
+    /// nothing; one that was settled within [`SETTLED_KEPT_MS`] is an error.
     async fn reserve(
         &self,
         reservation: &Reservation,

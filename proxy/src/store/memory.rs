@@ -11,7 +11,7 @@ use policy::limit::{Counter, Decision, Elastic, Rule};
 use policy::quota::{self, Charge, CounterMap};
 
 use super::StoreError;
-use super::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement};
+use super::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement, given_up};
 
 /// Counters for each address or user that the settings allow.
 const COUNTERS_EACH: usize = 4;
@@ -164,6 +164,9 @@ impl CounterTable {
             let granted = open.granted;
             let states = self.stand(counters, now_unix_ms, disk)?;
             return Ok(Decision::Admitted { granted, states });
+        }
+        if *lease_ms > 0 && self.settled.contains(id) {
+            return Err(given_up());
         }
         self.make_room::<D>(counters.len(), now_unix_ms)?;
         let mut view = View {

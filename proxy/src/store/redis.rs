@@ -94,6 +94,11 @@ impl Redis {
         }
         Ok(store)
     }
+
+    /// One round trip with a script that does nothing: what the line and the server cost by themselves.
+    pub async fn run_empty_script(&self) -> Result<(), StoreError> {
+        self.counters.run_empty().await
+    }
 }
 
 #[async_trait]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::*;
-use crate::settings::proxy::{IssuerKeys, Store, Tls};
+use crate::settings::proxy::{IssuerKeys, Servers, Store, Tls};
 
 const PROXY_EXAMPLE: &str = include_str!("../../../proxy.example.toml");
 const NODE_EXAMPLE: &str = include_str!("../../../node.example.toml");
@@ -311,7 +311,7 @@ fn secrets_come_from_the_text_the_environment_or_a_file() {
         let Store::Redis(redis) = settings.store else {
             panic!("{line}: not Redis");
         };
-        let crate::settings::proxy::Servers::One(url) = redis.servers else {
+        let Servers::One(url) = redis.servers else {
             panic!("{line}: not one server");
         };
         assert_eq!(url.expose(), want);

@@ -227,16 +227,7 @@ fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
     {
         section.problem("tier", format!("\"{tier}\" comes twice: one model a tier"));
     }
-    let upstream = upstream(&mut section);
-    let model = section.path("model");
-    if upstream.is_none() {
-        section.missing(
-            "model",
-            "the path of a GGUF file, or upstream = the address of a server",
-        );
-    } else if model.is_some() {
-        section.problem("model", "upstream is set too: set one of them".to_owned());
-    }
+    let (upstream, model) = source(&mut section);
     let model_id = section.checked_text("model_id", MODEL_NAME, is_model_name);
     let aliases = aliases(&mut section, &mut seen.names);
     let system = section.checked_text("system", "1 byte to 64 KiB of text", |text| {
@@ -253,20 +244,7 @@ fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
         .parsed("keep_alive", "a time such as \"5m\", or \"forever\"")
         .unwrap_or(KeepAlive(None));
     let load_on_demand = section.boolean("load_on_demand").unwrap_or(false);
-    let kind = section.one_of("kind", &KINDS).unwrap_or_default();
-    let pooling = section.one_of("pooling", &POOLINGS);
-    if pooling.is_some() && kind != TierKind::Embedding {
-        section.problem(
-            "pooling",
-            "means nothing without kind = \"embedding\"".to_owned(),
-        );
-    }
-    if kind != TierKind::Chat && upstream.is_some() {
-        section.problem(
-            "kind",
-            "a server elsewhere is asked for text alone; leave it out".to_owned(),
-        );
-    }
+    let (kind, pooling) = kind(&mut section, upstream.is_some());
     let lora = section.sections("lora", LORAS_MAX).into_iter();
     let lora = lora.filter_map(adapter).collect();
     let engine = engine(section.section("engine"));
@@ -301,6 +279,40 @@ fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
         engine,
         sampling,
     })
+}
+
+/// Where the tier's model is: in another server, or in a file.
+fn source(section: &mut Section<'_>) -> (Option<Upstream>, Option<PathBuf>) {
+    let upstream = upstream(section);
+    let model = section.path("model");
+    if upstream.is_none() {
+        section.missing(
+            "model",
+            "the path of a GGUF file, or upstream = the address of a server",
+        );
+    } else if model.is_some() {
+        section.problem("model", "upstream is set too: set one of them".to_owned());
+    }
+    (upstream, model)
+}
+
+/// What the tier's model makes.
+fn kind(section: &mut Section<'_>, is_elsewhere: bool) -> (TierKind, Option<Pooling>) {
+    let kind = section.one_of("kind", &KINDS).unwrap_or_default();
+    let pooling = section.one_of("pooling", &POOLINGS);
+    if pooling.is_some() && kind != TierKind::Embedding {
+        section.problem(
+            "pooling",
+            "means nothing without kind = \"embedding\"".to_owned(),
+        );
+    }
+    if kind != TierKind::Chat && is_elsewhere {
+        section.problem(
+            "kind",
+            "a server elsewhere is asked for text alone; leave it out".to_owned(),
+        );
+    }
+    (kind, pooling)
 }
 
 /// An adapter of a tier.

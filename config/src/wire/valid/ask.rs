@@ -255,7 +255,11 @@ impl ValidRerank {
                         .string("text", TEXT_BYTES_MAX)?
                         .ok_or_else(|| invalid(path, "expected a string, or an object with text"))
                 }
-                other => as_string(path, other, TEXT_BYTES_MAX),
+                text @ (Value::Null
+                | Value::Bool(_)
+                | Value::Number(_)
+                | Value::String(_)
+                | Value::Array(_)) => as_string(path, text, TEXT_BYTES_MAX),
             }
         });
         let documents: Vec<String> = documents.collect::<Result<_, _>>()?;

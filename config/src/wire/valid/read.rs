@@ -144,7 +144,11 @@ pub(super) fn as_number(
         .ok_or_else(|| {
             invalid(
                 path,
-                format!("{number} is outside {} to {}", range.start(), range.end()),
+                format!(
+                    "{number} is not a number from {} to {}",
+                    range.start(),
+                    range.end()
+                ),
             )
         })
 }

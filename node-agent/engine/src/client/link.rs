@@ -33,6 +33,7 @@ use crate::spec::Event;
 use crate::spec::ModelCard;
 use crate::spec::Refusal;
 use crate::spec::Stats;
+use crate::spec::Usage;
 
 /// Answers and questions under way at once. The worker's own queue is far smaller and refuses first.
 const WAITING_MAX: usize = 4096;
@@ -60,11 +61,20 @@ pub(super) struct Link {
 struct Table {
     closed: bool,
     next: u64,
-    jobs: HashMap<u64, mpsc::Sender<Event>>,
+    jobs: HashMap<u64, Wanted>,
     calls: HashMap<u64, oneshot::Sender<Reply>>,
     /// Said before anything else, and never lost: both are bounded by the jobs that exist.
     cancels: Vec<u64>,
     credits: HashMap<u64, u32>,
+}
+
+/// What somebody still wants of a job.
+#[derive(Debug)]
+enum Wanted {
+    /// Everything that happens to it.
+    Events(mpsc::Sender<Event>),
+    /// What it used until it ended.
+    Usage(oneshot::Sender<Usage>),
 }
 
 impl Link {
@@ -86,7 +96,7 @@ impl Link {
         let mut table = self.open_table()?;
         table.next += 1;
         let job = table.next;
-        table.jobs.insert(job, sender);
+        table.jobs.insert(job, Wanted::Events(sender));
         Ok(job)
     }
 
@@ -100,6 +110,24 @@ impl Link {
             drop(table);
             self.wake.notify_one();
         }
+    }
+
+    /// Ends a job of which only the usage is wanted any more; gives the sender back if it had ended before.
+    pub(super) fn abort_job(
+        &self,
+        job: u64,
+        sender: oneshot::Sender<Usage>,
+    ) -> Option<oneshot::Sender<Usage>> {
+        let mut table = self.lock();
+        table.credits.remove(&job);
+        let Some(wanted) = table.jobs.get_mut(&job) else {
+            return Some(sender);
+        };
+        *wanted = Wanted::Usage(sender);
+        table.cancels.push(job);
+        drop(table);
+        self.wake.notify_one();
+        None
     }
 
     pub(super) fn credit(&self, job: u64, pieces: u32) {
@@ -162,6 +190,7 @@ impl Link {
     fn deliver(&self, frame: FromWorker) {
         match frame {
             FromWorker::Event { job, event } => self.deliver_event(job, event),
+            FromWorker::Cancelled { job, usage } => self.settle(job, usage),
             FromWorker::Tokens { call, tokens } => self.answer(call, Reply::Tokens(tokens)),
             FromWorker::Text { call, text } => self.answer(call, Reply::Text(text)),
             FromWorker::Embedded { call, result } => self.answer(call, Reply::Embedded(result)),
@@ -175,8 +204,13 @@ impl Link {
     fn deliver_event(&self, job: u64, event: Event) {
         let last = matches!(event, Event::Done { .. } | Event::Refused(_));
         let mut table = self.lock();
-        let Some(sender) = table.jobs.get(&job) else {
-            return;
+        let sender = match table.jobs.get(&job) {
+            None => return,
+            Some(Wanted::Events(sender)) => sender,
+            Some(Wanted::Usage(_)) => {
+                drop(table);
+                return self.deliver_end(job, &event);
+            }
         };
         // Full only if the worker ignored its credit; then the answer has a hole and must not go on.
         let broken = sender.try_send(event).is_err();
@@ -188,6 +222,26 @@ impl Link {
             table.cancels.push(job);
             drop(table);
             self.wake.notify_one();
+        }
+    }
+
+    /// The end of an answer crossed its cancellation.
+    fn deliver_end(&self, job: u64, event: &Event) {
+        match event {
+            Event::Done { usage, .. } => self.settle(job, *usage),
+            Event::Refused(_) => drop(self.lock().jobs.remove(&job)),
+            Event::Started { .. } | Event::Piece { .. } => {}
+        }
+    }
+
+    /// Tells what a job used to whoever aborted it.
+    fn settle(&self, job: u64, usage: Usage) {
+        let mut table = self.lock();
+        if let Some(Wanted::Usage(_)) = table.jobs.get(&job)
+            && let Some(Wanted::Usage(sender)) = table.jobs.remove(&job)
+        {
+            // Whoever aborted it may have given up.
+            let _unwanted = sender.send(usage);
         }
     }
 
@@ -206,7 +260,10 @@ impl Link {
         table.calls.clear();
         table.cancels.clear();
         table.credits.clear();
-        for (_job, sender) in table.jobs.drain() {
+        for (_job, wanted) in table.jobs.drain() {
+            let Wanted::Events(sender) = wanted else {
+                continue;
+            };
             let gone = Refusal::WorkerGone {
                 reason: reason.to_owned(),
             };

@@ -98,7 +98,8 @@ pub(super) fn read_card(
         slots: spec.slots,
         threads,
         devices: devices(spec.gpu_layers > 0),
-        gpu_layers: gpu_layers(spec, model),
+        // The output counts as a layer.
+        gpu_layers: spec.gpu_layers.min(model.n_layer() + 1),
         modalities: Modalities::default(),
         vectors: None,
         fim: fim(model, n_vocab),
@@ -106,23 +107,17 @@ pub(super) fn read_card(
     })
 }
 
-/// Layers that a GPU holds: as many as were asked for, if there is one.
-fn gpu_layers(spec: &LoadSpec, model: &LlamaModel) -> u32 {
+/// Whether there is a GPU that llama.cpp was built for. Its backends must have been started.
+pub(super) fn has_gpu() -> bool {
     let is_gpu = |kind: LlamaBackendDeviceType| match kind {
         LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu => true,
         LlamaBackendDeviceType::Cpu
         | LlamaBackendDeviceType::Accelerator
         | LlamaBackendDeviceType::Unknown => false,
     };
-    let has_gpu = list_llama_ggml_backend_devices()
+    list_llama_ggml_backend_devices()
         .iter()
-        .any(|device| is_gpu(device.device_type));
-    // The output counts as a layer.
-    if has_gpu {
-        spec.gpu_layers.min(model.n_layer() + 1)
-    } else {
-        0
-    }
+        .any(|device| is_gpu(device.device_type))
 }
 
 /// Whether a token steers the model instead of being text.

@@ -24,6 +24,16 @@ const UBATCH_EXACT: u32 = 128;
 /// Memory for attention scores that exact answers may cost.
 const SCORES_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// What can be done of a specification: without a GPU no layer goes there, however many were asked for. Memory is then checked and
+/// attention computed as on a CPU.
+pub(super) fn feasible(spec: &LoadSpec, has_gpu: bool) -> LoadSpec {
+    let mut spec = spec.clone();
+    if !has_gpu {
+        spec.gpu_layers = 0;
+    }
+    spec
+}
+
 /// How the model is loaded: where its layers are, and how its file is read.
 pub(super) fn model_params(spec: &LoadSpec) -> LlamaModelParams {
     let params = LlamaModelParams::default()
@@ -152,4 +162,23 @@ pub(super) fn check_memory(
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_for_a_gpu_that_is_not_there_stay_on_the_cpu_and_its_rules_hold() {
+        let spec = LoadSpec {
+            gpu_layers: 9_999,
+            ..LoadSpec::new("model.gguf")
+        };
+        let without = feasible(&spec, false);
+        assert_eq!(without.gpu_layers, 0);
+        assert!(is_exact(&without, 2_048, 8));
+        let with = feasible(&spec, true);
+        assert_eq!(with, spec);
+        assert!(!is_exact(&with, 2_048, 8));
+    }
 }

@@ -256,18 +256,28 @@ impl Answer {
             prompt_ms: millis(times.prompt(now)),
             predicted_ms: millis(times.predicted()),
         });
-        let (image_tokens, audio_tokens) = self.media.tokens();
         Event::Done {
             finish,
-            usage: Usage {
-                prompt_tokens: self.prompt_tokens,
-                completion_tokens: self.made,
-                cached_tokens: self.cached_tokens,
-                image_tokens,
-                audio_tokens,
-            },
+            usage: self.usage(),
             timings: timings.unwrap_or_default(),
         }
+    }
+
+    /// What it used so far.
+    pub(super) fn usage(&self) -> Usage {
+        let (image_tokens, audio_tokens) = self.media.tokens();
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.made,
+            cached_tokens: self.cached_tokens,
+            image_tokens,
+            audio_tokens,
+        }
+    }
+
+    /// Tokens in it, resumed ones and the end token included.
+    pub(super) fn made(&self) -> u32 {
+        self.made
     }
 
     /// Whether any token was made.

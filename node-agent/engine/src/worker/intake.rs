@@ -39,9 +39,9 @@ pub(super) fn prepare(
             n_ctx: long.n_ctx,
         }
     })?;
-    let tokens_max = spec
-        .tokens_at_most
-        .map_or(admission.tokens_max, |most| most.clamp(1, admission.tokens_max));
+    let tokens_max = spec.tokens_at_most.map_or(admission.tokens_max, |most| {
+        most.clamp(1, admission.tokens_max)
+    });
     let text: Vec<Token> = prompt
         .iter()
         .copied()

@@ -86,15 +86,12 @@ pub(super) fn read_prompt(
     media: &[Arc<Media>],
     engine: &dyn Engine,
 ) -> Result<(Vec<Token>, PromptMedia), Refusal> {
-    let mut tokens = Vec::new();
+    let begin = engine.begin_token();
+    let mut tokens: Vec<Token> = begin.into_iter().collect();
     let mut placed = Vec::new();
-    // The begin token, should the model want one, belongs to the first text.
-    if !matches!(segments.first(), Some(Segment::Text(_))) {
-        tokens = engine.tokenize("", true, true);
-    }
-    for (number, segment) in segments.iter().enumerate() {
+    for segment in segments {
         match segment {
-            Segment::Text(text) => tokens.extend(engine.tokenize(text, number == 0, true)),
+            Segment::Text(text) => append(&mut tokens, begin, &engine.tokenize(text, false, true)),
             Segment::Literal(text) => tokens.extend(engine.tokenize(text, false, false)),
             Segment::Tokens(plain) => {
                 let n_vocab = engine.card().n_vocab;
@@ -102,7 +99,8 @@ pub(super) fn read_prompt(
                 if let Some(unknown) = plain.iter().find(|token| !known(token)) {
                     return invalid("prompt", format!("token {unknown} is not below {n_vocab}"));
                 }
-                tokens.extend(plain.iter().copied().map(Token));
+                let plain: Vec<Token> = plain.iter().copied().map(Token).collect();
+                append(&mut tokens, begin, &plain);
             }
             Segment::Media(index) => {
                 let one = usize::try_from(*index).ok().and_then(|at| media.get(at));
@@ -128,6 +126,12 @@ pub(super) fn read_prompt(
         return invalid("prompt", reason.to_owned());
     }
     Ok((tokens, PromptMedia(placed)))
+}
+
+/// Appends tokens to a prompt. Many chat templates write the begin token themselves; twice, it spoils the answer.
+fn append(tokens: &mut Vec<Token>, begin: Option<Token>, more: &[Token]) {
+    let again = begin.is_some() && tokens.len() == 1 && more.first() == begin.as_ref();
+    tokens.extend(more.get(usize::from(again)..).unwrap_or_default());
 }
 
 /// Reads the next picture or sound of the request that came first, if one is next anywhere; the second value is how it went.

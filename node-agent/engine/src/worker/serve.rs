@@ -47,6 +47,7 @@ use crate::spec::GenerateSpec;
 use crate::spec::LoadSpec;
 use crate::spec::Refusal;
 use crate::spec::Stats;
+use crate::spec::Usage;
 
 /// How often speeds are reported while nothing else changes.
 const STATS_EVERY: Duration = Duration::from_millis(500);
@@ -80,6 +81,8 @@ pub(super) struct Server<'engine> {
 #[derive(Default)]
 struct Meters {
     made: Meter,
+    /// Made in this step.
+    made_now: usize,
     read: Meter,
     cached_tokens: u64,
 }
@@ -191,10 +194,7 @@ impl<'engine> Server<'engine> {
                 Ok(())
             }
             Mail::Frame(ToWorker::Generate { job, spec }) => self.accept(JobId(job), &spec),
-            Mail::Frame(ToWorker::Cancel { job }) => {
-                self.cancel(JobId(job));
-                Ok(())
-            }
+            Mail::Frame(ToWorker::Cancel { job }) => self.cancel(JobId(job)),
             Mail::Frame(ToWorker::Credit { job, pieces }) => {
                 self.add_credit(JobId(job), pieces);
                 Ok(())
@@ -249,12 +249,17 @@ impl<'engine> Server<'engine> {
         }
     }
 
-    fn cancel(&mut self, id: JobId) {
-        if let Some(slot) = self.slots.find(id) {
-            self.release(slot);
+    /// Ends a job and says what it used. One that is not known has had its end.
+    fn cancel(&mut self, id: JobId) -> io::Result<()> {
+        let usage = if let Some(slot) = self.slots.find(id) {
+            let job = self.release(slot);
+            job.map(|job| job.payload.usage())
         } else {
-            drop(self.queue.remove(id));
-        }
+            // It waited, so nothing of it was read.
+            self.queue.remove(id).map(|_job| Usage::default())
+        };
+        let cancelled = usage.map(|usage| FromWorker::Cancelled { job: id.0, usage });
+        cancelled.map_or(Ok(()), |frame| self.outbox.send(&frame))
     }
 
     fn add_credit(&mut self, id: JobId, pieces: u32) {
@@ -366,30 +371,29 @@ impl<'engine> Server<'engine> {
         }
         self.slots.commit(&self.plan);
         self.ahead.choose(self.engine, &mut self.slots, &self.plan);
-        let mut made = 0;
+        self.meters.made_now = 0;
         for index in 0..self.plan.parts().len() {
             if let Some(part) = self.plan.parts().get(index).copied() {
                 if part.prefill {
                     self.reuse.has_read(self.engine, &self.slots, part.slot);
                 }
-                made += self.advance(part)?;
+                self.advance(part)?;
             }
         }
         let elapsed = now.elapsed();
         self.pacer.observe(&self.plan, elapsed);
-        self.meters.made.observe(made, elapsed);
+        self.meters.made.observe(self.meters.made_now, elapsed);
         self.meters.read.observe(self.plan.prefill_len(), elapsed);
         Ok(())
     }
 
-    /// Chooses the tokens of one answer: one, or as many as its guesses were right and one more. Says how many.
-    fn advance(&mut self, part: Part) -> io::Result<usize> {
+    /// Chooses the tokens of one answer: one, or as many as its guesses were right and one more.
+    fn advance(&mut self, part: Part) -> io::Result<()> {
         let drafted = if part.prefill { 0 } else { part.len - 1 };
-        let outputs = part.outputs();
         let mut accepted = 0;
-        for output in outputs.clone() {
+        for output in part.outputs() {
             let Some((id, piece, next)) = self.choose(part.slot, output) else {
-                return Ok(0);
+                return Ok(());
             };
             if let Next::Token(token) = &next {
                 let guess = self
@@ -410,12 +414,11 @@ impl<'engine> Server<'engine> {
             }
             self.guesser.observe(drafted, accepted);
             if accepted < drafted && !self.take_back(part, accepted)? {
-                return Ok(accepted);
+                return Ok(());
             }
-            self.go_on(part.slot, id, piece, next)?;
-            return Ok(accepted + 1);
+            return self.go_on(part.slot, id, piece, next);
         }
-        Ok(outputs.len())
+        Ok(())
     }
 
     /// Chooses a token of an answer from the logits at `output`.
@@ -423,6 +426,7 @@ impl<'engine> Server<'engine> {
         let work = self.slots.work_mut(slot)?;
         let id = work.job.id;
         let answer = &mut work.job.payload;
+        let before = answer.made();
         let (piece, next) = if let Some(logits) = self.engine.logits(output) {
             answer.advance(logits, &*self.engine, Instant::now())
         } else {
@@ -430,6 +434,9 @@ impl<'engine> Server<'engine> {
             (None, Next::Refuse(Refusal::EngineFault { reason }))
         };
         work.paused = answer.must_pause();
+        // Its own count, so that all answers together are what is reported.
+        let made = answer.made().saturating_sub(before);
+        self.meters.made_now += usize::try_from(made).unwrap_or(0);
         Some((id, piece, next))
     }
 

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn at(claims: &Value, path: &str) -> Option<Value> {
-        find(claims.as_object().expect("an object"), path).cloned()
+        find(claims.as_object()?, path).cloned()
     }
 
     #[test]

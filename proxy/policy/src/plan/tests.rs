@@ -5,8 +5,8 @@ use config::settings::proxy::{Plan, Price, WhenUsedUp};
 use config::tier::Tier;
 
 use super::{
-    Asking, Outcome, Spend, Tiers, Used, concurrent_max, counters, downgrade, ip_counters, micros, slot,
-    spent, stored_counters,
+    Asking, Outcome, Spend, Tiers, Used, concurrent_max, counters, downgrade, ip_counters, micros,
+    slot, spent, stored_counters,
 };
 use crate::calendar::Calendar;
 use crate::identity::Principal;

@@ -221,7 +221,7 @@ fn an_empty_house_lists_auto_alone() {
 #[test]
 fn a_model_answers_to_its_other_names_and_is_listed_under_each() {
     let mut all = Registry::new(SILENT, 4);
-    let now = std::time::Instant::now();
+    let now = start();
     let mut fast = tier(Fast);
     if let Some(model) = &mut fast.model {
         model.aliases = vec!["gemma4:e2b".to_owned(), "gemma4:26b-moe".to_owned()];

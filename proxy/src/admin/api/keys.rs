@@ -32,7 +32,7 @@ impl Api {
     }
 
     pub(super) async fn create_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
-        let order: KeyOrder = at.asked.order()?;
+        let order: KeyOrder = at.order()?;
         let kind = if order.admin {
             TokenKind::Admin
         } else {
@@ -67,7 +67,7 @@ impl Api {
         let before = self.key(at.id).await?;
         not_itself(at, &before.id)?;
         at.check_tag(&tag_of(&before))?;
-        let patch: KeyPatch = at.asked.order()?;
+        let patch: KeyPatch = at.order()?;
         if before.revoked_unix.is_some() {
             return Err(refused(KeyError::Revoked(before.id)));
         }
@@ -87,7 +87,7 @@ impl Api {
     }
 
     pub(super) async fn rotate_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
-        let order: RotateOrder = at.asked.order_or_default()?;
+        let order: RotateOrder = at.order_or_default()?;
         let id = operations::key_id(at.id)?;
         self.key(id.as_str()).await?;
         not_itself(at, &id)?;

@@ -21,7 +21,7 @@ impl Api {
     }
 
     pub(super) async fn invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
-        let order: InviteOrder = at.asked.order_or_default()?;
+        let order: InviteOrder = at.order_or_default()?;
         let once = at.asked.once()?;
         let token = self
             .operations

@@ -3,7 +3,7 @@
 use config::settings::plan::Zone;
 use serde_json::{Map, Value, json};
 
-use crate::admin::routes::{PREFIX, ROUTES, Route};
+use crate::admin::routes::{IDEMPOTENCY_KEY, PREFIX, Param, ROUTES, Route};
 
 /// Names in paths hold no control characters.
 const NAMES: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
@@ -114,19 +114,16 @@ fn parameters(route: &Route) -> Vec<Value> {
             "description": "The ETag of what was read, or *.", "schema": {"type": "string"}}));
     }
     if route.answer.0 == 201 && route.name.ends_with(".create") {
-        all.push(
-            json!({"name": "Idempotency-Key", "in": "header", "required": false,
-            "description": "The same name and order again make nothing new and answer the same.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}}),
-        );
+        all.push(parameter(&IDEMPOTENCY_KEY, "header"));
     }
-    let asks = route.asks.iter().map(|param| {
-        let schema: Value = serde_json::from_str(param.schema).unwrap_or_default();
-        json!({"name": param.name, "in": "query", "required": false,
-            "description": param.about, "schema": schema})
-    });
-    all.extend(asks);
+    all.extend(route.asks.iter().map(|param| parameter(param, "query")));
     all
+}
+
+fn parameter(param: &Param, place: &str) -> Value {
+    let schema: Value = serde_json::from_str(param.schema).unwrap_or_default();
+    json!({"name": param.name, "in": place, "required": false,
+        "description": param.about, "schema": schema})
 }
 
 #[cfg(test)]

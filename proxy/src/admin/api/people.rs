@@ -81,7 +81,7 @@ impl Api {
     pub(super) async fn patch_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.person(at.id).await?;
         at.check_tag(&tag_of(&before))?;
-        let patch: UserPatch = at.asked.order()?;
+        let patch: UserPatch = at.order()?;
         let mut after = before.clone();
         if let Some(plan) = patch.plan {
             if let Some(name) = &plan {
@@ -237,7 +237,7 @@ impl Api {
                 "a backup is written on the proxy's machine: run `hearth-proxy store backup FILE` there".into(),
             ));
         }
-        let order: BackupOrder = at.asked.order()?;
+        let order: BackupOrder = at.order()?;
         let file = Path::new(&order.file);
         if !file.is_absolute() {
             return Err(AdminError::Invalid(format!(
@@ -261,7 +261,7 @@ impl Api {
     }
 
     pub(super) async fn deny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
-        let order: DenialOrder = at.asked.order()?;
+        let order: DenialOrder = at.order()?;
         let reason = match order.reason.trim() {
             "" => String::new(),
             reason => operations::label("reason", reason, REASON_MAX)?,

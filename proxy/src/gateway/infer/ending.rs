@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use config::ids::NodeId;
+use config::settings::plan::Price;
 use policy::ledger::{self, LedgerEntry};
 use policy::plan::{Outcome, Used};
 use policy::record::Ending;
@@ -38,10 +39,10 @@ impl Gateway {
             }
         };
         let mut bill = Bill {
-            entry: self.entry(question, &admitted, exchange),
+            entry: entry(question, &admitted, exchange),
             served,
-            price: config::settings::plan::Price::default(),
-            cloud: config::settings::plan::Price::default(),
+            price: Price::default(),
+            cloud: Price::default(),
         };
         bill.entry.outcome = ending;
         if let (Some(model), Some(tier)) = (&record.model, record.tier) {
@@ -54,39 +55,35 @@ impl Gateway {
         let (true, Some(node)) = (unsure, node) else {
             return bill.close(&mut admitted, &usage);
         };
-        admitted.is_late();
+        admitted.expect_usage();
         let inquiry = self.rooms.dispatcher.inquiry();
         tokio::spawn(told_later(
             (bill, admitted, usage),
             (inquiry, node, question.completion_id.clone()),
         ));
     }
+}
 
-    fn entry(
-        &self,
-        question: &Question<'_>,
-        admitted: &Admitted,
-        exchange: &Exchange<'_>,
-    ) -> LedgerEntry {
-        let (record, principal) = (&exchange.record, question.principal);
-        let spend = admitted.spend();
-        let id = admitted.id().to_string();
-        LedgerEntry {
-            at_unix_ms: question.call.unix_ms,
-            day: Arc::clone(admitted.day()),
-            tenant: principal.tenant().clone(),
-            acts_for: principal.acts_for.clone(),
-            key: principal.key.clone(),
-            groups: principal.groups.clone(),
-            route: record.route.to_owned(),
-            tier: record.tier,
-            model: record.model.clone(),
-            node: record.node.clone(),
-            media_items: spend.items,
-            media_bytes: spend.bytes,
-            ms: exchange.elapsed_ms(),
-            ..LedgerEntry::new(id, record.request_id.clone(), principal.user.clone())
-        }
+/// The line for the books, as far as it is known now.
+fn entry(question: &Question<'_>, admitted: &Admitted, exchange: &Exchange<'_>) -> LedgerEntry {
+    let (record, principal) = (&exchange.record, question.principal);
+    let spend = admitted.spend();
+    let id = admitted.id().to_string();
+    LedgerEntry {
+        at_unix_ms: question.call.unix_ms,
+        day: Arc::clone(admitted.day()),
+        tenant: principal.tenant().clone(),
+        acts_for: principal.acts_for.clone(),
+        key: principal.key.clone(),
+        groups: principal.groups.clone(),
+        route: record.route.to_owned(),
+        tier: record.tier,
+        model: record.model.clone(),
+        node: record.node.clone(),
+        media_items: spend.items,
+        media_bytes: spend.bytes,
+        ms: exchange.elapsed_ms(),
+        ..LedgerEntry::new(id, record.request_id.clone(), principal.user.clone())
     }
 }
 
@@ -95,8 +92,8 @@ struct Bill {
     entry: LedgerEntry,
     /// Whether anybody served it, or might have.
     served: bool,
-    price: config::settings::plan::Price,
-    cloud: config::settings::plan::Price,
+    price: Price,
+    cloud: Price,
 }
 
 impl Bill {

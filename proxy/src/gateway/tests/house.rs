@@ -203,6 +203,11 @@ impl House {
         }
     }
 
+    /// Where it counts.
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// Another key of the same owner, with other scopes.
     pub(super) async fn key_with(&self, scopes: &[Scope]) -> String {
         put_key(&*self.store, scopes).await

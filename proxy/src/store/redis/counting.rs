@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Lua};
 use crate::store::StoreError;
-use crate::store::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement};
+use crate::store::counting::{
+    Reservation, ReservationId, SETTLED_KEPT_MS, Settlement, given_up,
+};
 use crate::store::transfer::{RuleCode, rule_code};
 
 /// Ids that one call extends.
@@ -85,6 +87,7 @@ pub(super) struct Counters {
     extending: Lua,
     releasing: Lua,
     sweeping: Lua,
+    empty: Lua,
     /// Slots that this process has seen, and whether readers of the books can find them.
     slots: Mutex<HashMap<Tenant, bool>>,
 }
@@ -101,6 +104,7 @@ impl Counters {
             extending: script(include_str!("extend.lua")),
             releasing: script(include_str!("release.lua")),
             sweeping: script(include_str!("sweep.lua")),
+            empty: Lua::new(&["return 1"]),
             slots: Mutex::default(),
         });
         tokio::spawn(sweep(Arc::downgrade(&counters)));
@@ -170,6 +174,13 @@ impl Counters {
             seen
         };
         Seen::read(&seen)?.decision(counters, *elastic)
+    }
+
+    /// A round trip that decides nothing.
+    pub(super) async fn run_empty(&self) -> Result<(), StoreError> {
+        let none: &[u64] = &[];
+        let done = self.link.run::<u8>(&self.empty, &[], &none).await;
+        done.map(drop)
     }
 
     /// A reservation that does not count, though Redis may have charged it: what it charged goes back. If this fails too, its
@@ -433,9 +444,7 @@ impl Seen {
                 });
             }
             Outcome::Settled => {
-                return Err(StoreError::Unavailable(
-                    "the reservation was given up before it was made".into(),
-                ));
+                return Err(given_up());
             }
             Outcome::Admitted | Outcome::Refused => {}
         }

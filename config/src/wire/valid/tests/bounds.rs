@@ -27,7 +27,7 @@ fn fields_out_of_bounds_are_refused_with_their_path() {
         ("temperature", json!(-0.1), "temperature"),
         ("temperature", json!("hot"), "temperature"),
         ("top_p", json!(1.01), "top_p"),
-        ("top_k", json!(-1), "top_k"),
+        ("top_k", json!(-2), "top_k"),
         ("top_k", json!(1.5), "top_k"),
         ("min_p", json!(2), "min_p"),
         ("typical_p", json!(-1), "typical_p"),
@@ -121,6 +121,8 @@ fn fields_at_their_bounds_are_accepted() {
         ("temperature", json!(2)),
         ("top_p", json!(0)),
         ("top_k", json!(0)),
+        // What llama.cpp and vLLM write for "off".
+        ("top_k", json!(-1)),
         ("max_tokens", json!(2_147_483_647)),
         ("max_tokens", json!(16.0)),
         ("max_tokens", json!(null)),
