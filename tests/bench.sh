@@ -213,7 +213,7 @@ admission() {
   build
   local embedded in_redis report name every='text_per_minute = 100000000
 text_per_day = 1000000000
-tokens_per_minute = 1000000000
+tokens_per_minute = 60000000
 tokens_per_day = 1000000000000
 tokens_per_month = 1000000000000
 concurrent = 10000'
@@ -230,7 +230,7 @@ concurrent = 10000'
   declare -gA where=()
   "$bin/bench-admission" issuer > "$work/issuer" &
   pids+=($!)
-  until_ready jq -e .token "$work/issuer"
+  until_ready grep -q token "$work/issuer"
   HEARTH_KEY=$(jq -r .token < "$work/issuer")
   export HEARTH_KEY
   start_admission on "everyone_plan = \"all\"

@@ -80,6 +80,10 @@ install_sdks() {
     python3 -m venv tests/.venv/schemathesis
     tests/.venv/schemathesis/bin/pip install --quiet --disable-pip-version-check "schemathesis==4.32.5"
   fi
+  if [ ! -x tests/.venv/templates/bin/python ]; then
+    python3 -m venv tests/.venv/templates
+    tests/.venv/templates/bin/pip install --quiet --disable-pip-version-check "jinja2==3.1.6"
+  fi
   (cd tests/sdk && npm ci --silent --no-audit --no-fund)
   (cd tests/browser && npm ci --silent --no-audit --no-fund)
 }
@@ -138,6 +142,9 @@ cargo test --locked --quiet --workspace --doc
 cargo doc --locked --quiet --workspace --no-deps
 
 $install && install_sdks
+say "the goldens of the chat templates, against Python"
+run_counted "of template goldens" tests/.venv/templates/bin/python tests/templates/golden.py --check
+
 say "SDKs and the chat page, against a running stack"
 run_counted "of SDKs and page" deploy/quickstart.sh --check --no-install --profile dev --run '
   set -e

@@ -33,6 +33,8 @@ pub struct Envelope {
     pub watts: Option<f64>,
     /// Messages that were left out to make the conversation fit, with the sender's leave.
     pub dropped: usize,
+    /// Chunks come with the tokens that they are made of.
+    pub names_tokens: bool,
 }
 
 impl Envelope {
@@ -95,7 +97,7 @@ impl Tally {
     }
 
     /// For `usage`.
-    pub const fn usage(&self) -> Usage {
+    pub fn usage(&self) -> Usage {
         let mut usage = Usage::new(self.prompt, self.completion, self.cached);
         usage.prompt_tokens_details = Some(PromptTokensDetails {
             cached_tokens: self.cached,
@@ -105,7 +107,12 @@ impl Tally {
         usage.completion_tokens_details = Some(CompletionTokensDetails {
             reasoning_tokens: self.reasoning,
         });
+        usage.joules = self.joules();
         usage
+    }
+
+    fn joules(&self) -> Option<f64> {
+        self.watts.map(|watts| watts * self.busy_ms / 1000.0)
     }
 
     /// For `timings`.
@@ -128,7 +135,7 @@ impl Tally {
             predicted_ms: self.predicted_ms,
             predicted_per_second: rate,
             queue_ms: self.queue_ms,
-            joules: self.watts.map(|watts| watts * self.busy_ms / 1000.0),
+            joules: self.joules(),
         }
     }
 }

@@ -272,6 +272,11 @@ impl Front {
         let (bytes, held) = self.body(request.into_body()).await?;
         let asked = asked::Asked::read(surface, bytes).await?;
         drop(held);
+        let asked = if call.resumable {
+            asked.resumed()?
+        } else {
+            asked
+        };
         let asked = asked.told(room.settings().system.as_deref());
         let streams = asked.streams();
         Ok((Job::new(asked, call, room, in_flight), streams))

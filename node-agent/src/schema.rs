@@ -140,9 +140,9 @@ fn is_type(value: &Value) -> bool {
         "object", "array", "string", "number", "integer", "boolean", "null",
     ];
     let known = |value: &Value| value.as_str().is_some_and(|kind| KINDS.contains(&kind));
-    match value {
-        Value::Array(kinds) => !kinds.is_empty() && kinds.iter().all(known),
-        one => known(one),
+    match value.as_array() {
+        Some(kinds) => !kinds.is_empty() && kinds.iter().all(known),
+        None => known(value),
     }
 }
 
@@ -242,7 +242,7 @@ fn every_child(fields: &Map<String, Value>) -> Vec<(String, &Value)> {
                 found.extend(indexed.map(|(at, child)| (format!("{keyword}[{at}]"), child)));
             }
             Value::Object(_) if ONE.contains(&keyword.as_str()) => {
-                found.push((keyword.clone(), value))
+                found.push((keyword.clone(), value));
             }
             Value::Null
             | Value::Bool(_)

@@ -4,6 +4,7 @@
 
 mod calendar;
 mod gemma;
+mod methods;
 mod neutral;
 mod python;
 
@@ -250,12 +251,15 @@ fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_name| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(methods::unknown);
     environment.set_formatter(python::format);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("length", python::length);
     environment.add_filter("count", python::length);
     environment.add_filter("string", python::string);
+    environment.add_filter("int", methods::int);
+    environment.add_test("sequence", methods::is_sequence);
+    environment.add_test("iterable", methods::is_iterable);
     environment.add_function("raise_exception", raise_exception);
     environment
 }

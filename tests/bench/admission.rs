@@ -218,7 +218,11 @@ async fn in_redis(url: &str, folder: &Path) -> Result<Value, Failure> {
         for _ in 0..TURNS {
             let each = REDIS_ROUNDS / TURNS / callers;
             let orders: Vec<Vec<Reservation>> = (0..callers)
-                .map(|caller| (0..each).map(|round| order(caller * each + round)).collect())
+                .map(|caller| {
+                    (0..each)
+                        .map(|round| order(caller * each + round))
+                        .collect()
+                })
                 .collect();
             for (act, times) in [Act::Bare, Act::Reserve, Act::Settle]
                 .into_iter()
@@ -273,7 +277,10 @@ async fn call(
 async fn serve_granting(file: &Path) -> Result<(), Failure> {
     let settings: Settings = proxy::cli::settings(Some(file))?;
     let store = Embedded::granting(&settings.server.state_dir)?;
-    App::start_on(settings, Arc::new(store)).await?.run().await?;
+    App::start_on(settings, Arc::new(store))
+        .await?
+        .run()
+        .await?;
     Ok(())
 }
 

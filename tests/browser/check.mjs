@@ -101,6 +101,77 @@ const checks = {
     page.problems = page.problems.filter((problem) => !problem.includes("503"));
   },
 
+  async "what is left today is told, and goes down with every answer"(page) {
+    await signIn(page);
+    await page.waitForSelector("#left:not([hidden])");
+    const left = async () => Number(/([\d,.\s]+) of [\d,.\s]+ requests/.exec(await page.textContent("#left"))[1].replace(/\D/g, ""));
+    const before = await left();
+    await page.selectOption("#model", "fast");
+    await ask(page, "Hello");
+    await page.waitForFunction((text) => document.querySelector("#left").textContent !== text, await page.textContent("#left"), { timeout: 5000 }).catch(() => {});
+    assert.equal(await left(), before - 1);
+  },
+
+  async "signing out forgets the key and the conversation"(page) {
+    await signIn(page);
+    await ask(page, "Hello");
+    await page.click("#sign-out");
+    await page.waitForSelector("#sign-in:not([hidden])");
+    assert.equal(await page.evaluate(() => sessionStorage.length + localStorage.length), 0);
+    assert.equal(await page.locator(".user, .assistant").count(), 0);
+  },
+
+  async "a picture is offered only to a model that sees"(page) {
+    const models = (modalities) => async (route) => {
+      const list = await (await route.fetch()).json();
+      for (const model of list.data) model.architecture = { ...model.architecture, input_modalities: modalities };
+      await route.fulfill({ json: list });
+    };
+    await page.route("**/v1/models", models(["text"]), { times: 1 });
+    await signIn(page);
+    assert.ok(await page.isHidden("#attach"));
+    await page.click("#sign-out");
+    await page.route("**/v1/models", models(["text", "image"]));
+    await signIn(page);
+    await page.waitForSelector("#attach:not([hidden])");
+  },
+
+  async "a picture is made small, shown, sent with its question, and can be taken back"(page) {
+    await page.route("**/v1/models", async (route) => {
+      const list = await (await route.fetch()).json();
+      for (const model of list.data) model.architecture = { ...model.architecture, input_modalities: ["text", "image"] };
+      await route.fulfill({ json: list });
+    });
+    await signIn(page);
+    await page.waitForSelector("#attach:not([hidden])");
+    const png = await page.evaluate(() => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: 3000, height: 20 });
+      return canvas.toDataURL("image/png").split(",")[1];
+    });
+    const file = { name: "holiday.png", mimeType: "image/png", buffer: Buffer.from(png, "base64") };
+    await page.setInputFiles("#picture", file);
+    await page.waitForSelector("#preview:not([hidden])");
+    await page.click("#preview");
+    assert.ok(await page.isHidden("#preview"), "taken back");
+    await page.setInputFiles("#picture", { name: "no.png", mimeType: "image/png", buffer: Buffer.from("no picture") });
+    await page.waitForFunction(() => document.querySelector("#question").placeholder.includes("no picture"));
+    await page.setInputFiles("#picture", file);
+    await page.waitForSelector("#preview:not([hidden])");
+    const event = { choices: [{ index: 0, delta: { content: "A line." }, finish_reason: "stop" }] };
+    let sent;
+    await page.route("**/v1/chat/completions", (route) => {
+      sent = route.request().postDataJSON();
+      return route.fulfill({ contentType: "text/event-stream", body: `data: ${JSON.stringify(event)}\n\ndata: [DONE]\n\n` });
+    }, { times: 1 });
+    await ask(page, "What is this?");
+    const [image, words] = sent.messages[0].content;
+    assert.match(image.image_url.url, /^data:image\/jpeg;base64,/);
+    assert.deepEqual(words, { type: "text", text: "What is this?" });
+    const width = await page.locator(".user img").evaluate((shown) => shown.naturalWidth);
+    assert.ok(width > 0 && width <= 1280, `${width} pixels`);
+    assert.ok(await page.isHidden("#preview"), "the next question has none");
+  },
+
   async "nothing is wider than the window"(page) {
     await signIn(page);
     await ask(page, "Tell me a short story.");

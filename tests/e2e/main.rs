@@ -1,5 +1,6 @@
 //! End-to-end stories: real TLS, real WireGuard over loopback UDP, real llama.cpp. One module a subject, one test a story.
 
+mod accounts;
 mod answer;
 mod auth;
 mod chaos;
@@ -11,5 +12,6 @@ mod lifecycle;
 mod limits;
 mod management;
 mod media;
+mod migration;
 mod quotas;
 mod stores;

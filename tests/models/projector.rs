@@ -220,6 +220,9 @@ impl File {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        (self.random >> 40) as f32 / (1_u64 << 25) as f32 - 0.25
+        // 24 bits, as many as a number has room for.
+        let [high, middle, low, ..] = self.random.to_be_bytes();
+        let bits = f32::from(u16::from_be_bytes([high, middle])) * 256.0 + f32::from(low);
+        bits / 33_554_432.0 - 0.25
     }
 }

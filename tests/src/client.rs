@@ -252,6 +252,13 @@ impl Stream {
         }
     }
 
+    /// Takes events back that were read already.
+    pub fn unread(&mut self, events: Vec<String>) {
+        for event in events.into_iter().rev() {
+            self.ready.push_front(event);
+        }
+    }
+
     /// Reads to the end.
     pub async fn collect(mut self) -> Transcript {
         let started = Instant::now();

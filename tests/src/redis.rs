@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 use crate::process::{Process, free_tcp_port};
 use crate::wait::until;
@@ -70,6 +72,26 @@ impl Redis {
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Gives the server an inline command and returns the first line of its answer.
+    pub async fn tell(&self, command: &str) -> String {
+        let talk = async {
+            let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+            let mut stream = BufReader::new(stream);
+            stream
+                .write_all(format!("{command}\r\n").as_bytes())
+                .await?;
+            let mut line = String::new();
+            stream.read_line(&mut line).await?;
+            Ok::<_, std::io::Error>(line)
+        };
+        let line = tokio::time::timeout(Duration::from_secs(5), talk)
+            .await
+            .unwrap_or_else(|_late| panic!("redis-server says nothing to {command}"))
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
+        assert!(!line.starts_with('-'), "{command}: {line}");
+        line.trim_end().to_owned()
     }
 
     /// As in `[store] url`.

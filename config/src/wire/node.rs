@@ -11,6 +11,8 @@ use crate::tier::Tier;
 pub const VERSION: u32 = 1;
 /// The hub's address inside the tunnel.
 pub const HUB_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 1);
+/// The member of a node's request with the beginning of its answer: `{"tokens": [1, 2, 3]}`.
+pub const RESUME: &str = "_resume";
 /// Path on the node under which the usage of a request that has ended is found by its completion id.
 pub const REQUESTS_PATH: &str = "/requests/";
 /// The port of the node's HTTP server inside the tunnel.

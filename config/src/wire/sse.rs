@@ -10,6 +10,9 @@ pub const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 /// Default bound of one event: a chunk with log-probabilities stays far below.
 pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Begins the comment of [`write_tokens`].
+const TOKENS: &[u8] = b"tokens ";
+
 const BOM: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 /// One event.
@@ -19,6 +22,8 @@ pub struct Event {
     pub name: Option<String>,
     /// The `data:` lines, joined by LF.
     pub data: String,
+    /// The tokens that a node names in comments before it: see [`write_tokens`].
+    pub tokens: Vec<i32>,
 }
 
 impl Event {
@@ -45,6 +50,7 @@ pub struct Decoder {
     data: Vec<u8>,
     has_data: bool,
     name: Option<String>,
+    tokens: Vec<i32>,
     skip_lf: bool,
     at_start: bool,
     max: usize,
@@ -65,6 +71,7 @@ impl Decoder {
             data: Vec::new(),
             has_data: false,
             name: None,
+            tokens: Vec::new(),
             skip_lf: false,
             at_start: true,
             max: event_bytes_max,
@@ -107,10 +114,12 @@ impl Decoder {
 
     fn grow(&mut self, piece: &[u8]) -> Result<(), TooLarge> {
         let name = self.name.as_ref().map_or(0, String::len);
-        if self.line.len() + self.data.len() + name + piece.len() > self.max {
+        let tokens = self.tokens.len() * size_of::<i32>();
+        if self.line.len() + self.data.len() + name + tokens + piece.len() > self.max {
             self.failed = true;
             self.line = Vec::new();
             self.data = Vec::new();
+            self.tokens = Vec::new();
             return Err(TooLarge { max: self.max });
         }
         self.line.extend_from_slice(piece);
@@ -149,7 +158,9 @@ impl Decoder {
                 self.data.extend_from_slice(value);
             }
             b"event" => self.name = Some(String::from_utf8_lossy(value).into_owned()),
-            // Comments have an empty name. `id` and `retry` serve reconnection, which POST streams do not have.
+            // A comment.
+            b"" => self.tokens.extend(tokens_of(value)),
+            // `id` and `retry` serve reconnection, which POST streams do not have.
             _ => {}
         }
     }
@@ -161,8 +172,33 @@ impl Decoder {
         }
         let data = String::from_utf8_lossy(&self.data).into_owned();
         self.data.clear();
-        events.push(Event { name, data });
+        let tokens = std::mem::take(&mut self.tokens);
+        events.push(Event { name, data, tokens });
     }
+}
+
+/// The tokens that a comment names; none if it is any other comment.
+fn tokens_of(comment: &[u8]) -> impl Iterator<Item = i32> + '_ {
+    let list = comment.strip_prefix(TOKENS).unwrap_or_default();
+    let ids = list.split(|byte| *byte == b',');
+    ids.filter_map(|id| std::str::from_utf8(id).ok()?.parse().ok())
+}
+
+/// Appends a comment with the tokens that the next event, or one after it, is made of: with them another node can go on where this
+/// one stops. Nobody but a proxy of Hearth sees it.
+pub fn write_tokens(out: &mut Vec<u8>, tokens: &[i32]) {
+    if tokens.is_empty() {
+        return;
+    }
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(TOKENS);
+    for (place, token) in tokens.iter().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(token.to_string().as_bytes());
+    }
+    out.push(b'\n');
 }
 
 /// Appends one event without a name. Line breaks within `data` become further `data:` lines.

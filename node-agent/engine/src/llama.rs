@@ -163,6 +163,10 @@ fn lora(
     adapter.map(Some).map_err(|_null| fail(last_words()))
 }
 
+/// How the converter writes the exponent of a number, and one that always fits 64-bit floats.
+const EXPONENT_ANY: &str = "[eE] [-+]? integral-part";
+const EXPONENT_READABLE: &str = "[eE] [-+]? [0-9] [0-9]?";
+
 struct LlamaEngine<'model> {
     model: &'model LlamaModel,
     context: LlamaContext<'model>,
@@ -466,9 +470,11 @@ impl Engine for LlamaEngine<'_> {
         let text = match grammar {
             Grammar::Gbnf(text) => text,
             Grammar::JsonSchema(schema) => {
-                converted = json_schema_to_grammar(&schema.to_string()).map_err(|_code| {
+                let text = json_schema_to_grammar(&schema.to_string()).map_err(|_code| {
                     "the JSON schema uses something that no grammar can express".to_owned()
                 })?;
+                // The converter lets an exponent have sixteen digits; no parser reads a number of that size.
+                converted = text.replace(EXPONENT_ANY, EXPONENT_READABLE);
                 grammar::check_gbnf(&converted).map_err(|reason| {
                     format!("the JSON schema makes no usable grammar: {reason}")
                 })?;

@@ -93,10 +93,19 @@ impl ChatStream {
                 prompt_tokens,
                 cached_tokens,
                 queue_ms,
+                told,
             } => {
                 state.prompt_tokens = *prompt_tokens;
                 state.cached_tokens = *cached_tokens;
-                if self.progress {
+                for text in told {
+                    // Sent already by the machine that began the answer.
+                    state.splitter.push(text, &mut Vec::new());
+                    state.begun = true;
+                    if state.splitter.is_thinking() {
+                        self.tally.add_reasoning(1);
+                    }
+                }
+                if self.progress && told.is_empty() {
                     let progress = json!({
                         "total": prompt_tokens,
                         "cache": cached_tokens,
@@ -114,8 +123,11 @@ impl ChatStream {
                 text,
                 tokens,
                 logprobs,
-                ids: _,
+                ids,
             } => {
+                if self.envelope.names_tokens {
+                    sse::write_tokens(out, ids);
+                }
                 state.logprobs.extend(token_logprobs(logprobs));
                 if let Some(clock) = &mut self.clock {
                     clock.count(*tokens, now);

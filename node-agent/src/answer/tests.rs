@@ -26,6 +26,7 @@ fn envelope() -> Envelope {
         n: 1,
         watts: None,
         dropped: 0,
+        names_tokens: false,
     }
 }
 
@@ -62,6 +63,7 @@ fn events() -> Vec<Event> {
             prompt_tokens: 9,
             cached_tokens: 4,
             queue_ms: 0,
+            told: Vec::new(),
         },
         piece("<think>so"),
         piece("</think>\n\nLet me "),

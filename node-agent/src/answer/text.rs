@@ -59,6 +59,9 @@ impl TextAnswer {
 
     /// Appends what an event becomes in a stream.
     pub fn event(&mut self, at: usize, event: &Event, out: &mut Vec<u8>) {
+        if let (Event::Piece { ids, .. }, true) = (event, self.envelope.names_tokens) {
+            sse::write_tokens(out, ids);
+        }
         if let Some(change) = self.change(at, event) {
             let body = self.body(vec![change]);
             put(&body, out);
@@ -105,7 +108,14 @@ impl TextAnswer {
                 change.finish_reason = Some(finish_reason(*finish, 0));
                 Some(change)
             }
-            Event::Started { .. } | Event::Refused(_) => None,
+            Event::Started { told, .. } => {
+                // Sent already by the machine that began the answer.
+                if let Some(offset) = self.offsets.get_mut(at) {
+                    *offset += told.iter().map(|text| text.chars().count()).sum::<usize>();
+                }
+                None
+            }
+            Event::Refused(_) => None,
         }
     }
 

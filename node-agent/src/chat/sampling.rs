@@ -117,3 +117,119 @@ fn mirostat(asked: &valid::Sampling, tier: &SamplingDefaults) -> Option<Mirostat
 const fn narrow(value: f64) -> f32 {
     value as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use config::wire::valid::ChatRequest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn asked(mut body: Value) -> valid::Sampling {
+        body["model"] = json!("auto");
+        body["messages"] = json!([{"role": "user", "content": "x"}]);
+        let chat = ChatRequest::parse(body.to_string().as_bytes()).expect("a request");
+        chat.generation.sampling
+    }
+
+    /// Every rule by its name, all values unlike the defaults and exact in single precision.
+    fn everything() -> Value {
+        json!({
+            "temperature": 0.75, "dynatemp_range": 0.25, "dynatemp_exponent": 1.5, "top_k": 30, "top_p": 0.875, "min_p": 0.125,
+            "typical_p": 0.5, "top_n_sigma": 1.25, "xtc_probability": 0.375, "xtc_threshold": 0.25, "repeat_penalty": 1.125,
+            "repeat_last_n": 77, "presence_penalty": 0.5, "frequency_penalty": -0.25, "dry_multiplier": 0.625, "dry_base": 2.5,
+            "dry_allowed_length": 3, "dry_penalty_last_n": 99, "dry_sequence_breakers": ["|"], "mirostat": 1, "mirostat_tau": 4.5,
+            "mirostat_eta": 0.0625, "seed": -7, "logit_bias": {"4": -100, "9": 1.5},
+        })
+    }
+
+    fn defaults() -> SamplingDefaults {
+        SamplingDefaults {
+            temperature: Some(0.75),
+            dynatemp_range: Some(0.25),
+            dynatemp_exponent: Some(1.5),
+            top_k: Some(30),
+            top_p: Some(0.875),
+            min_p: Some(0.125),
+            typical_p: Some(0.5),
+            top_n_sigma: Some(1.25),
+            xtc_probability: Some(0.375),
+            xtc_threshold: Some(0.25),
+            repeat_penalty: Some(1.125),
+            repeat_last_n: Some(77),
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(-0.25),
+            dry_multiplier: Some(0.625),
+            dry_base: Some(2.5),
+            dry_allowed_length: Some(3),
+            dry_penalty_last_n: Some(99),
+            dry_sequence_breakers: Some(vec!["|".to_owned()]),
+            mirostat: Some(1),
+            mirostat_tau: Some(4.5),
+            mirostat_eta: Some(0.0625),
+        }
+    }
+
+    fn wanted() -> Sampling {
+        Sampling {
+            temperature: 0.75,
+            dynatemp_range: 0.25,
+            dynatemp_exponent: 1.5,
+            top_k: 30,
+            top_p: 0.875,
+            min_p: 0.125,
+            typical_p: 0.5,
+            top_n_sigma: 1.25,
+            xtc_probability: 0.375,
+            xtc_threshold: 0.25,
+            repeat_penalty: 1.125,
+            repeat_last_n: Some(77),
+            presence_penalty: 0.5,
+            frequency_penalty: -0.25,
+            dry: Some(Dry {
+                multiplier: 0.625,
+                base: 2.5,
+                allowed_length: 3,
+                last_n: 99,
+                breakers: vec!["|".to_owned()],
+            }),
+            mirostat: Some(Mirostat {
+                version: MirostatVersion::One,
+                tau: 4.5,
+                eta: 0.0625,
+            }),
+            logit_bias: vec![(4, -100.0), (9, 1.5)],
+            seed: Some((-7_i64).cast_unsigned()),
+        }
+    }
+
+    #[test]
+    fn every_rule_of_a_request_reaches_the_engine() {
+        let merged = merge(&asked(everything()), &SamplingDefaults::default());
+        assert_eq!(merged, wanted());
+    }
+
+    #[test]
+    fn every_rule_of_a_tier_reaches_the_engine_where_the_request_says_nothing() {
+        let own = Sampling {
+            logit_bias: Vec::new(),
+            seed: None,
+            ..wanted()
+        };
+        assert_eq!(merge(&asked(json!({})), &defaults()), own);
+    }
+
+    #[test]
+    fn a_request_can_switch_off_each_rule_of_a_tier() {
+        let off = asked(json!({
+            "temperature": 1, "dynatemp_range": 0, "dynatemp_exponent": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1,
+            "top_n_sigma": 0, "xtc_probability": 0, "xtc_threshold": 0.1, "repeat_penalty": 1, "presence_penalty": 0,
+            "frequency_penalty": 0, "dry_multiplier": 0, "mirostat": 0,
+        }));
+        let neutral = Sampling {
+            repeat_last_n: Some(77),
+            ..Sampling::default()
+        };
+        assert_eq!(merge(&off, &defaults()), neutral);
+    }
+}

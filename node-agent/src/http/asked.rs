@@ -6,9 +6,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use config::settings::node::SamplingDefaults;
 use config::wire::chat::{Content, Message, Role};
+use config::wire::node::RESUME;
 use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
-use engine::{Event, Prompt, Refusal};
+use engine::{Event, Prompt, Refusal, Resume};
 use http::Response;
+use serde::Deserialize;
 
 use super::call::Call;
 use super::remote::Forward;
@@ -76,9 +78,13 @@ impl Task {
         let dropped = shorter.as_ref().map_or(0, |(_chat, dropped)| *dropped);
         let shorter = shorter.map(|(chat, _dropped)| Checked::Chat(Box::new(chat)));
         let asked = shorter.as_ref().unwrap_or(&self.asked.body);
-        let plan = asked.plan(&self.ready, &self.room, &self.call)?;
+        let mut plan = asked.plan(&self.ready, &self.room, &self.call)?;
+        if let (Some(begun), [only]) = (self.asked.begun.clone(), plan.specs.as_mut_slice()) {
+            only.resume = Some(begun);
+        }
         let mut envelope = asked.envelope(&self.call, &self.room);
         envelope.dropped = dropped;
+        envelope.names_tokens = self.call.resumable && plan.specs.len() == 1;
         let output = asked.output(envelope, &plan);
         Ok((plan, output))
     }
@@ -91,6 +97,8 @@ pub(super) struct Asked {
     bytes: Bytes,
     /// What the tier says first where the conversation has no system message.
     system: Option<String>,
+    /// The beginning of its answer, which another node made.
+    begun: Option<Resume>,
 }
 
 impl Asked {
@@ -107,18 +115,30 @@ impl Asked {
             body,
             bytes,
             system: None,
+            begun: None,
         })
+    }
+
+    /// The same with the beginning of its answer, if the body has one.
+    pub(super) fn resumed(mut self) -> Result<Self, Refused> {
+        // Bodies without it are not parsed twice.
+        let name = RESUME.as_bytes();
+        if self.bytes.windows(name.len()).any(|part| part == name) {
+            let body: Begun =
+                serde_json::from_slice(&self.bytes).map_err(|_error| Refused::Unsupported {
+                    param: RESUME.to_owned(),
+                    message: "expected {\"tokens\": [integers]}".to_owned(),
+                })?;
+            self.begun = body.begun;
+        }
+        Ok(self)
     }
 
     /// The same with the tier's own system message, if the conversation has none.
     pub(super) fn told(mut self, system: Option<&str>) -> Self {
         if let (Some(system), Checked::Chat(chat)) = (system, &mut self.body)
-            && chat
-                .messages
-                .iter()
-                .all(|message| message.role != Role::System)
+            && tell(chat, system)
         {
-            chat.messages.insert(0, system_message(system));
             self.system = Some(system.to_owned());
         }
         self
@@ -154,6 +174,11 @@ impl Asked {
         }
     }
 
+    /// Answers to one prompt.
+    pub(super) fn choices(&self) -> usize {
+        self.body.choices()
+    }
+
     /// Whether the answer is a stream.
     pub(super) const fn streams(&self) -> bool {
         match &self.body {
@@ -161,6 +186,23 @@ impl Asked {
             Checked::Text(text) => text.stream,
         }
     }
+}
+
+/// Puts the tier's own system message first, unless the conversation has one; whether that was done.
+pub(super) fn tell(chat: &mut ValidChat, system: &str) -> bool {
+    let mut messages = chat.messages.iter();
+    if messages.any(|message| message.role == Role::System) {
+        return false;
+    }
+    chat.messages.insert(0, system_message(system));
+    true
+}
+
+/// What a body may have besides what clients send.
+#[derive(Deserialize)]
+struct Begun {
+    #[serde(rename = "_resume")]
+    begun: Option<Resume>,
 }
 
 fn system_message(text: &str) -> Message {
@@ -224,8 +266,7 @@ impl Checked {
         }
     }
 
-    /// Answers to one prompt.
-    pub(super) fn choices(&self) -> usize {
+    fn choices(&self) -> usize {
         let n = match self {
             Self::Chat(chat) => chat.generation.n,
             Self::Text(text) => text.generation.n,
@@ -243,13 +284,16 @@ impl Checked {
             .unwrap_or_default();
         Envelope {
             id: call.completion_id(prefix),
-            created: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            created: call
+                .created
+                .unwrap_or_else(|| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
             model: room.settings().model_id.clone(),
             fingerprint: room.fingerprint(),
             include_usage,
             n: self.choices(),
             watts: room.watts_each(),
             dropped: 0,
+            names_tokens: false,
         }
     }
 

@@ -16,6 +16,8 @@ const DEADLINE: &str = "x-hearth-deadline-ms";
 const COMPLETION_ID: &str = "x-hearth-completion-id";
 const PRINCIPAL: &str = "x-hearth-principal";
 const MAX_TOKENS: &str = "x-hearth-max-tokens";
+const TOKENS: &str = "x-hearth-tokens";
+const CREATED: &str = "x-hearth-created";
 const REQUEST_ID: &str = "x-request-id";
 const ID_CHARS_MAX: usize = 128;
 /// OpenAI's SDKs wait this long.
@@ -33,6 +35,10 @@ pub(super) struct Call {
     pub(super) principal: u64,
     /// Tokens that each answer may have, whatever the body says.
     pub(super) max_tokens: Option<u32>,
+    /// Name the tokens of the answer, so that another node can go on with it; the body may hold its beginning.
+    pub(super) resumable: bool,
+    /// When the answer began, Unix seconds.
+    pub(super) created: Option<i64>,
     completion_id: Option<String>,
 }
 
@@ -61,6 +67,11 @@ impl Call {
             tier,
             began,
             max_tokens,
+            resumable: text(headers, TOKENS)?.is_some(),
+            created: match text(headers, CREATED)? {
+                None => None,
+                Some(text) => Some(text.parse().map_err(|_error| Refused::Header(CREATED))?),
+            },
             ends_at: began + left,
             request_id: id(headers, REQUEST_ID)?.unwrap_or_default(),
             principal: text(headers, PRINCIPAL)?.map_or(0, hashed),
@@ -136,6 +147,7 @@ mod tests {
             (&[(TIER, "fast"), (COMPLETION_ID, "a b")], COMPLETION_ID),
             (&[(TIER, "fast"), (REQUEST_ID, "")], REQUEST_ID),
             (&[(TIER, "fast"), (MAX_TOKENS, "0")], MAX_TOKENS),
+            (&[(TIER, "fast"), (CREATED, "now")], CREATED),
             (&[(TIER, "fast"), (MAX_TOKENS, "all")], MAX_TOKENS),
         ] {
             let refused = Call::read(&headers(pairs)).err();

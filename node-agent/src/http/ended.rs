@@ -60,7 +60,7 @@ impl Ended {
 
     fn known(&self, completion_id: &str) -> Option<Usage> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.by_id.get(completion_id).cloned()
+        known.by_id.get(completion_id).copied()
     }
 }
 

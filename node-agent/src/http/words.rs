@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
+use super::asked::tell;
 use super::call::Call;
 use super::{Asked, Body, Front, json_response};
 use crate::chat::{self, Setting};
@@ -101,7 +102,10 @@ impl Front {
         // A long conversation takes its time; other streams must not wait for it.
         let rendering = tokio::task::spawn_blocking(move || {
             let _held = held;
-            let chat = ChatRequest::parse(&bytes).map_err(Refused::Body)?;
+            let mut chat = ChatRequest::parse(&bytes).map_err(Refused::Body)?;
+            if let Some(system) = &settings.system {
+                tell(&mut chat, system);
+            }
             let setting = Setting {
                 template: &ready.template,
                 defaults: &settings.sampling,

@@ -13,7 +13,7 @@ const ALL: Modalities = Modalities {
     audio_hz: Some(16_000),
 };
 
-fn chat(parts: Value) -> ValidChat {
+fn chat(parts: &Value) -> ValidChat {
     let body = json!({"model": "m", "messages": [{"role": "user", "content": parts}]});
     ChatRequest::parse(body.to_string().as_bytes()).expect("a valid request")
 }
@@ -34,13 +34,24 @@ fn file(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A sample of a wave that goes from -1 to 1, at half of what 16 bits hold.
+#[expect(clippy::cast_possible_truncation, reason = "at most 16,000")]
+fn loud(wave: f64) -> i16 {
+    (wave * 16_000.0) as i16
+}
+
+/// The last eight bits.
+fn byte(number: u32) -> u8 {
+    number.to_le_bytes()[0]
+}
+
 fn plain_picture(width: u32, height: u32) -> DynamicImage {
-    let paint = |x, y| image::Rgb([(x % 256) as u8, (y % 256) as u8, 128]);
+    let paint = |x, y| image::Rgb([byte(x), byte(y), 128]);
     RgbImage::from_fn(width, height, paint).into()
 }
 
-fn only(part: Value) -> Result<Media, Refused> {
-    let mut found = decode(&chat(json!([{"type": "text", "text": "?"}, part])), ALL)?;
+fn only(part: &Value) -> Result<Media, Refused> {
+    let mut found = decode(&chat(&json!([{"type": "text", "text": "?"}, part])), ALL)?;
     assert_eq!(found.media.len(), 1);
     let media = found.media.remove(0);
     Ok(Arc::unwrap_or_clone(media))
@@ -53,7 +64,7 @@ fn size(media: &Media) -> (u32, u32) {
     }
 }
 
-fn refusal(part: Value) -> (String, String) {
+fn refusal(part: &Value) -> (String, String) {
     match only(part) {
         Err(Refused::Malformed { param, message }) => (param, message),
         other => panic!("{other:?}"),
@@ -89,7 +100,7 @@ fn every_format_becomes_the_same_pixels() {
         (ImageFormat::Gif, "gif"),
         (ImageFormat::Jpeg, "jpeg"),
     ] {
-        let media = only(url(kind, &file(&picture, format))).expect(kind);
+        let media = only(&url(kind, &file(&picture, format))).expect(kind);
         assert_eq!(size(&media), (40, 30), "{kind}");
         let exact = Media::Image {
             width: 40,
@@ -113,20 +124,20 @@ fn large_pictures_shrink_and_thin_ones_get_thicker() {
     ] {
         let bytes = file(&plain_picture(from.0, from.1), ImageFormat::Png);
         assert_eq!(
-            size(&only(url("png", &bytes)).expect("decodes")),
+            size(&only(&url("png", &bytes)).expect("decodes")),
             to,
             "{from:?}"
         );
     }
     let mut low = url("png", &file(&plain_picture(2_000, 2_000), ImageFormat::Png));
     low["image_url"]["detail"] = "low".into();
-    assert_eq!(size(&only(low).expect("decodes")), (512, 512));
+    assert_eq!(size(&only(&low).expect("decodes")), (512, 512));
 }
 
 #[test]
 fn what_is_transparent_is_white() {
     let clear: DynamicImage = RgbaImage::from_pixel(20, 20, Rgba([0, 0, 0, 0])).into();
-    let Media::Image { rgb, .. } = only(url("png", &file(&clear, ImageFormat::Png))).unwrap()
+    let Media::Image { rgb, .. } = only(&url("png", &file(&clear, ImageFormat::Png))).unwrap()
     else {
         panic!("a picture");
     };
@@ -140,13 +151,13 @@ fn a_bomb_is_refused_by_its_head() {
     bomb[16..24].copy_from_slice(&[0, 0, 0x3e, 0x80, 0, 0, 0x3e, 0x80]);
     let crc = crc32(&bomb[12..29]);
     bomb[29..33].copy_from_slice(&crc.to_be_bytes());
-    let (param, message) = refusal(url("png", &bomb));
+    let (param, message) = refusal(&url("png", &bomb));
     assert_eq!(param, "messages[0].content[1].image_url");
     assert!(message.contains("16000 x 16000"), "{message}");
     bomb[16..20].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff]);
     let crc = crc32(&bomb[12..29]);
     bomb[29..33].copy_from_slice(&crc.to_be_bytes());
-    let (_param, message) = refusal(url("png", &bomb));
+    let (_param, message) = refusal(&url("png", &bomb));
     assert!(message.contains("picture"), "{message}");
 }
 
@@ -155,7 +166,7 @@ fn a_file_cut_anywhere_or_of_another_kind_is_a_clear_error() {
     for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
         let whole = file(&plain_picture(40, 30), format);
         for cut in [1, 8, 20, whole.len() / 2] {
-            let (param, message) = refusal(url("png", &whole[..cut]));
+            let (param, message) = refusal(&url("png", &whole[..cut]));
             assert_eq!(param, "messages[0].content[1].image_url");
             assert!(
                 message.contains("picture"),
@@ -163,7 +174,7 @@ fn a_file_cut_anywhere_or_of_another_kind_is_a_clear_error() {
             );
         }
     }
-    let (_param, message) = refusal(url(
+    let (_param, message) = refusal(&url(
         "png",
         b"<svg xmlns='x'><image href='file:///etc/passwd'/></svg>",
     ));
@@ -177,14 +188,14 @@ fn sound_becomes_one_channel_at_the_models_rate() {
         channels: 2,
         ..mono(44_100)
     };
-    let samples = (0..88_200_u32).map(|at| (tone(at / 2) * 16_000.0) as i16);
-    let Media::Audio { pcm } = only(sound("wav", &wav_file(stereo, samples))).unwrap() else {
+    let samples = (0..88_200_u32).map(|at| loud(tone(at / 2)));
+    let Media::Audio { pcm } = only(&sound("wav", &wav_file(stereo, samples))).unwrap() else {
         panic!("a sound");
     };
     assert_eq!(pcm.len(), 16_000, "one second");
-    for (at, sample) in pcm.iter().enumerate().skip(200).take(15_600) {
+    for (at, sample) in (0_u32..).zip(pcm.iter()).skip(200).take(15_600) {
         let want =
-            (at as f64 / 16_000.0 * 440.0 * std::f64::consts::TAU).sin() * 16_000.0 / 32_768.0;
+            (f64::from(at) / 16_000.0 * 440.0 * std::f64::consts::TAU).sin() * 16_000.0 / 32_768.0;
         assert!(
             (f64::from(*sample) - want).abs() < 2e-3,
             "at {at}: {sample} for {want}"
@@ -195,8 +206,9 @@ fn sound_becomes_one_channel_at_the_models_rate() {
 #[test]
 fn what_the_new_rate_cannot_hold_is_taken_out() {
     let high = |at: u32| (f64::from(at) / 48_000.0 * 11_000.0 * std::f64::consts::TAU).sin();
-    let samples = (0..48_000_u32).map(|at| (high(at) * 16_000.0) as i16);
-    let Media::Audio { pcm } = only(sound("wav", &wav_file(mono(48_000), samples))).unwrap() else {
+    let samples = (0..48_000_u32).map(|at| loud(high(at)));
+    let Media::Audio { pcm } = only(&sound("wav", &wav_file(mono(48_000), samples))).unwrap()
+    else {
         panic!("a sound");
     };
     let loudest = pcm
@@ -210,11 +222,11 @@ fn what_the_new_rate_cannot_hold_is_taken_out() {
 #[test]
 fn sound_that_is_too_long_empty_or_no_sound_is_refused() {
     let long = wav_file(mono(8_000), std::iter::repeat_n(1, 8_000 * 301));
-    assert!(refusal(sound("wav", &long)).1.contains("longer than 300"));
+    assert!(refusal(&sound("wav", &long)).1.contains("longer than 300"));
     let empty = wav_file(mono(8_000), std::iter::empty());
-    assert!(refusal(sound("wav", &empty)).1.contains("no sound"));
+    assert!(refusal(&sound("wav", &empty)).1.contains("no sound"));
     for format in ["wav", "mp3", "flac", "ogg"] {
-        let (param, _message) = refusal(sound(format, b"this is no sound at all, but some text"));
+        let (param, _message) = refusal(&sound(format, b"this is no sound at all, but some text"));
         assert_eq!(param, "messages[0].content[1].input_audio");
     }
 }
@@ -243,14 +255,14 @@ fn a_model_without_eyes_or_ears_says_so() {
             "no pictures",
         ),
     ] {
-        let refused = decode(&chat(json!([part])), takes);
+        let refused = decode(&chat(&json!([part])), takes);
         assert!(
             matches!(&refused, Err(Refused::Unsupported { message, .. }) if message.contains(want)),
             "{refused:?}"
         );
     }
-    assert!(has_any(&chat(json!([picture]))));
-    assert!(!has_any(&chat(json!("text"))));
+    assert!(has_any(&chat(&json!([picture]))));
+    assert!(!has_any(&chat(&json!("text"))));
 }
 
 fn crc32(bytes: &[u8]) -> u32 {

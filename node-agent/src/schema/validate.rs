@@ -60,7 +60,11 @@ impl Check<'_> {
         let fields = match schema {
             Value::Bool(false) => return misfit(path, "nothing may stand here"),
             Value::Object(fields) => fields,
-            _ => return Ok(()),
+            Value::Null
+            | Value::Bool(true)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => return Ok(()),
         };
         if let Some(target) = fields
             .get("$ref")
@@ -131,7 +135,7 @@ impl Check<'_> {
                     return misfit(&place, "there is no such property");
                 }
                 (None, Some(schema)) if !patterned => {
-                    self.value(field, schema, &place, depth + 1)?
+                    self.value(field, schema, &place, depth + 1)?;
                 }
                 (None, _) => {}
             }

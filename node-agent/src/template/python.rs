@@ -16,8 +16,7 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = args.get("indent")?;
     let ascii: Option<bool> = args.get("ensure_ascii")?;
-    // Accepted for templates that spell out the defaults.
-    let _separators: Option<Value> = args.get("separators")?;
+    let separators: Option<Value> = args.get("separators")?;
     let sort_keys: Option<bool> = args.get("sort_keys")?;
     args.assert_all_used()?;
     let mut json = serde_json::to_value(value).map_err(cannot_serialise)?;
@@ -26,14 +25,14 @@ pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     }
     let indent = indent.filter(|indent| indent.kind() == ValueKind::Number);
     let mut out = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let width = usize::try_from(indent)?.min(16);
-            let spaces = " ".repeat(width);
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            json.serialize(&mut Serializer::with_formatter(&mut out, formatter))
-        }
-        None => json.serialize(&mut Serializer::with_formatter(&mut out, Spaced)),
+    let written = if let Some(indent) = indent {
+        let width = usize::try_from(indent)?.min(16);
+        let spaces = " ".repeat(width);
+        let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
+        json.serialize(&mut Serializer::with_formatter(&mut out, formatter))
+    } else {
+        let separated = Separated::new(separators.as_ref());
+        json.serialize(&mut Serializer::with_formatter(&mut out, separated))
     };
     written.map_err(cannot_serialise)?;
     let text = String::from_utf8(out)
@@ -52,12 +51,15 @@ fn in_ascii(json: &str) -> String {
         if letter.is_ascii() {
             out.push(letter);
         } else {
-            for unit in letter.encode_utf16(&mut [0; 2]) {
-                out.push_str(&format!("\\u{unit:04x}"));
-            }
+            let mut units = [0; 2];
+            out.extend(letter.encode_utf16(&mut units).iter().copied().map(escape));
         }
     }
     out
+}
+
+fn escape(unit: u16) -> String {
+    format!("\\u{unit:04x}")
 }
 
 /// `length`, which is 0 for what is not there.
@@ -75,12 +77,11 @@ pub(super) fn length(value: &Value) -> Result<usize, Error> {
 
 /// `string`: lists and objects as Python writes them.
 pub(super) fn string(value: &Value) -> String {
-    match value.kind() {
-        ValueKind::Map | ValueKind::Seq | ValueKind::Iterable => {
-            serde_json::to_value(value).map_or_else(|_error| value.to_string(), |json| repr(&json))
-        }
-        _ => value.to_string(),
+    let kinds = [ValueKind::Map, ValueKind::Seq, ValueKind::Iterable];
+    if !kinds.contains(&value.kind()) {
+        return value.to_string();
     }
+    serde_json::to_value(value).map_or_else(|_error| value.to_string(), |json| repr(&json))
 }
 
 /// Writes values into the text.
@@ -89,12 +90,12 @@ pub(super) fn format(
     state: &minijinja::State<'_, '_>,
     value: &Value,
 ) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Map | ValueKind::Seq => out
+    if matches!(value.kind(), ValueKind::Map | ValueKind::Seq) {
+        return out
             .write_str(&string(value))
-            .map_err(|error| Error::new(ErrorKind::WriteFailure, "no room").with_source(error)),
-        _ => minijinja::escape_formatter(out, state, value),
+            .map_err(|error| Error::new(ErrorKind::WriteFailure, "no room").with_source(error));
     }
+    minijinja::escape_formatter(out, state, value)
 }
 
 /// Python's `repr` of what JSON can say.
@@ -149,20 +150,41 @@ fn cannot_serialise(error: serde_json::Error) -> Error {
     Error::new(ErrorKind::BadSerialization, "not representable as JSON").with_source(error)
 }
 
-/// Python's separators: `, ` and `: `.
-struct Spaced;
+/// With Python's separators, `, ` and `: `, or those that are asked for.
+struct Separated {
+    items: String,
+    keys: String,
+}
 
-impl Formatter for Spaced {
+impl Separated {
+    fn new(asked: Option<&Value>) -> Self {
+        let word = |at: usize, usual: &str| {
+            let asked = asked.and_then(|asked| asked.get_item_by_index(at).ok());
+            let asked = asked.and_then(|asked| asked.as_str().map(str::to_owned));
+            asked.unwrap_or_else(|| usual.to_owned())
+        };
+        Self {
+            items: word(0, ", "),
+            keys: word(1, ": "),
+        }
+    }
+
+    fn next<W: ?Sized + Write>(&self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(self.items.as_bytes())
+        }
+    }
+}
+
+impl Formatter for Separated {
     fn begin_array_value<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        self.next(writer, first)
     }
 
     fn begin_object_key<W: ?Sized + Write>(
@@ -170,15 +192,11 @@ impl Formatter for Spaced {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        self.next(writer, first)
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
+        writer.write_all(self.keys.as_bytes())
     }
 }
 

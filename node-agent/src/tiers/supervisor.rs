@@ -134,14 +134,8 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
                 join(put_down(ready), retired.put_down()).await;
                 return End::Stopped;
             }
-            () = unused(room, keep_alive) => {
-                if falls_asleep(room, "nobody has asked for it during keep_alive") {
-                    put_down(ready).await;
-                    return End::Asleep;
-                }
-            }
-            () = room.leave.notified() => {
-                if falls_asleep(room, "another tier needs its memory") {
+            why = dispensable(room, keep_alive) => {
+                if falls_asleep(room, why) {
                     put_down(ready).await;
                     return End::Asleep;
                 }
@@ -151,12 +145,7 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
                 retired.add(&ready);
                 match swap(room, house, stop, (ready, settings)).await {
                     Ok(new) => ready = new,
-                    Err(end) => {
-                        if matches!(end, End::Stopped) {
-                            retired.put_down().await;
-                        }
-                        return end;
-                    }
+                    Err(end) => return retired.follow(end).await,
                 }
             }
         }
@@ -172,10 +161,17 @@ fn falls_asleep(room: &TierRoom, why: &'static str) -> bool {
     asleep
 }
 
-async fn unused(room: &TierRoom, keep_alive: Option<Duration>) {
-    match keep_alive {
-        Some(keep_alive) => room.unused_for(keep_alive).await,
-        None => std::future::pending().await,
+/// Resolves with the reason why the worker may go.
+async fn dispensable(room: &TierRoom, keep_alive: Option<Duration>) -> &'static str {
+    let unused = async {
+        match keep_alive {
+            Some(keep_alive) => room.unused_for(keep_alive).await,
+            None => std::future::pending().await,
+        }
+    };
+    select! {
+        () = unused => "nobody has asked for it during keep_alive",
+        () = room.leave.notified() => "another tier needs its memory",
     }
 }
 
@@ -259,6 +255,14 @@ impl Retired {
     fn add(&mut self, ready: &Arc<Ready>) {
         self.workers.retain(|worker| worker.strong_count() > 0);
         self.workers.push(Arc::downgrade(ready));
+    }
+
+    /// With the node they are stopped too.
+    async fn follow(&self, end: End) -> End {
+        if matches!(end, End::Stopped) {
+            self.put_down().await;
+        }
+        end
     }
 
     async fn put_down(&self) {

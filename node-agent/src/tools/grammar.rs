@@ -51,9 +51,12 @@ pub fn make(shape: &Shape<'_>) -> Option<Made> {
     rules.set("root", "\"\"");
     let (format, tools) = shape.calls;
     let calls = (!tools.is_empty()).then(|| calls(&mut rules, format, tools, shape.parallel));
-    let opened = calls.map(|calls| match format {
-        ToolFormat::Llama3 => calls,
-        _ => format!("{} {calls}", literal(format.open())),
+    let opened = calls.map(|calls| {
+        if format == ToolFormat::Llama3 {
+            calls
+        } else {
+            format!("{} {calls}", literal(format.open()))
+        }
     });
     let body = match (shape.said, opened) {
         (Said::Nothing, Some(calls)) => calls,

@@ -46,7 +46,8 @@ const UNRULED: [&str; 20] = [
 /// Gathers rules.
 #[derive(Debug)]
 pub(super) struct Rules {
-    rules: IndexMap<String, String>,
+    /// By their names.
+    made: IndexMap<String, String>,
     /// The values that rules were already made for: in which notation, where from.
     known: IndexMap<(bool, String), String>,
     exact: bool,
@@ -55,7 +56,7 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new() -> Self {
         Self {
-            rules: IndexMap::new(),
+            made: IndexMap::new(),
             known: IndexMap::new(),
             exact: true,
         }
@@ -79,19 +80,19 @@ impl Rules {
     /// Adds a rule under a name of its own and returns the name.
     pub(super) fn add(&mut self, hint: &str, body: String) -> String {
         let name = self.free(hint);
-        self.rules.insert(name.clone(), body);
+        self.made.insert(name.clone(), body);
         name
     }
 
     /// Adds or replaces the rule of this very name.
     pub(super) fn set(&mut self, name: &str, body: impl Into<String>) {
-        self.rules.insert(name.to_owned(), body.into());
+        self.made.insert(name.to_owned(), body.into());
     }
 
     /// The grammar.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        for (name, body) in &self.rules {
+        for (name, body) in &self.made {
             // Writing to a string cannot fail.
             let _written = writeln!(text, "{name} ::= {body}");
         }
@@ -400,7 +401,7 @@ impl Rules {
                 self.primitive("string", "\"\\\"\" char* \"\\\"\"")
             }
             Notation::Gemma => {
-                if !self.rules.contains_key("gemma-string") {
+                if !self.made.contains_key("gemma-string") {
                     let inside = self.until("gemma-text", "<|\"|>", "\"\"");
                     self.set("gemma-string", format!("{} {inside}", literal("<|\"|>")));
                 }
@@ -412,7 +413,7 @@ impl Rules {
     fn number(&mut self) -> String {
         self.primitive(
             "number",
-            "\"-\"? (\"0\" | [1-9] [0-9]{0,15}) (\".\" [0-9]{1,16})? ([eE] [-+]? [0-9]{1,3})?",
+            "\"-\"? (\"0\" | [1-9] [0-9]{0,15}) (\".\" [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?",
         )
     }
 
@@ -428,7 +429,7 @@ impl Rules {
             Notation::Json => "value",
             Notation::Gemma => "gemma-value",
         };
-        if self.rules.contains_key(name) {
+        if self.made.contains_key(name) {
             return name.to_owned();
         }
         self.set(name, "\"null\"");
@@ -451,7 +452,7 @@ impl Rules {
     }
 
     fn free(&self, hint: &str) -> String {
-        let number = self.rules.len();
+        let number = self.made.len();
         format!("{hint}-{number}")
     }
 }

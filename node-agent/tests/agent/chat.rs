@@ -166,10 +166,21 @@ async fn a_wrong_grammar_is_refused_with_its_line_and_column() {
             json!({"grammar": "root ::= \"a\"\nx ::= (y"}),
         ))
         .await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     let error = &refused.json["error"];
     assert_eq!(error["param"], "grammar");
     let message = error["message"].as_str().expect("a message");
     assert!(message.contains("line 2, column 7"), "{message}");
+
+    let schema = json!({"type": "object", "properties": {"a": {"items": {"type": "text"}}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema}});
+    let fields = json!({"response_format": format});
+    let refused = client.chat(&with(hello(), fields)).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        refused.json["error"]["param"],
+        "response_format.json_schema.schema.properties.a.items.type"
+    );
 }
 
 #[tokio::test]

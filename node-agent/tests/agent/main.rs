@@ -1,6 +1,7 @@
 //! The agent from outside: real worker processes, the tiny models of `tests/models`, a real tunnel over loopback.
 
 mod chat;
+mod dialects;
 mod failures;
 mod fake_proxy;
 #[path = "../../engine/tests/worker/gguf_writer.rs"]
@@ -10,9 +11,11 @@ mod life;
 mod lock;
 mod memory;
 mod program;
+mod prompts;
 mod pull;
 mod remote;
 mod setup;
 mod support;
 mod uplink;
+mod usage;
 mod vectors;

@@ -316,6 +316,7 @@ async fn an_answer_tells_its_energy_where_the_machine_tells_its_own() {
         + timings["predicted_ms"].as_f64().expect("a time");
     let joules = timings["joules"].as_f64().expect("energy");
     assert!((joules - 50.0 * ms / 1000.0).abs() < 1e-6, "{timings}");
+    assert_eq!(told.json["usage"]["joules"], timings["joules"]);
     assert!(node.metrics.text().contains("hearth_node_watts 50"));
 }
 

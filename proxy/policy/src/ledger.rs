@@ -73,6 +73,9 @@ pub struct LedgerEntry {
     pub micros: u64,
     /// What it would have cost at the cloud's price list, millionths of the currency.
     pub cloud_micros: u64,
+    /// Energy that the machine spent on it, thousandths of a joule; 0 where no machine tells.
+    #[serde(default)]
+    pub millijoules: u64,
     /// How it ended.
     pub outcome: Ending,
     /// Milliseconds from head to end.
@@ -105,6 +108,7 @@ impl LedgerEntry {
             media_bytes: 0,
             micros: 0,
             cloud_micros: 0,
+            millijoules: 0,
             outcome: Ending::Ok,
             ms: 0,
         }
@@ -128,6 +132,7 @@ impl LedgerEntry {
             media_bytes: self.media_bytes,
             micros: self.micros,
             cloud_micros: self.cloud_micros,
+            millijoules: self.millijoules,
             ms: self.ms,
         }
     }
@@ -288,6 +293,9 @@ pub struct SumKey {
     pub value: String,
 }
 
+/// Figures of a row of sums.
+pub const FIGURES: usize = 12;
+
 /// Sums over many requests.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
@@ -312,6 +320,8 @@ pub struct Totals {
     pub micros: u64,
     /// Cost at the cloud's price list, millionths of the currency.
     pub cloud_micros: u64,
+    /// Energy, thousandths of a joule.
+    pub millijoules: u64,
     /// Milliseconds from head to end, all together.
     pub ms: u64,
 }
@@ -329,11 +339,12 @@ impl Totals {
         self.media_bytes = self.media_bytes.saturating_add(other.media_bytes);
         self.micros = self.micros.saturating_add(other.micros);
         self.cloud_micros = self.cloud_micros.saturating_add(other.cloud_micros);
+        self.millijoules = self.millijoules.saturating_add(other.millijoules);
         self.ms = self.ms.saturating_add(other.ms);
     }
 
     /// As the figures lie in a store.
-    pub const fn to_row(self) -> [u64; 11] {
+    pub const fn to_row(self) -> [u64; FIGURES] {
         [
             self.requests,
             self.failed,
@@ -345,12 +356,13 @@ impl Totals {
             self.media_bytes,
             self.micros,
             self.cloud_micros,
+            self.millijoules,
             self.ms,
         ]
     }
 
     /// What [`Totals::to_row`] made.
-    pub const fn from_row(row: [u64; 11]) -> Self {
+    pub const fn from_row(row: [u64; FIGURES]) -> Self {
         let [
             requests,
             failed,
@@ -362,6 +374,7 @@ impl Totals {
             media_bytes,
             micros,
             cloud_micros,
+            millijoules,
             ms,
         ] = row;
         Self {
@@ -375,6 +388,7 @@ impl Totals {
             media_bytes,
             micros,
             cloud_micros,
+            millijoules,
             ms,
         }
     }
@@ -488,7 +502,7 @@ mod tests {
         }
 
         #[test]
-        fn a_row_is_read_as_it_was_written(row in proptest::array::uniform11(0..u64::MAX)) {
+        fn a_row_is_read_as_it_was_written(row in proptest::array::uniform12(0..u64::MAX)) {
             prop_assert_eq!(Totals::from_row(row).to_row(), row);
         }
     }

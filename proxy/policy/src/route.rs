@@ -120,6 +120,8 @@ pub struct Step {
     pub node_name: String,
     /// The model there.
     pub model: String,
+    /// Hash of its file; empty when nobody knows it.
+    pub file_sha256: String,
     /// Tokens a request may use there.
     pub n_ctx: u32,
     /// How long the request would wait for a slot.

@@ -20,6 +20,8 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// Of the generated ones: reasoning.
     pub reasoning_tokens: u64,
+    /// Energy that the machine spent on it, thousandths of a joule.
+    pub millijoules: u64,
     /// The node did not say: counted from bytes and chunks.
     pub estimated: bool,
 }
@@ -98,8 +100,16 @@ pub fn reported(body: &Value) -> Option<Usage> {
             .map_or(Some(0), Value::as_u64)?,
         cached_tokens: detail("/prompt_tokens_details/cached_tokens"),
         reasoning_tokens: detail("/completion_tokens_details/reasoning_tokens"),
+        millijoules: millijoules(usage),
         estimated: false,
     })
+}
+
+fn millijoules(usage: &Value) -> u64 {
+    let joules = usage.get("joules").and_then(Value::as_f64);
+    // As a duration: bounded, never negative, and rounded without a cast.
+    let exact = joules.and_then(|joules| Duration::try_from_secs_f64(joules).ok());
+    exact.map_or(0, |exact| u64::try_from(exact.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn waited(body: &Value) -> Option<u64> {
@@ -158,12 +168,14 @@ mod tests {
             "prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15,
             "prompt_tokens_details": {"cached_tokens": 8},
             "completion_tokens_details": {"reasoning_tokens": 2},
+            "joules": 1.25,
         }});
         let expected = Usage {
             prompt_tokens: 12,
             completion_tokens: 3,
             cached_tokens: 8,
             reasoning_tokens: 2,
+            millijoules: 1_250,
             estimated: false,
         };
         let found = metered(4_000, &[delta("one"), delta("two"), usage]);

@@ -1,5 +1,5 @@
 //! The table of `/admin/v1`: the one place that says which method and path mean which act, what it takes and what it answers. The
-//! router, the OpenAPI description and the audit log are made from it. Does nothing itself.
+//! router, the `OpenAPI` description and the audit log are made from it. Does nothing itself.
 
 mod url;
 

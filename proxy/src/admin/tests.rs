@@ -179,10 +179,11 @@ async fn lists_come_in_pages() {
     let desk = Desk::open().await;
     let mut client = desk.client().await;
     for name in 0..7 {
-        let _: KeyMade = client
+        let made: KeyMade = client
             .post("/admin/v1/keys", &order(&format!("k{name}")))
             .await
             .unwrap();
+        assert!(!made.key.is_empty());
     }
     let (mut path, mut seen) = ("/admin/v1/keys?limit=3".to_owned(), Vec::new());
     loop {

@@ -58,8 +58,9 @@ impl<K: Eq + Hash, V> Recent<K, V> {
         self.old.clear();
     }
 
+    /// Entries now.
     #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
 }

@@ -27,7 +27,7 @@ use crate::observe::metrics::Metrics;
 /// A verified token is not verified again for this long; who it names is asked of the deny list and the store every time.
 const REMEMBERED_SECS: i64 = 300;
 /// Verified tokens remembered at most.
-const REMEMBERED_MAX: usize = 10_000;
+pub(super) const REMEMBERED_MAX: usize = if cfg!(test) { 2_000 } else { 10_000 };
 
 /// All issuers, and the tokens that passed lately.
 #[derive(Debug)]
@@ -155,6 +155,18 @@ impl Tokens {
         }
         remembered.remove(fingerprint);
         None
+    }
+
+    /// Tokens remembered now.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether the token would enter without being verified again.
+    #[cfg(test)]
+    pub(super) fn is_remembered(&self, token: &str, now_unix: i64) -> bool {
+        self.recall(&fingerprint(token), now_unix).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent<[u8; 32], Passed>> {

@@ -484,8 +484,8 @@ pub struct UsageAsk {
     /// A row for each day, month, or one for all: day, month, total.
     #[arg(long, value_name = "TIME")]
     pub per: Option<String>,
-    /// A row for each user, key, model, tier or node.
-    #[arg(long, value_name = "WHAT")]
+    /// A row for each user, key, model, tier or node; `day` and `month` are the same as with --per.
+    #[arg(long, value_name = "WHAT", value_parser = ["day", "month", "user", "key", "model", "tier", "node"])]
     pub by: Option<String>,
     /// Only this person.
     #[arg(long)]
@@ -508,6 +508,9 @@ pub struct UsageAsk {
     /// Request by request.
     #[arg(long, conflicts_with_all = ["per", "by"])]
     pub records: bool,
+    /// Lines for a spreadsheet, the same as --format csv.
+    #[arg(long, conflicts_with = "format")]
+    pub csv: bool,
     /// Lines for a spreadsheet instead of a table: csv.
     #[arg(long, value_name = "FORMAT", value_parser = ["csv", "json"])]
     pub format: Option<String>,

@@ -16,11 +16,16 @@ const USAGE: &str = "/admin/v1/usage";
 
 pub(super) async fn usage(
     reach: &mut Reach,
-    ask: UsageAsk,
+    mut ask: UsageAsk,
     output: Output,
 ) -> Result<(), CliError> {
+    // People say `--by day` as they say `--by user`.
+    let is_time = |by: &String| ["day", "month"].contains(&by.as_str());
+    if ask.per.is_none() && ask.by.as_ref().is_some_and(is_time) {
+        ask.per = ask.by.take();
+    }
     let query = query(&ask);
-    let is_csv = ask.format.as_deref() == Some("csv");
+    let is_csv = ask.csv || ask.format.as_deref() == Some("csv");
     let is_json = output == Output::Json || ask.format.as_deref() == Some("json");
     if ask.records {
         return records(reach, &query, (is_csv, is_json)).await;
@@ -82,7 +87,7 @@ fn query(ask: &UsageAsk) -> String {
     let said = parts
         .iter()
         .filter_map(|(name, value)| Some((name, (*value)?)));
-    said.map(|(name, value)| format!("&{name}={}", encoded(value)))
+    said.flat_map(|(name, value)| ["&", name, "=", &encoded(value)].map(str::to_owned))
         .collect()
 }
 

@@ -349,6 +349,11 @@ impl Inference {
         }
     }
 
+    /// Whether another node can go on with a streamed answer: there is one, of tokens.
+    pub fn is_resumable(&self) -> bool {
+        self.stream() && self.generates().is_some() && self.choices() == 1
+    }
+
     /// What the classifier thinks of it.
     pub fn verdict(&self, thresholds: Thresholds) -> Verdict {
         let features = match self {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use config::ids::{NodeId, RequestId};
 use config::settings::proxy::Routing as Rules;
+use config::wire::node::RESUME;
 use config::wire::routing::Attempt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
@@ -55,8 +56,28 @@ pub struct Job {
     pub max_tokens: Option<u64>,
     /// Built from the typed request, never the client's own bytes.
     pub body: Bytes,
+    /// When the answer began, Unix seconds: the same whoever gives it.
+    pub created_unix: u64,
+    /// The node is to name the tokens of its answer, so that another one can go on with it.
+    pub resumable: bool,
     /// The end of the whole request.
     pub deadline: Instant,
+}
+
+impl Job {
+    /// The same question with the beginning of its answer: whoever gets it goes on from there.
+    #[must_use]
+    pub fn resumed(&self, told: &[i32]) -> Self {
+        let mut body = self.body.to_vec();
+        // An object of ours, never empty: what it ends with is its brace.
+        body.pop();
+        let told = serde_json::to_string(told).unwrap_or_default();
+        body.extend_from_slice(format!(",\"{RESUME}\":{{\"tokens\":{told}}}}}").as_bytes());
+        Self {
+            body: body.into(),
+            ..self.clone()
+        }
+    }
 }
 
 /// What carries requests to nodes.
@@ -253,6 +274,15 @@ impl<'a> Tries<'a> {
             ("x-hearth-principal", self.job.principal.as_str()),
         ] {
             put(headers, HeaderName::from_static(name), value);
+        }
+        let created = self.job.created_unix.to_string();
+        put(
+            headers,
+            HeaderName::from_static("x-hearth-created"),
+            &created,
+        );
+        if self.job.resumable {
+            put(headers, HeaderName::from_static("x-hearth-tokens"), "1");
         }
         if let Some(most) = self.job.max_tokens {
             let name = HeaderName::from_static("x-hearth-max-tokens");

@@ -38,6 +38,8 @@ pub struct Piece {
     pub finishes: bool,
     /// A choice has content here, not just a role.
     pub has_content: bool,
+    /// The tokens that it and what was held back before it are made of, where the node names them.
+    pub tokens: Vec<i32>,
 }
 
 impl Chunk {
@@ -66,6 +68,7 @@ impl Chunk {
             raw: event.data,
             finishes,
             has_content,
+            tokens: event.tokens,
             value,
         }))
     }
@@ -157,8 +160,8 @@ mod tests {
 
     fn chunk(data: &str) -> Result<Chunk, Fault> {
         Chunk::read(Event {
-            name: None,
             data: data.to_owned(),
+            ..Event::default()
         })
     }
 

@@ -8,8 +8,9 @@ use config::tier::Tier;
 use policy::identity::Principal;
 use policy::limit::Name;
 use policy::refusal::Refusal;
-use policy::route::{Ask, Route, Target};
+use policy::route::{Ask, Route, Step, Target};
 use policy::router::Wish;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::admission::{Admitted, Asking};
@@ -30,6 +31,8 @@ pub(super) struct Question<'a> {
     pub(super) demand: Demand,
     /// The `id` that the answer will carry, whoever gives it.
     pub(super) completion_id: String,
+    /// For a request without one.
+    pub(super) seed: u32,
 }
 
 impl Gateway {
@@ -60,6 +63,7 @@ impl Gateway {
             principal,
             demand: Demand::of(&request, exchange.record.bytes_in, default),
             completion_id: request.new_answer_id(),
+            seed: rand::random(),
         };
         let mut route = self.choose(&question, wish);
         let admitted = self.admit(&question, &mut route, exchange).await?;
@@ -107,6 +111,21 @@ impl Gateway {
             fallback: dispatcher.rules.fallback && question.request.may_change_model(),
         };
         dispatcher.fleet.plan(&ask, Instant::now().into_std())
+    }
+
+    /// Who can go on with an answer of this step: the same file in the same tier, the step itself last.
+    fn twins(&self, question: &Question<'_>, step: &Step) -> Route {
+        let mut route = self.route(question, &Target::Model(step.model.clone()));
+        let is_twin = |other: &Step| {
+            other.backend.tier == step.backend.tier
+                && other.file_sha256 == step.file_sha256
+                && !step.file_sha256.is_empty()
+        };
+        route.steps.retain(is_twin);
+        route
+            .steps
+            .sort_by_key(|other| other.backend == step.backend);
+        route
     }
 
     /// Reserves what the question may spend. A tier whose own budget is used up is left out of the route; when it is the one that
@@ -207,12 +226,16 @@ impl Gateway {
             principal: question.principal.subject(),
             body: question.body()?.into(),
             max_tokens: question.demand.each(admitted.granted()),
+            created_unix: question.call.unix_ms / 1_000,
+            resumable: request.is_resumable(),
             deadline: exchange.received_at + self.figures.request_timeout,
         };
+        let twins = |step: &Step| self.twins(question, step);
         let relay = Relay {
             dispatcher: &self.rooms.dispatcher,
             job: &job,
             route,
+            twins: &twins,
             prompt_bytes: request.prompt_bytes(),
             wants_usage: request.wants_usage(),
             cut_by: admitted.cut_by(),
@@ -228,6 +251,11 @@ impl Gateway {
 impl Question<'_> {
     /// What a node is sent.
     fn body(&self) -> Result<Vec<u8>, Refusal> {
-        serde_json::to_vec(&self.request.node_body()).map_err(|_| Refusal::Internal)
+        let mut body = self.request.node_body();
+        // With a seed of its own another node can go on where this one stops.
+        if self.request.is_resumable() && body.get("seed").is_none_or(Value::is_null) {
+            body["seed"] = self.seed.into();
+        }
+        serde_json::to_vec(&body).map_err(|_| Refusal::Internal)
     }
 }

@@ -24,6 +24,12 @@ use super::events::{NodeEvents, Piece};
 use super::exchange::{Exchange, Stop};
 use pump::Pump;
 
+/// So often one answer may be carried on by another node.
+const MIGRATIONS_MAX: usize = 4;
+/// A worker that died is back within seconds, and a node that went away is missed no sooner.
+const MIGRATION_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks for somebody to go on.
+const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -35,6 +41,8 @@ pub struct Relay<'a> {
     pub job: &'a Job,
     /// Where.
     pub route: &'a Route,
+    /// Who can go on with an answer that a step has begun.
+    pub twins: &'a (dyn Fn(&Step) -> Route + Sync),
     /// Bytes of text in the prompt, to estimate tokens that no node counted.
     pub prompt_bytes: u64,
     /// The client asked for the usage chunk.
@@ -83,9 +91,25 @@ impl Relay<'_> {
             exchange.timed("queue", ms);
         }
         exchange.took("ttft", exchange.received_at);
+        let mut pump = Pump::new(self, opened.step.clone(), events);
+        let mut pumped = pump.run(exchange, first).await;
+        let mut opened = opened;
+        for _ in 0..MIGRATIONS_MAX {
+            let Err(Stop::Refused(_)) = &pumped else {
+                break;
+            };
+            let Some((next, events, first)) = self.migrate(exchange, &pump).await? else {
+                break;
+            };
+            let left = std::mem::replace(&mut opened, next);
+            self.dispatcher.metrics.migrated(left.step.backend.tier);
+            let broken = attempt_at(&left.step, Outcome::Broken.as_str());
+            exchange.record.attempts.push(broken);
+            left.settle(Outcome::Broken);
+            pump.go_on(opened.step.clone(), events);
+            pumped = pump.run(exchange, first).await;
+        }
         let step = opened.step.clone();
-        let mut pump = Pump::new(self, &step, events);
-        let pumped = pump.run(exchange, first).await;
         self.note(exchange, &step, pump.meter());
         match &pumped {
             Ok(()) => opened.settle(Outcome::Ok),
@@ -103,6 +127,38 @@ impl Relay<'_> {
         // The client has its answer; the connection may be of use to the next request.
         let _late = timeout(FAREWELL, pump.finish()).await;
         Ok(())
+    }
+
+    /// Finds somebody who goes on with an answer that broke off, token for token. `None`: nobody can.
+    async fn migrate(
+        &self,
+        exchange: &mut Exchange<'_>,
+        pump: &Pump<'_>,
+    ) -> Result<Option<Begun>, Stop> {
+        if !self.job.resumable || pump.told().is_empty() {
+            return Ok(None);
+        }
+        let step = pump.step();
+        let job = self.job.resumed(pump.told());
+        let until = (Instant::now() + MIGRATION_PATIENCE).min(job.deadline);
+        while Instant::now() < until {
+            let route = (self.twins)(step);
+            let mut tries = Tries::new(self.dispatcher, &job, &route);
+            let answered = await_first(&mut tries, exchange, &self.dispatcher.rules).await;
+            match answered {
+                Ok(begun) if pump.is_continued_by(&begun.2) => return Ok(Some(begun)),
+                // The same file, but another template or other defaults: it would write something else.
+                Ok((opened, _, _)) => opened.settle(Outcome::Abandoned),
+                Err(Stop::Refused(Refusal::BadRequest { .. })) => return Ok(None),
+                Err(Stop::Refused(_)) => {}
+                Err(Stop::ClientGone) => return Err(Stop::ClientGone),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(MIGRATION_PAUSE) => {}
+                () = exchange.gone() => return Err(Stop::ClientGone),
+            }
+        }
+        Ok(None)
     }
 
     /// An answer that has begun. Of one that nobody waited for, it is noted who was at work on it.
@@ -174,6 +230,9 @@ impl Relay<'_> {
     }
 }
 
+/// An answer that has begun, or goes on.
+type Begun = (Opened, NodeEvents, Vec<Piece>);
+
 /// Whether an answer ended because it was long enough.
 fn is_cut(body: &Value) -> bool {
     let choices = body.get("choices").and_then(Value::as_array);
@@ -211,7 +270,7 @@ async fn await_first(
     tries: &mut Tries<'_>,
     exchange: &mut Exchange<'_>,
     rules: &Rules,
-) -> Result<(Opened, NodeEvents, Vec<Piece>), Stop> {
+) -> Result<Begun, Stop> {
     let first = tries.stream();
     tokio::pin!(first);
     let mut beat = Instant::now() + rules.commit_after;

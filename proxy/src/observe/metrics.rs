@@ -58,6 +58,7 @@ pub struct Metrics {
     token_time: Histograms,
     attempts: Family<AttemptLabels, Counter>,
     fallbacks: Family<FallbackLabels, Counter>,
+    migrations: Family<TierLabel, Counter>,
     limit_rejections: Family<PolicyLabel, Counter>,
     auth_failures: Family<ReasonLabel, Counter>,
     unknown_fields: Counter,
@@ -113,6 +114,7 @@ impl Metrics {
             token_time: Histograms::new_with_constructor(token_times),
             attempts: Family::default(),
             fallbacks: Family::default(),
+            migrations: Family::default(),
             limit_rejections: Family::default(),
             auth_failures: Family::default(),
             unknown_fields: Counter::default(),
@@ -179,6 +181,11 @@ impl Metrics {
 
     fn register_rooms(&mut self) {
         let registry = self.registry.sub_registry_with_prefix("hearth");
+        registry.register(
+            "migrations",
+            "Answers that another node went on with after the one that began them was lost",
+            self.migrations.clone(),
+        );
         registry.register(
             "limit_rejections",
             "Requests refused by a limit or quota",
@@ -371,6 +378,12 @@ impl Metrics {
             to: to.as_str(),
         };
         self.fallbacks.get_or_create(&labels).inc();
+    }
+
+    /// Another node went on with an answer of this tier.
+    pub fn migrated(&self, tier: Tier) {
+        let tier = tier.as_str();
+        self.migrations.get_or_create(&TierLabel { tier }).inc();
     }
 
     /// A limit or quota refused; `policy` is its name in the headers, e.g. `text-min`.

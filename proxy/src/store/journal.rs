@@ -49,7 +49,7 @@ enum Line {
         charges: Vec<(Arc<str>, u64)>,
     },
     /// A request ended; Redis has not charged it.
-    Bill(Bill),
+    Bill(Box<Bill>),
     /// Redis has.
     Paid(String),
 }
@@ -189,7 +189,7 @@ impl Journal {
             if inner.bills.len() >= BILLS_MAX {
                 return Err(StoreError::Overloaded);
             }
-            let written = self.write(&mut inner, &[Line::Bill(bill.clone())])?;
+            let written = self.write(&mut inner, &[Line::Bill(Box::new(bill.clone()))])?;
             let at = inner.next;
             inner.next += 1;
             inner.bills.insert(at, bill);
@@ -342,7 +342,7 @@ fn sum_up(lines: Vec<Line>) -> (Left, Vec<Bill>) {
                         *units = spent.map_or(0, |owed| owed.spent);
                     }
                 }
-                bills.push(bill);
+                bills.push(*bill);
             }
             Line::Paid(id) => bills.retain(|bill| bill.id.to_string() != id),
         }

@@ -168,6 +168,10 @@ impl CounterTable {
         if *lease_ms > 0 && self.settled.contains(id) {
             return Err(given_up());
         }
+        // What is open goes with its settlement or its lease; nobody may open without end.
+        if self.open.len() >= self.slots_max {
+            return Err(StoreError::Overloaded);
+        }
         self.make_room::<D>(counters.len(), now_unix_ms)?;
         let mut view = View {
             table: self,

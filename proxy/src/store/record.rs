@@ -119,7 +119,8 @@ impl KeyRecord {
         // Both are compared whatever the first one says: the time tells nothing.
         let current = self.secret_hash.matches(shown);
         let previous = self.previous.as_ref().filter(|previous| {
-            previous.secret_hash.matches(shown) & (now_unix < previous.until_unix)
+            let is_same = previous.secret_hash.matches(shown);
+            is_same && now_unix < previous.until_unix
         });
         if current {
             return Some(self.secret_unix.max(self.created_unix));

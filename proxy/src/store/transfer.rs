@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use config::ids::{Tenant, UserId};
 use config::secret::Secret;
 use policy::gcra::Rate;
-use policy::ledger::LedgerEntry;
+use policy::ledger::{FIGURES, LedgerEntry};
 use policy::limit::{Rule, Span, Window};
 use ring::digest;
 use serde::{Deserialize, Serialize};
@@ -184,7 +184,7 @@ pub struct SavedSum {
     /// Which one.
     pub value: String,
     /// The totals.
-    pub row: [u64; 11],
+    pub row: [u64; FIGURES],
 }
 
 /// The hash slot of a key: what stands in its first braces.

@@ -105,7 +105,7 @@ impl FinishReason {
 }
 
 /// Tokens used.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Usage {
     /// Of the prompt.
     pub prompt_tokens: u64,
@@ -120,6 +120,9 @@ pub struct Usage {
     /// Of the answer, in detail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_tokens_details: Option<CompletionTokensDetails>,
+    /// Energy that the machine spent on it, where it tells. Ours: OpenAI has no such member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
 }
 
 impl Usage {
@@ -137,6 +140,7 @@ impl Usage {
             completion_tokens_details: Some(CompletionTokensDetails {
                 reasoning_tokens: 0,
             }),
+            joules: None,
         }
     }
 }

@@ -22,8 +22,8 @@ fn decode(bytes: &[u8], cuts: &[usize]) -> Vec<Event> {
 
 fn data(text: &str) -> Event {
     Event {
-        name: None,
         data: text.to_owned(),
+        ..Event::default()
     }
 }
 
@@ -46,6 +46,7 @@ fn every_form_of_line_end_bom_comment_and_colon_is_read() {
                 Event {
                     name: Some("error".to_owned()),
                     data: "x".to_owned(),
+                    ..Event::default()
                 },
                 data("[DONE]"),
             ],
@@ -54,6 +55,24 @@ fn every_form_of_line_end_bom_comment_and_colon_is_read() {
     for (text, want) in cases {
         assert_eq!(decode(text.as_bytes(), &[]), want, "{text:?}");
     }
+}
+
+#[test]
+fn tokens_named_in_comments_belong_to_the_next_event() {
+    let mut bytes = Vec::new();
+    write_tokens(&mut bytes, &[12, 7]);
+    bytes.extend_from_slice(KEEP_ALIVE);
+    write_tokens(&mut bytes, &[]);
+    write_tokens(&mut bytes, &[9]);
+    write_data(&mut bytes, "a");
+    write_data(&mut bytes, "b");
+    bytes.extend_from_slice(b": tokens x,,-1,99999999999\n");
+    write_data(&mut bytes, "c");
+    let found: Vec<Vec<i32>> = decode(&bytes, &[3, 8])
+        .into_iter()
+        .map(|event| event.tokens)
+        .collect();
+    assert_eq!(found, [vec![12, 7, 9], vec![], vec![-1]]);
 }
 
 #[test]

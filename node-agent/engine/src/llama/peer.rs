@@ -19,6 +19,7 @@ use proptest::test_runner::TestRunner;
 use scheduler::Token;
 
 use crate::sampling::Sampler;
+use crate::sampling::logprobs;
 use crate::spec::Dry;
 use crate::spec::Mirostat;
 use crate::spec::MirostatVersion;
@@ -175,6 +176,22 @@ proptest! {
             .collect();
         let bias = LlamaSampler::logit_bias(N_VOCAB, &bias);
         agree(&ours(&mine, &logits), &theirs(vec![bias, penalties], &logits))?;
+    }
+
+    #[test]
+    fn log_probabilities_agree(logits in logits(), chosen in 0..N_VOCAB) {
+        let everywhere = theirs(vec![LlamaSampler::dist(1)], &logits);
+        let (scored, best) = logprobs::score(&logits, Token(chosen), 20);
+        for one in best.iter().chain([&scored]) {
+            let there = everywhere.iter().find(|(id, _probability)| *id == one.token.0);
+            let there = there.map_or(f64::NEG_INFINITY, |(_id, probability)| probability.ln());
+            let off = (f64::from(one.logprob) - there).abs();
+            prop_assert!(off < 1e-3, "token {}: {} and {}", one.token.0, one.logprob, there);
+        }
+        let mut ranked = everywhere;
+        ranked.sort_by(|left, right| right.1.total_cmp(&left.1));
+        let ranked: Vec<i32> = ranked.iter().take(20).map(|(id, _probability)| *id).collect();
+        prop_assert_eq!(best.iter().map(|one| one.token.0).collect::<Vec<i32>>(), ranked);
     }
 
     // Falling off as words do; where they do not, llama.cpp's count of candidates overflows and becomes one.

@@ -19,6 +19,9 @@ pub enum Event {
         cached_tokens: u32,
         /// Time spent waiting for the slot.
         queue_ms: u64,
+        /// Of an answer that goes on: the text of each token that was resumed, as it was told.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        told: Vec<String>,
     },
     /// Some more text: whole characters only, never a part of a stop string.
     Piece {

@@ -51,6 +51,8 @@ pub(super) struct Answer {
     /// Pieces that the reader still has room for.
     credit: u32,
     times: Option<JobTimes>,
+    /// Text of resumed tokens.
+    told: Vec<String>,
 }
 
 /// A token and what is told about it.
@@ -122,6 +124,7 @@ impl Answer {
             cache_prompt: spec.cache_prompt,
             credit: PIECES_WINDOW,
             times: None,
+            told: Vec::new(),
         }
     }
 
@@ -134,6 +137,7 @@ impl Answer {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             queue_ms: u64::try_from(times.queued().as_millis()).unwrap_or(u64::MAX),
+            told: std::mem::take(&mut self.told),
         }
     }
 
@@ -170,7 +174,7 @@ impl Answer {
             engine.append_piece(token, self.render_special, &mut bytes);
             self.sampler.accept(token, &bytes)?;
             // Told already, but for what is held back.
-            self.text.push(&bytes);
+            self.told.push(self.text.push(&bytes));
             if self.text.is_stopped() {
                 return Err(complete());
             }

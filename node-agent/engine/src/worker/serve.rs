@@ -74,6 +74,8 @@ pub(super) struct Server<'engine> {
     meters: Meters,
     reported: Stats,
     reported_at: Instant,
+    /// Something has changed since, and it is to be told even if nothing more happens.
+    stale: bool,
     open: bool,
     watchdog: Watchdog,
 }
@@ -110,6 +112,7 @@ impl<'engine> Server<'engine> {
             meters: Meters::default(),
             reported: Stats::default(),
             reported_at: Instant::now(),
+            stale: false,
             open: true,
             watchdog,
             engine,
@@ -175,7 +178,12 @@ impl<'engine> Server<'engine> {
 
     /// Waits for mail or the next deadline.
     fn wait(&self, inbox: &Receiver<Mail>) -> Option<Mail> {
-        let deadlines = [self.queue.poll_timeout(), self.slots.poll_timeout()];
+        let report_at = self.stale.then(|| self.reported_at + STATS_EVERY);
+        let deadlines = [
+            self.queue.poll_timeout(),
+            self.slots.poll_timeout(),
+            report_at,
+        ];
         let next = deadlines.into_iter().flatten().min();
         let left = next.map_or(WAIT_MAX, |next| {
             next.saturating_duration_since(Instant::now())
@@ -556,6 +564,7 @@ impl<'engine> Server<'engine> {
             self.reported_at = now;
             self.outbox.send(&FromWorker::Stats(stats))?;
         }
+        self.stale = stats != self.reported;
         Ok(())
     }
 }

@@ -4,10 +4,15 @@ use engine::Event;
 use engine::Finish;
 use engine::GenerateSpec;
 use engine::Grammar;
+use engine::LoadSpec;
 use engine::Prompt;
 use engine::Sampling;
 use engine::Segment;
+use engine::Usage;
+use engine::Worker;
+use tokio::time::timeout;
 
+use crate::support::PATIENCE;
 use crate::support::answer;
 use crate::support::ask;
 use crate::support::next;
@@ -87,6 +92,94 @@ async fn tokens_are_told_with_the_text_wherever_the_reader_leaves() {
         assert_eq!(ids, whole.ids[..ids.len()]);
     }
     until(&worker, |stats| stats.slots_busy == 0).await;
+}
+
+/// Asks what an answer used whose reader leaves after so many events; `None` if it had come to its end.
+async fn leave(worker: &Worker, spec: GenerateSpec, after: usize) -> Option<Usage> {
+    let mut generation = worker.generate(spec).await.expect("it is accepted");
+    let mut told = 0;
+    for _event in 0..after {
+        match next(&mut generation).await {
+            Some(Event::Piece { tokens, .. }) => told += tokens,
+            Some(Event::Started { .. }) => {}
+            Some(Event::Done { usage, .. }) => return Some(usage),
+            other => panic!("{other:?}"),
+        }
+    }
+    let usage = timeout(PATIENCE, generation.abort().usage())
+        .await
+        .expect("the engine answers")
+        .expect("it knows what it did");
+    assert!(usage.completion_tokens >= told, "{usage:?}");
+    Some(usage)
+}
+
+#[tokio::test]
+async fn all_that_the_engine_made_is_in_the_usage_of_some_answer_wherever_readers_leave() {
+    for ngram in [false, true] {
+        let worker = start(LoadSpec {
+            ngram,
+            slots: 2,
+            ..tiny("fast")
+        })
+        .await;
+        let (mut completion, mut prompt) = (0, 0);
+        for after in 0..40 {
+            let spec = GenerateSpec {
+                max_tokens: Some(30),
+                stop: vec!["never said".to_owned()],
+                ..ask("Tell me a story.")
+            };
+            // Two at once, one of them to its end, and more that wait until they are called back.
+            let (one, other, third) = tokio::join!(
+                leave(&worker, spec.clone(), after),
+                leave(&worker, spec.clone(), usize::MAX),
+                leave(&worker, spec, after / 4),
+            );
+            for usage in [one, other, third].into_iter().flatten() {
+                completion += u64::from(usage.completion_tokens);
+                prompt += u64::from(usage.prompt_tokens);
+            }
+        }
+        let counted = until(&worker, |stats| {
+            stats.slots_busy == 0 && stats.completion_tokens_total >= completion
+        })
+        .await;
+        assert_eq!(counted.completion_tokens_total, completion, "{ngram}");
+        let read = counted.prompt_tokens_total + counted.cached_tokens_total;
+        assert!(read <= prompt, "{read} of {prompt}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_ended_or_was_refused_or_lost_its_worker_ends_an_abort() {
+    let worker = start(tiny("fast")).await;
+    let short = GenerateSpec {
+        max_tokens: Some(1),
+        ..ask("Hello")
+    };
+    let generation = worker.generate(short.clone()).await.expect("accepted");
+    // Its last event lies unread in the agent.
+    until(&worker, |stats| stats.completion_tokens_total == 1).await;
+    let usage = generation.abort().usage().await.expect("it ended well");
+    assert_eq!(usage.completion_tokens, 1);
+
+    let mut read = worker.generate(short).await.expect("accepted");
+    while next(&mut read).await.is_some() {}
+    assert_eq!(read.abort().usage().await, None, "it was told before");
+
+    let long = ask(&"long ".repeat(9_000));
+    let refused = worker.generate(long).await.expect("sent");
+    assert_eq!(refused.abort().usage().await, None);
+
+    let endless = GenerateSpec {
+        ignore_eos: true,
+        ..ask("Hello")
+    };
+    let mut running = worker.generate(endless).await.expect("accepted");
+    assert!(next(&mut running).await.is_some());
+    worker.shutdown().await;
+    assert_eq!(running.abort().usage().await, None);
 }
 
 #[tokio::test]

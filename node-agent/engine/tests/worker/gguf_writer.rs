@@ -65,6 +65,8 @@ pub(crate) struct Extra {
     pub(crate) classifier: bool,
     /// The control tokens are those around a hole.
     pub(crate) fim: bool,
+    /// The first control token stands before every text.
+    pub(crate) begins: bool,
 }
 
 /// Writes a model with something besides into `folder`.
@@ -80,7 +82,7 @@ pub(crate) fn write_with(folder: &Path, arch: Arch, name: &str, extra: Extra) ->
         gguf.string("yes");
         gguf.string("no");
     }
-    gguf.vocabulary();
+    gguf.vocabulary(extra.begins);
     if extra.fim {
         for (key, token) in [("pre", 257_u32), ("suf", 258), ("mid", 259)] {
             gguf.number(&format!("tokenizer.ggml.fim_{key}_token_id"), token);
@@ -118,7 +120,7 @@ pub(crate) fn write_lora(folder: &Path, width: u64) -> PathBuf {
 pub(crate) fn write(folder: &Path, arch: Arch) -> PathBuf {
     let mut gguf = Gguf::new(arch);
     gguf.metadata();
-    gguf.vocabulary();
+    gguf.vocabulary(false);
     gguf.weights();
     let path = folder.join(format!("{}.gguf", arch.name()));
     fs::write(&path, gguf.finish()).expect("the folder is writable");
@@ -189,7 +191,7 @@ impl Gguf {
         }
     }
 
-    fn vocabulary(&mut self) {
+    fn vocabulary(&mut self, begins: bool) {
         self.text("tokenizer.ggml.model", "gpt2");
         self.text("tokenizer.ggml.pre", "qwen2");
         let count = u32::try_from(VOCABULARY).expect("small");
@@ -212,7 +214,7 @@ impl Gguf {
             self.number(&format!("tokenizer.ggml.{key}_token_id"), token);
         }
         self.key("tokenizer.ggml.add_bos_token", 7);
-        self.values.push(0);
+        self.values.push(u8::from(begins));
     }
 
     fn weights(&mut self) {

@@ -17,6 +17,8 @@ mod media;
 #[path = "../../../../tests/models/projector.rs"]
 mod projector;
 #[cfg(feature = "llama")]
+mod prompts;
+#[cfg(feature = "llama")]
 mod resume;
 #[cfg(feature = "llama")]
 mod reuse;

@@ -67,7 +67,7 @@ fn text(text: &str) -> Segment {
 /// A question about some media, answered greedily.
 fn about(media: Vec<Arc<Media>>, question: &str) -> GenerateSpec {
     let mut segments = vec![text("<|im_start|>user\n")];
-    segments.extend((0..media.len()).map(|index| Segment::Media(index as u32)));
+    segments.extend((0..).zip(&media).map(|(index, _one)| Segment::Media(index)));
     segments.push(text(&format!(
         "{question}<|im_end|>\n<|im_start|>assistant\n"
     )));
@@ -276,6 +276,6 @@ async fn a_projector_that_is_broken_or_of_another_model_is_a_clear_error() {
         projector: Some(projector::write_vision(folder.path(), 64)),
         ..tiny("fast")
     };
-    let error = load(other).await.err().expect("it is of another model");
+    let error = load(other).await.expect_err("it is of another model");
     assert!(error.to_string().contains("mismatch"), "{error}");
 }

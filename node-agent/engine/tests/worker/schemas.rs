@@ -29,6 +29,10 @@ fn schema() -> impl Strategy<Value = Value> {
         ),
         Just(json!({"type": "boolean"})),
         Just(json!({"type": "null"})),
+        Just(json!({"type": "number"})),
+        Just(json!({"type": ["boolean", "null"]})),
+        // Used wherever it stands, defined by the test at the top.
+        Just(json!({"$ref": "#/$defs/answer"})),
         prop::collection::vec("[a-z\" \\\\é]{1,5}", 1..4).prop_map(|words| json!({"enum": words})),
         "[a-z]{1,6}".prop_map(|word| json!({"const": word})),
     ];
@@ -55,14 +59,23 @@ fn schema() -> impl Strategy<Value = Value> {
             (inner.clone(), 0_u32..2, 2_u32..4).prop_map(|(items, least, most)| {
                 json!({"type": "array", "items": items, "minItems": least, "maxItems": most})
             }),
-            prop::collection::vec(inner, 1..3).prop_map(|any| json!({"anyOf": any})),
+            prop::collection::vec(inner.clone(), 1..3).prop_map(|any| json!({"anyOf": any})),
+            prop::collection::vec(inner, 1..3).prop_map(|any| json!({"oneOf": any})),
         ]
     })
 }
 
 /// Whether a value fits a schema of the kind made above.
 fn fits(value: &Value, schema: &Value) -> bool {
-    if let Some(any) = schema["anyOf"].as_array() {
+    if schema.get("$ref").is_some() {
+        return value == "yes" || value == "no";
+    }
+    if let Some(kinds) = schema["type"].as_array() {
+        let mut kinds = kinds.iter();
+        return kinds.any(|kind| fits(value, &json!({"type": kind})));
+    }
+    let any = schema["anyOf"].as_array();
+    if let Some(any) = any.or(schema["oneOf"].as_array()) {
         return any.iter().any(|schema| fits(value, schema));
     }
     if let Some(words) = schema["enum"].as_array() {
@@ -83,7 +96,9 @@ fn fits(value: &Value, schema: &Value) -> bool {
         (Some("integer"), Value::Number(number)) => number.as_i64().is_some_and(|number| {
             schema["minimum"].as_i64() <= Some(number) && Some(number) <= schema["maximum"].as_i64()
         }),
-        (Some("boolean"), Value::Bool(_)) | (Some("null"), Value::Null) => true,
+        (Some("number"), Value::Number(_))
+        | (Some("boolean"), Value::Bool(_))
+        | (Some("null"), Value::Null) => true,
         (Some("array"), Value::Array(items)) => {
             within(items.len(), "minItems", "maxItems")
                 && items.iter().all(|item| fits(item, &schema["items"]))
@@ -109,7 +124,8 @@ async fn a_complete_answer_is_json_that_fits_its_schema() {
     let mut runner = TestRunner::deterministic();
     let mut complete = 0;
     for seed in 0..SCHEMAS {
-        let schema = schema().new_tree(&mut runner).expect("a schema").current();
+        let mut schema = schema().new_tree(&mut runner).expect("a schema").current();
+        schema["$defs"] = json!({"answer": {"enum": ["yes", "no"]}});
         let spec = GenerateSpec {
             grammar: Some(Grammar::JsonSchema(schema.clone())),
             sampling: Sampling {

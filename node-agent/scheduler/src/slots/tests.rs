@@ -14,7 +14,7 @@ fn epoch() -> Instant {
     Instant::now()
 }
 
-fn tokens(range: std::ops::Range<i32>) -> Vec<Token> {
+fn tokens(range: Range<i32>) -> Vec<Token> {
     range.map(Token).collect()
 }
 

@@ -23,7 +23,10 @@ impl Corpus {
     fn open() -> Self {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/templates");
         let (folder, golden) = match std::env::var_os("HEARTH_TEMPLATES") {
-            Some(folder) => (PathBuf::from(&folder), Path::new(&folder).join("golden.json")),
+            Some(folder) => (
+                PathBuf::from(&folder),
+                Path::new(&folder).join("golden.json"),
+            ),
             None => (here.join("corpus"), here.join("golden.json")),
         };
         Self {
@@ -51,7 +54,8 @@ impl Corpus {
 }
 
 fn object(file: &Path) -> Map<String, Json> {
-    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let text =
+        std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     serde_json::from_str(&text).expect("a JSON object")
 }
 
@@ -65,13 +69,21 @@ fn text_of(pieces: Vec<Piece>) -> String {
 
 /// Where two prompts part, for a person.
 fn difference(ours: &str, want: &str) -> String {
-    let same = ours.bytes().zip(want.bytes()).take_while(|(a, b)| a == b).count();
+    let same = ours
+        .bytes()
+        .zip(want.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
     let around = |text: &str| {
         let bytes = text.as_bytes();
         let part = &bytes[same.saturating_sub(40)..(same + 60).min(bytes.len())];
         format!("{:?}", String::from_utf8_lossy(part))
     };
-    format!("byte {same}:\n    ours   {}\n    python {}", around(ours), around(want))
+    format!(
+        "byte {same}:\n    ours   {}\n    python {}",
+        around(ours),
+        around(want)
+    )
 }
 
 fn compare(ours: Result<String, TemplateError>, want: Option<&str>) -> Option<String> {
@@ -89,12 +101,26 @@ fn every_template_of_the_corpus_writes_what_python_writes() {
     let corpus = Corpus::open();
     let mut files: Vec<String> = std::fs::read_dir(&corpus.folder)
         .expect("a folder")
-        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".jinja"))
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .filter(|name| {
+            Path::new(name)
+                .extension()
+                .is_some_and(|end| end == "jinja")
+        })
         .collect();
     files.sort();
     let known: Vec<&String> = corpus.goldens.keys().collect();
-    assert_eq!(files.iter().collect::<Vec<_>>(), known, "a golden for each template");
+    assert_eq!(
+        files.iter().collect::<Vec<_>>(),
+        known,
+        "a golden for each template"
+    );
     assert!(files.len() >= TEMPLATES_MIN, "{files:?}");
     let (mut same, mut differing) = (0, Vec::new());
     for (name, golden) in &corpus.goldens {
@@ -119,11 +145,18 @@ fn every_template_of_the_corpus_writes_what_python_writes() {
         differing.len(),
         differing.join("\n")
     );
-    assert_eq!(same, files.len() * corpus.conversations.len(), "every conversation");
+    assert_eq!(
+        same,
+        files.len() * corpus.conversations.len(),
+        "every conversation"
+    );
 }
 
 /// Without the place where the model speaks. Requests always have it, so this goes below [`Template::render`].
-fn complete(template: &Template, chat: &config::wire::valid::ValidChat) -> Result<String, TemplateError> {
+fn complete(
+    template: &Template,
+    chat: &config::wire::valid::ValidChat,
+) -> Result<String, TemplateError> {
     let described;
     let (messages, tools) = if template.tools_in_text {
         described = crate::tools::described(&chat.messages, &chat.tools);
@@ -140,7 +173,8 @@ fn complete(template: &Template, chat: &config::wire::valid::ValidChat) -> Resul
     let mut neutral = Neutral::new(&template.controls);
     let mut variables = template.variables(&conversation, &mut neutral)?;
     variables.insert("add_generation_prompt".to_owned(), false.into());
-    let parsed = template.environment.get_template(NAME).expect("is there");
+    let parsed = template.environment.get_template(NAME);
+    let parsed = parsed.map_err(|error| TemplateError::Broken(one_line(&error)))?;
     let text = parsed
         .render(Value::from_iter(variables))
         .map_err(|error| TemplateError::Refused(one_line(&error)))?;
@@ -179,7 +213,11 @@ fn every_template_of_the_corpus_shows_how_its_model_calls_and_thinks() {
         ("hermes.jinja", ToolFormat::Hermes, None),
         ("llama3.jinja", ToolFormat::Llama3, None),
         ("mistral.jinja", ToolFormat::Hermes, None),
-        ("mistral_args.jinja", ToolFormat::MistralArgs, Some(ThinkTags::MISTRAL)),
+        (
+            "mistral_args.jinja",
+            ToolFormat::MistralArgs,
+            Some(ThinkTags::MISTRAL),
+        ),
         ("mistral_tools.jinja", ToolFormat::Mistral, None),
         ("oddities.jinja", ToolFormat::Hermes, None),
         ("phi.jinja", ToolFormat::Hermes, None),
@@ -189,7 +227,11 @@ fn every_template_of_the_corpus_shows_how_its_model_calls_and_thinks() {
     assert_eq!(want.len(), corpus.goldens.len());
     for (name, calls, thoughts) in want {
         let template = corpus.template(name);
-        assert_eq!((template.format(), template.thoughts()), (calls, thoughts), "{name}");
+        assert_eq!(
+            (template.format(), template.thoughts()),
+            (calls, thoughts),
+            "{name}"
+        );
     }
 }
 

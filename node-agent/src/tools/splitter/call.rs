@@ -174,9 +174,11 @@ impl Splitter {
 
     /// Waits for the end of a call that does not begin as calls do.
     pub(super) fn whole(&mut self, mut json: Json, seen: usize, parts: &mut Vec<Part>) -> bool {
-        let close = match self.format() {
-            ToolFormat::QwenXml if self.raw.is_empty() => "</function>",
-            format => format.close(),
+        let bare = self.format() == ToolFormat::QwenXml && self.raw.is_empty();
+        let close = if bare {
+            "</function>"
+        } else {
+            self.format().close()
         };
         if !close.is_empty() {
             let Some(at) = self.held.find(close) else {
@@ -191,19 +193,15 @@ impl Splitter {
             self.abandon(0, parts);
             return true;
         }
-        match json.end_in(unseen) {
-            Some(end) => {
-                self.whole_call(seen + end, "", parts);
-                true
-            }
-            None => {
-                self.stage = Stage::Whole {
-                    json,
-                    seen: self.held.len(),
-                };
-                false
-            }
+        if let Some(end) = json.end_in(unseen) {
+            self.whole_call(seen + end, "", parts);
+            return true;
         }
+        self.stage = Stage::Whole {
+            json,
+            seen: self.held.len(),
+        };
+        false
     }
 
     /// Gives out a complete call of `length` bytes, or the text as it was if it is none.

@@ -168,7 +168,7 @@ impl Translator {
             }
         }
         let written = matches!(letter, '}' | ']' | ',');
-        Some(space + if written { 1 } else { 0 })
+        Some(space + usize::from(written))
     }
 
     fn close(&mut self, json: &mut String) {

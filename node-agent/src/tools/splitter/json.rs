@@ -107,9 +107,10 @@ pub(super) fn is_name(letter: char) -> bool {
 
 /// Names and arguments of complete calls, one or a list.
 pub(super) fn whole(body: &str) -> Option<Vec<(String, String)>> {
-    match serde_json::from_str(body).ok()? {
-        Value::Array(calls) if !calls.is_empty() => calls.iter().map(one).collect(),
-        call => Some(vec![one(&call)?]),
+    let body: Value = serde_json::from_str(body).ok()?;
+    match body.as_array() {
+        Some(calls) if !calls.is_empty() => calls.iter().map(one).collect(),
+        Some(_) | None => Some(vec![one(&body)?]),
     }
 }
 

@@ -64,18 +64,27 @@ fn split(rules: &SplitRules, pieces: &[&str]) -> Whole {
     whole
 }
 
-/// Format, thoughts, answer; what comes of it.
-fn corpus() -> Vec<(
+/// Format, thoughts, answer; what comes of it: thoughts, text, calls.
+type Case = (
     ToolFormat,
     Option<ThinkTags>,
     &'static str,
     &'static str,
     &'static str,
     Vec<(&'static str, Value)>,
-)> {
-    use ToolFormat::{Gemma4, Hermes, Llama3, Mistral, MistralArgs, QwenXml};
+);
+
+fn rome() -> (&'static str, Value) {
+    ("weather", json!({"city": "Rome"}))
+}
+
+fn corpus() -> Vec<Case> {
+    [hermes(), llama(), mistral(), marked()].concat()
+}
+
+fn hermes() -> Vec<Case> {
+    use ToolFormat::Hermes;
     let think = Some(ThinkTags::THINK);
-    let rome = || ("weather", json!({"city": "Rome"}));
     vec![
         (
             Hermes,
@@ -109,6 +118,12 @@ fn corpus() -> Vec<(
             "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
             vec![],
         ),
+    ]
+}
+
+fn llama() -> Vec<Case> {
+    use ToolFormat::Llama3;
+    vec![
         (
             Llama3,
             None,
@@ -141,6 +156,12 @@ fn corpus() -> Vec<(
             "<|python_tag|>search.call(query=\"x\")",
             vec![],
         ),
+    ]
+}
+
+fn mistral() -> Vec<Case> {
+    use ToolFormat::{Mistral, MistralArgs};
+    vec![
         (
             Mistral,
             None,
@@ -165,6 +186,13 @@ fn corpus() -> Vec<(
             "",
             vec![rome()],
         ),
+    ]
+}
+
+fn marked() -> Vec<Case> {
+    use ToolFormat::{Gemma4, QwenXml};
+    let think = Some(ThinkTags::THINK);
+    vec![
         (
             Gemma4,
             Some(ThinkTags::GEMMA4),

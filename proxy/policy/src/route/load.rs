@@ -68,6 +68,7 @@ impl Candidate {
                 backend: backend.id(),
                 node_name: backend.node.name.clone(),
                 model: model.map(|one| one.id.clone()).unwrap_or_default(),
+                file_sha256: model.map(|one| one.file_sha256.clone()).unwrap_or_default(),
                 n_ctx: model.map_or(0, |one| one.n_ctx),
                 wait: waking + service * ahead / slots,
             },

@@ -8,7 +8,7 @@ use http::header::CONTENT_TYPE;
 use jiff::civil::Date;
 use jiff::{Span, Timestamp};
 use policy::calendar::Today;
-use policy::ledger::{Aspect, LedgerEntry, SumKey, Totals, pair, second_of};
+use policy::ledger::{self, Aspect, LedgerEntry, SumKey, Totals, pair, second_of};
 
 use super::{Answer, Api, At, Page, Query, bad_cursor, sealed};
 use crate::admin::operations::{self, AdminError};
@@ -79,7 +79,7 @@ impl Period {
         let mut months: Vec<String> = self
             .labels
             .iter()
-            .map(|day| policy::ledger::month_of(day).to_owned())
+            .map(|day| ledger::month_of(day).to_owned())
             .collect();
         months.dedup();
         months
@@ -323,7 +323,7 @@ impl Api {
                     totals,
                 }
             }));
-            if rows.len() > DAYS_DEFAULT as usize * ROWS_MAX {
+            if rows.len() > SUMS_MAX.min(30) * ROWS_MAX {
                 break;
             }
         }
@@ -482,7 +482,7 @@ fn quoted(cell: &str) -> String {
     cell
 }
 
-const FIGURES: [&str; 11] = [
+const FIGURES: [&str; ledger::FIGURES] = [
     "requests",
     "failed",
     "tokens_in",
@@ -493,6 +493,7 @@ const FIGURES: [&str; 11] = [
     "media_bytes",
     "micros",
     "cloud_micros",
+    "millijoules",
     "ms",
 ];
 

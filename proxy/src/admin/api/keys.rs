@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use config::ids::KeyId;
+use config::settings::proxy::Plan;
 use config::token::TokenKind;
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::{Answer, Api, At, json, tag};
 use crate::admin::operations::{self, AdminError, Operations};
 use crate::admin::words::{KeyMade, KeyOrder, KeyPatch, KeyView, RotateOrder};
 use crate::auth::keyring::{GRACE_DEFAULT, KeyError, Keys};
-use crate::store::KeyRecord;
+use crate::store::{KeyRecord, UserRecord};
 
 impl Api {
     pub(super) async fn list_keys(&self, at: &At<'_>) -> Result<Answer, AdminError> {
@@ -25,10 +26,25 @@ impl Api {
         Ok(Answer::ok(&KeyView::from(record))?.tagged(&tag))
     }
 
+    /// A key by its id, by the whole key, or by its name if only one good key has it.
     async fn key(&self, id: &str) -> Result<KeyRecord, AdminError> {
-        let id = operations::key_id(id)?;
-        let known = self.operations.store().key(&id).await?;
-        known.ok_or_else(|| operations::no_key(&id))
+        let store = self.operations.store();
+        let named = operations::key_id(id);
+        if let Ok(id) = &named
+            && let Some(known) = store.key(id).await?
+        {
+            return Ok(known);
+        }
+        let keys = store.keys().await?.into_iter();
+        let mut called = keys.filter(|key| key.name == id && key.revoked_unix.is_none());
+        match (called.next(), called.count()) {
+            (Some(key), 0) => Ok(key),
+            (Some(_), more) => Err(AdminError::Conflict(format!(
+                "{} keys are called {id}: use the id, as `hearth-proxy key list` shows it",
+                more + 1
+            ))),
+            (None, _) => Err(operations::no_key(&named?)),
+        }
     }
 
     pub(super) async fn create_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
@@ -60,6 +76,9 @@ impl Api {
         self.note(at, record.id.as_str(), (Value::Null, view))
             .await?;
         self.operations.store().put_key(&record).await?;
+        // So that the owner is listed, and can be given a plan before the key was ever used.
+        let owner = owner_of(&record);
+        self.operations.store().create_user(&owner).await?;
         Answer::made(&made(record))
     }
 
@@ -88,8 +107,7 @@ impl Api {
 
     pub(super) async fn rotate_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: RotateOrder = at.order_or_default()?;
-        let id = operations::key_id(at.id)?;
-        self.key(id.as_str()).await?;
+        let id = self.key(at.id).await?.id;
         not_itself(at, &id)?;
         let grace = order.grace_secs.map_or(GRACE_DEFAULT, Duration::from_secs);
         self.note(at, id.as_str(), (Value::Null, json(&order)))
@@ -112,6 +130,23 @@ impl Api {
             self.note(at, id.as_str(), (view, Value::Null)).await?;
         }
         Answer::ok(&self.operations.revoke_key(&id).await?)
+    }
+}
+
+/// The account of a key's owner, as the key tells it. Names of issuers' people begin with the issuer.
+pub(super) fn owner_of(key: &KeyRecord) -> UserRecord {
+    let issuer = key.owner.as_str().split_once('|');
+    UserRecord {
+        id: key.owner.clone(),
+        tenant: key.tenant.clone(),
+        issuer: issuer.map_or_else(String::new, |(issuer, _)| issuer.to_owned()),
+        email: None,
+        groups: Vec::new(),
+        plan: None,
+        overrides: Plan::default(),
+        disabled_unix: None,
+        first_seen_unix: key.created_unix,
+        last_seen_unix: key.created_unix,
     }
 }
 

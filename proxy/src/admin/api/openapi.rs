@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 description of `/admin/v1`, made from the table of routes and the schemas beside this file.
+//! The `OpenAPI` 3.1 description of `/admin/v1`, made from the table of routes and the schemas beside this file.
 
 use config::settings::plan::Zone;
 use serde_json::{Map, Value, json};

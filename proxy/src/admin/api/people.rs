@@ -7,7 +7,8 @@ use policy::ledger::Aspect;
 use serde_json::Value;
 
 use super::books::Period;
-use super::{Answer, Api, At, Page, json, sealed, tag};
+use super::keys::owner_of;
+use super::{Answer, Api, At, Page, json, pseudonyms, sealed, tag};
 use crate::admin::operations::{self, AdminError};
 use crate::admin::words::{
     Backup, BackupOrder, DenialOrder, DenialView, Erased, KeyView, PlanView, UsageRow, UserExport,
@@ -69,13 +70,24 @@ impl Api {
         })
     }
 
+    /// The record of a person; whoever owns a key is one, even if nothing was ever kept about them.
     async fn person(&self, id: &str) -> Result<UserRecord, AdminError> {
-        let known = self.operations.store().user(&UserId::new(id)).await?;
-        known.ok_or_else(|| {
-            AdminError::NotFound(format!(
-                "no user {id}: `hearth-proxy user list` shows who was here"
-            ))
-        })
+        let (store, user) = (self.operations.store(), UserId::new(id));
+        if let Some(known) = store.user(&user).await? {
+            return Ok(known);
+        }
+        let keys = store.keys().await?;
+        let theirs = keys
+            .iter()
+            .filter(|key| key.owner == user && key.revoked_unix.is_none());
+        theirs
+            .min_by_key(|key| key.created_unix)
+            .map(owner_of)
+            .ok_or_else(|| {
+                AdminError::NotFound(format!(
+                    "no user {id}: `hearth-proxy user list` shows who was here"
+                ))
+            })
     }
 
     pub(super) async fn patch_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
@@ -103,7 +115,11 @@ impl Api {
             json(&UserView::from(after.clone())),
         );
         self.note(at, at.id, views).await?;
-        if !self.operations.store().swap_user(&before, &after).await? {
+        let store = self.operations.store();
+        if store.user(&before.id).await?.is_none() {
+            store.create_user(&before).await?;
+        }
+        if !store.swap_user(&before, &after).await? {
             return Err(AdminError::Changed(format!(
                 "{} was changed by somebody else: read it again and repeat the change",
                 at.id
@@ -180,8 +196,8 @@ impl Api {
         let last = store.last_audit().await?.map_or(0, |last| last.seq);
         let after = last.saturating_sub(EXPORTED_MAX as u64);
         let lines = store.audit(after, EXPORTED_MAX).await?;
-        let id = person.id.as_str();
-        let denied = format!("user:{id}");
+        let id = pseudonyms::of(person.id.as_str());
+        let denied = format!("{}{id}", pseudonyms::USER);
         let is_theirs = |line: &AuditRecord| {
             let target = line.act.target.as_str();
             target == id
@@ -205,10 +221,7 @@ impl Api {
         if known.is_none() && !keys.iter().any(|key| key.owner == id) {
             self.person(at.id).await?;
         }
-        // The audit log keeps that it happened, and the hashed name alone.
-        let subject = policy::identity::Subject::of_user(&id);
-        self.note(at, subject.as_str(), (Value::Null, Value::Null))
-            .await?;
+        self.note(at, at.id, (Value::Null, Value::Null)).await?;
         for key in &theirs {
             self.operations.revoke_key(key).await?;
         }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::issuer::{KeyServer, Signer, good_claims, json_part, key_set, text};
 use super::*;
+use crate::auth::verify::REMEMBERED_MAX;
 
 struct Fixtures {
     house: House,
@@ -438,4 +439,41 @@ async fn a_remembered_token_ends_with_its_exp() {
     assert_eq!(late, Err(Refusal::ExpiredCredential));
     let rendered = given.house.metrics.render();
     assert!(rendered.contains("hearth_auth_failures_total{reason=\"expired_credential\"} 1"));
+}
+
+/// A token whose issuer gives it hours is verified again after five minutes all the same.
+#[tokio::test]
+async fn a_remembered_token_is_believed_for_five_minutes_at_most() {
+    let given = Fixtures::new().await;
+    let begun = now();
+    let claims = claims_with("exp", json!(begun + 7_200));
+    let token = given.ed.token("EdDSA", &claims);
+    let tokens = &given.house.authenticator.rooms.tokens;
+    // The first look fetches the keys, and a new set makes what was remembered old.
+    assert!(tokens.check(&token, begun).await.is_ok());
+    assert!(tokens.check(&token, begun).await.is_ok());
+    assert_eq!(tokens.remembered(), 1);
+    assert!(tokens.is_remembered(&token, begun + 299));
+    assert!(!tokens.is_remembered(&token, begun + 300));
+    assert_eq!(tokens.remembered(), 0, "and what is old is let go");
+}
+
+#[tokio::test]
+async fn a_flood_of_good_tokens_is_remembered_within_bounds() {
+    let given = Fixtures::new().await;
+    let tokens = &given.house.authenticator.rooms.tokens;
+    let mut most = 0;
+    for number in 0..2_500 {
+        let claims = claims_with("jti", json!(number.to_string()));
+        let token = given.ed.token("EdDSA", &claims);
+        tokens.check(&token, now()).await.unwrap();
+        most = most.max(tokens.remembered());
+    }
+    assert!(most <= REMEMBERED_MAX, "{most}");
+    tokens.forget_all();
+    assert_eq!(
+        tokens.remembered(),
+        0,
+        "changes that were missed forget all"
+    );
 }

@@ -120,6 +120,7 @@ impl Bill {
         entry.tokens_out = usage.completion_tokens;
         entry.tokens_cached = usage.cached_tokens;
         entry.tokens_reasoning = usage.reasoning_tokens;
+        entry.millijoules = usage.millijoules;
         entry.micros = used.micros();
         let (tokens_in, tokens_out) = (usage.prompt_tokens, usage.completion_tokens);
         entry.cloud_micros = ledger::cost(cloud, tokens_in, usage.cached_tokens, tokens_out);

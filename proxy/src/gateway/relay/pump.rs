@@ -17,9 +17,13 @@ use crate::gateway::exchange::{Exchange, Stop};
 /// A stream under way.
 pub(super) struct Pump<'a> {
     relay: &'a Relay<'a>,
-    step: &'a Step,
+    step: Step,
     events: NodeEvents,
     meter: Meter,
+    /// Tokens of all that was written.
+    told: Vec<i32>,
+    /// The system fingerprint of the first chunk.
+    fingerprint: Option<Value>,
     /// The chunk with the `finish_reason`, until it is known to be the last.
     held: Option<Piece>,
     usage: Option<Value>,
@@ -27,16 +31,41 @@ pub(super) struct Pump<'a> {
 
 impl<'a> Pump<'a> {
     /// Nothing is sent yet.
-    pub(super) fn new(relay: &'a Relay<'a>, step: &'a Step, events: NodeEvents) -> Self {
+    pub(super) fn new(relay: &'a Relay<'a>, step: Step, events: NodeEvents) -> Self {
         let meter = Meter::new(relay.prompt_bytes);
         Self {
             relay,
             step,
             events,
             meter,
+            told: Vec::new(),
+            fingerprint: None,
             held: None,
             usage: None,
         }
+    }
+
+    /// Where it comes from.
+    pub(super) const fn step(&self) -> &Step {
+        &self.step
+    }
+
+    /// The tokens of all that was written, where the node names them.
+    pub(super) fn told(&self) -> &[i32] {
+        &self.told
+    }
+
+    /// Whether these chunks come from a machine that writes what the first one would have written.
+    pub(super) fn is_continued_by(&self, first: &[Piece]) -> bool {
+        let same = |piece: &Piece| fingerprint(&piece.value) == self.fingerprint.as_ref();
+        self.fingerprint.is_some() && first.first().is_some_and(same)
+    }
+
+    /// Goes on with the chunks of another node.
+    pub(super) fn go_on(&mut self, step: Step, events: NodeEvents) {
+        self.step = step;
+        self.events = events;
+        self.usage = None;
     }
 
     /// What was counted so far.
@@ -56,7 +85,7 @@ impl<'a> Pump<'a> {
         first: Vec<Piece>,
     ) -> Result<(), Stop> {
         exchange
-            .start_stream(self.relay.early_headers(self.step))
+            .start_stream(self.relay.early_headers(&self.step))
             .await?;
         let mut out = Vec::new();
         self.take(first.into_iter().map(Chunk::Piece), &mut out)?;
@@ -114,6 +143,10 @@ impl<'a> Pump<'a> {
             match chunk {
                 Chunk::Piece(piece) => {
                     self.meter.see(&piece.value);
+                    self.told.extend(&piece.tokens);
+                    if self.fingerprint.is_none() {
+                        self.fingerprint = fingerprint(&piece.value).cloned();
+                    }
                     if let Some(held) = self.held.take() {
                         self.write(held, out);
                     }
@@ -191,8 +224,8 @@ impl<'a> Pump<'a> {
         let Some(mut last) = self.held.take().map(|piece| piece.value) else {
             return Err(Refusal::UpstreamBroken.into());
         };
-        self.relay.note(exchange, self.step, &self.meter);
-        let routing = self.relay.routing(exchange, self.step, is_cut(&last));
+        self.relay.note(exchange, &self.step, &self.meter);
+        let routing = self.relay.routing(exchange, &self.step, is_cut(&last));
         self.adapt(&mut last);
         let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
         if let Some(timings) = self.usage.as_ref().and_then(|usage| usage.get("timings")) {
@@ -231,6 +264,12 @@ impl<'a> Pump<'a> {
         }
         chunk
     }
+}
+
+fn fingerprint(chunk: &Value) -> Option<&Value> {
+    chunk
+        .get("system_fingerprint")
+        .filter(|value| value.is_string())
 }
 
 async fn flush(exchange: &mut Exchange<'_>, out: &mut Vec<u8>) -> Result<(), Stop> {

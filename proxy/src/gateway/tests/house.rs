@@ -213,6 +213,14 @@ impl House {
         put_key(&*self.store, scopes).await
     }
 
+    /// A key with every scope whose time was over before these tests began.
+    pub(super) async fn expired_key(&self) -> String {
+        let (mut record, key) = key_record(&*self.store, &Scope::ALL).await;
+        record.expires_unix = Some(1);
+        self.store.put_key(&record).await.unwrap();
+        key
+    }
+
     /// One request with the house's key.
     pub(super) async fn ask(
         &self,
@@ -322,6 +330,12 @@ async fn rooms(
 }
 
 async fn put_key(store: &dyn Store, scopes: &[Scope]) -> String {
+    let (record, key) = key_record(store, scopes).await;
+    store.put_key(&record).await.unwrap();
+    key
+}
+
+async fn key_record(store: &dyn Store, scopes: &[Scope]) -> (KeyRecord, String) {
     let token = Token::generate(TokenKind::Client);
     let pepper = store.secret(PEPPER).await.unwrap();
     let id = KeyId::new(token.id());
@@ -330,8 +344,7 @@ async fn put_key(store: &dyn Store, scopes: &[Scope]) -> String {
         scopes: scopes.to_vec(),
         ..KeyRecord::plain(id, hash, UserId::new("ada"), 0)
     };
-    store.put_key(&record).await.unwrap();
-    token.reveal().expose().clone()
+    (record, token.reveal().expose().clone())
 }
 
 fn member(index: usize) -> Member {

@@ -1,4 +1,5 @@
-//! Every route of the table against everybody who may not use it.
+//! Every route of both tables, the gateway's and the administration's, against everybody who may not use it: the status, and a body
+//! that says why in the form of its surface (OpenAI's, or RFC 9457 under `/admin/v1`).
 
 use config::tier::Tier::Primary;
 use config::token::{Token, TokenKind};
@@ -8,7 +9,8 @@ use policy::identity::Scope;
 use super::client::Client;
 use super::house::{House, Plans};
 use super::node::{Act, answer};
-use crate::gateway::operation::{Operation, routes};
+use crate::admin::routes::{PREFIX, ROUTES};
+use crate::gateway::operation::{Closed, Operation, routes};
 
 const CHAT: &str = r#"{"model":"primary","messages":[{"role":"user","content":"hello"}]}"#;
 const BODIES: [(&str, &str); 5] = [
@@ -30,6 +32,14 @@ const COMPLETION: &str = r#"{"model":"primary","prompt":"hello"}"#;
 fn asked() -> Vec<(Method, String, &'static Operation)> {
     let mut all = Vec::new();
     for (path, operation) in routes() {
+        if *operation == Operation::Closed(Closed::Admin) {
+            // What stands behind it has a table of its own.
+            all.extend(ROUTES.iter().map(|route| {
+                let path = format!("{PREFIX}{}", route.path.replace("{id}", "ada"));
+                (route.method.parse().unwrap(), path, operation)
+            }));
+            continue;
+        }
         let path = path.replace("{id}", "tiny-primary");
         let closed = matches!(operation, Operation::Closed(_));
         let bare = path
@@ -49,12 +59,12 @@ fn asked() -> Vec<(Method, String, &'static Operation)> {
     all
 }
 
-async fn status(
+async fn asks(
     house: &House,
     method: &Method,
     path: &str,
     headers: &[(&'static str, &str)],
-) -> u16 {
+) -> Client {
     let body = BODIES
         .iter()
         .find(|(end, _body)| path.ends_with(end))
@@ -63,7 +73,91 @@ async fn status(
     house
         .ask_with(method.clone(), path, headers, &mut client)
         .await;
+    client
+}
+
+async fn status(
+    house: &House,
+    method: &Method,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> u16 {
+    let client = asks(house, method, path, headers).await;
     client.status.expect("always an answer").as_u16()
+}
+
+/// Refused with this status and code, in the words of the surface. (The edge sends none of them for `HEAD`.)
+async fn refused(
+    house: &House,
+    (method, path): (&Method, &str),
+    bearer: &str,
+    (status, code): (u16, &str),
+) {
+    let value = format!("Bearer {bearer}");
+    let headers = [("authorization", value.as_str())];
+    let headers = if bearer.is_empty() {
+        &headers[..0]
+    } else {
+        &headers[..]
+    };
+    let client = asks(house, method, path, headers).await;
+    let told = client.status.expect("always an answer").as_u16();
+    assert_eq!(told, status, "{method} {path}");
+    let kind = client.headers["content-type"].to_str().unwrap();
+    assert_eq!(
+        client.headers.contains_key("www-authenticate"),
+        [401, 403].contains(&status),
+        "{method} {path}"
+    );
+    assert_eq!(
+        client.headers.contains_key("retry-after"),
+        status == 429,
+        "{method} {path}"
+    );
+    let body = client.json();
+    if path.starts_with(PREFIX) {
+        assert_eq!(kind, "application/problem+json", "{path}");
+        assert_eq!(body["status"], status, "{path}: {body}");
+        assert!(body["detail"].is_string() && body["title"].is_string());
+        assert_eq!(body["request_id"], "req_test", "{path}: {body}");
+        return;
+    }
+    assert_eq!(kind, "application/json", "{path}");
+    assert_eq!(body["error"]["code"], code, "{method} {path}: {body}");
+    assert!(body["error"]["message"].is_string(), "{path}: {body}");
+    assert!(body["error"]["type"].is_string(), "{path}: {body}");
+}
+
+/// Of every closed route: how many.
+async fn all_refuse(house: &House, bearer: &str, (status, code): (u16, &str)) -> usize {
+    let mut closed = 0;
+    for (method, path, operation) in asked() {
+        if matches!(operation, Operation::Closed(_)) {
+            refused(house, (&method, &path), bearer, (status, code)).await;
+            closed += 1;
+        }
+    }
+    closed
+}
+
+/// Both tables, and each spelling and method: fewer means that something is not walked.
+const CLOSED_MIN: usize = ROUTES.len() + 30;
+
+#[tokio::test]
+async fn every_closed_route_tells_a_stranger_the_same() {
+    let house = House::with(Vec::new()).await;
+    let closed = all_refuse(&house, "", (401, "missing_api_key")).await;
+    assert!(closed >= CLOSED_MIN, "{closed} routes");
+    let unknown = Token::generate(TokenKind::Client).reveal();
+    all_refuse(&house, unknown.expose(), (401, "invalid_api_key")).await;
+}
+
+#[tokio::test]
+async fn every_closed_route_says_that_a_key_has_expired() {
+    let house = House::with(Vec::new()).await;
+    let key = house.expired_key().await;
+    let closed = all_refuse(&house, &key, (401, "token_expired")).await;
+    assert!(closed >= CLOSED_MIN, "{closed} routes");
 }
 
 #[tokio::test]
@@ -114,17 +208,8 @@ async fn no_closed_route_answers_without_a_credential_or_with_a_wrong_one() {
 async fn no_closed_route_answers_without_its_scope() {
     let house = House::with(Vec::new()).await;
     let key = house.key_with(&[]).await;
-    let bearer = format!("Bearer {key}");
-    for (method, path, operation) in asked() {
-        if matches!(operation, Operation::Closed(_)) {
-            let headers = [("authorization", bearer.as_str())];
-            assert_eq!(
-                status(&house, &method, &path, &headers).await,
-                403,
-                "{method} {path}"
-            );
-        }
-    }
+    let closed = all_refuse(&house, &key, (403, "insufficient_scope")).await;
+    assert!(closed >= CLOSED_MIN, "{closed} routes");
 }
 
 #[tokio::test]
@@ -145,13 +230,6 @@ async fn no_closed_route_answers_when_the_credit_is_exhausted() {
         let first = status(&house, &method, path, &headers).await;
         assert_eq!(first, 200, "{path} takes the only unit");
     }
-    for (method, path, operation) in asked() {
-        if matches!(operation, Operation::Closed(_)) {
-            assert_eq!(
-                status(&house, &method, &path, &headers).await,
-                429,
-                "{method} {path}"
-            );
-        }
-    }
+    let closed = all_refuse(&house, &key, (429, "rate_limit_exceeded")).await;
+    assert!(closed >= CLOSED_MIN, "{closed} routes");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use config::ids::{Tenant, UserId};
-use policy::ledger::{Aspect, LedgerEntry, SumKey, Totals, increments, month_of};
+use policy::ledger::{Aspect, FIGURES, LedgerEntry, SumKey, Totals, increments, month_of};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::Embedded;
@@ -22,7 +22,7 @@ use crate::store::transfer::{Row, SavedSum};
 const ENTRIES: TableDefinition<'static, &'static [u8], &'static [u8]> =
     TableDefinition::new("ledger");
 /// Sums, by period, tenant, aspect and value.
-const SUMS: TableDefinition<'static, &'static str, [u64; 11]> = TableDefinition::new("usage");
+const SUMS: TableDefinition<'static, &'static str, [u64; FIGURES]> = TableDefinition::new("usage");
 /// Lines of the audit log.
 const AUDIT: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("audit");
 /// Between the parts of a name; no part holds it.
@@ -200,7 +200,7 @@ fn old_entries(
 }
 
 fn old_sums(
-    table: &impl ReadableTable<&'static str, [u64; 11]>,
+    table: &impl ReadableTable<&'static str, [u64; FIGURES]>,
     from_day: &str,
 ) -> Result<Vec<String>, FileError> {
     let month = month_of(from_day);

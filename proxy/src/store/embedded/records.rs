@@ -254,8 +254,11 @@ fn known_secret(file: &Database, name: &str) -> Result<Option<Secret<[u8; 32]>>,
     Ok(Some(Secret::new(known)))
 }
 
+/// A secret and its name.
+type Named = (String, Secret<[u8; 32]>);
+
 /// All secrets, by name.
-pub(super) fn secrets(file: &Database) -> Result<Vec<(String, Secret<[u8; 32]>)>, FileError> {
+pub(super) fn secrets(file: &Database) -> Result<Vec<Named>, FileError> {
     let table = file.begin_read()?.open_table(SECRETS)?;
     let mut names = Vec::new();
     for row in table.iter()? {

@@ -308,9 +308,8 @@ pub(super) async fn reconcile(away: Weak<Away>, counters: Weak<Counters>, link: 
     };
     loop {
         // The link tells when it is up; what failed in between is seen at the next look.
-        match tokio::time::timeout(LOOK_EVERY, up.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK_EVERY, up.changed()).await {
+            return;
         }
         let (Some(away), Some(counters)) = (away.upgrade(), counters.upgrade()) else {
             return;

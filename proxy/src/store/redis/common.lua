@@ -8,9 +8,10 @@ local MOST = 9007199254740991
 local WINDOW_SLACK_MS = 3600000
 local KEPT_AFTER_LEASE_MS = 604800000
 
+-- Microseconds: as given, or the server's for 0 and ''.
 local function clock(given)
   local now = tonumber(given)
-  if now then return now end
+  if now and now > 0 then return now end
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
@@ -36,7 +37,7 @@ end
 -- as nothing.
 local function number(found, key)
   if not found then return nil, redis.call('EXISTS', key) ~= 0 end
-  if #found > 16 or not string.match(found, '^%d+$') then return nil, true end
+  if #found > 16 or found == '' or string.find(found, '%D') then return nil, true end
   return tonumber(found), false
 end
 
@@ -55,6 +56,7 @@ local function tat(stored, now, burst)
   return math.min(math.max(stored, now), now + 2 * burst)
 end
 
+-- Numbers go to commands as they are: Redis writes those below 2^53 with 17 digits, which is exact.
 local function save(key, rule, a, value, now)
   value = math.min(value, MOST)
   local life_ms
@@ -63,7 +65,7 @@ local function save(key, rule, a, value, now)
   elseif rule == 'w' then
     life_ms = a + WINDOW_SLACK_MS - div(now, 1000)
   elseif value > 0 then
-    redis.call('SET', key, text(value))
+    redis.call('SET', key, value)
     return
   else
     life_ms = 0
@@ -71,7 +73,7 @@ local function save(key, rule, a, value, now)
   if life_ms < 1 then
     redis.call('DEL', key)
   else
-    redis.call('SET', key, text(value), 'PX', text(life_ms))
+    redis.call('SET', key, value, 'PX', life_ms)
   end
 end
 

@@ -14,9 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Lua};
 use crate::store::StoreError;
-use crate::store::counting::{
-    Reservation, ReservationId, SETTLED_KEPT_MS, Settlement, given_up,
-};
+use crate::store::counting::{Reservation, ReservationId, SETTLED_KEPT_MS, Settlement, given_up};
 use crate::store::transfer::{RuleCode, rule_code};
 
 /// Ids that one call extends.
@@ -154,11 +152,11 @@ impl Counters {
             self.index(tenant),
         ];
         keys.extend(counters.iter().map(|counter| self.counter(&counter.key)));
-        let args = admission(counters, "r", (*elastic, *lease_ms), now_us);
+        let args = admission(counters, 'r', (*elastic, *lease_ms), now_us);
         if *lease_ms > 0 {
             self.know(tenant, false);
         }
-        let seen: Vec<String> = if self.replicas == 0 {
+        let seen: String = if self.replicas == 0 {
             self.link.run(&self.reserving, &keys, &args).await?
         } else {
             let (seen, held) = self
@@ -211,8 +209,8 @@ impl Counters {
             self.index(tenant),
         ];
         keys.extend(counters.iter().map(|counter| self.counter(&counter.key)));
-        let args = admission(counters, "l", (Elastic::default(), 0), now_us);
-        let seen: Vec<String> = self.link.run(&self.reserving, &keys, &args).await?;
+        let args = admission(counters, 'l', (Elastic::default(), 0), now_us);
+        let seen: String = self.link.run(&self.reserving, &keys, &args).await?;
         let Seen { now_us, stored, .. } = Seen::read(&seen)?;
         Ok(quota::decide(counters, Elastic::default(), &stored, now_us).decision)
     }
@@ -234,18 +232,15 @@ impl Counters {
             self.ledger_stream(tenant),
         ];
         keys.extend(owed.iter().map(|owed| self.counter(&owed.key)));
-        let mut args = vec![
-            now(now_us),
-            SETTLED_KEPT_MS.to_string().into_bytes(),
-            entry
-                .as_ref()
-                .map(LedgerEntry::to_bytes)
-                .unwrap_or_default(),
-        ];
+        let mut terms = Packed::default();
+        terms.number(now_us.unwrap_or(0));
+        terms.number(SETTLED_KEPT_MS);
         for Owed { rule, spent, .. } in owed {
-            args.push(rule.0.to_string().into_bytes());
-            args.extend([rule.1, rule.2, *spent].map(|number| number.to_string().into_bytes()));
+            terms.letter(rule.0);
+            terms.numbers([rule.1, rule.2, *spent]);
         }
+        let entry = entry.as_ref().map(LedgerEntry::to_bytes);
+        let args = (terms.done(), entry.unwrap_or_default());
         self.link
             .run::<u8>(&self.settling, &keys, &args)
             .await
@@ -361,31 +356,63 @@ impl Counters {
     }
 }
 
-/// The arguments of an admission.
+/// The argument of an admission.
 fn admission(
     counters: &[Counter],
-    act: &str,
+    act: char,
     (elastic, lease_ms): (Elastic, u64),
     now_us: Option<u64>,
-) -> Vec<Vec<u8>> {
-    let number = |number: u64| number.to_string().into_bytes();
-    let mut args = vec![
-        now(now_us),
-        act.as_bytes().to_vec(),
-        number(lease_ms),
-        number(elastic.want),
-        number(elastic.min),
-    ];
+) -> Vec<u8> {
+    let mut terms = Packed::default();
+    terms.number(now_us.unwrap_or(0));
+    terms.letter(act);
+    terms.numbers([lease_ms, elastic.want, elastic.min]);
     for counter in counters {
         let (letter, a, limit) = rule_code(counter.rule);
-        args.push(letter.to_string().into_bytes());
-        args.extend([a, limit, counter.cost, counter.per_million].map(number));
+        terms.letter(letter);
+        terms.numbers([a, limit, counter.cost, counter.per_million]);
     }
-    args
+    terms.done()
 }
 
-fn now(now_us: Option<u64>) -> Vec<u8> {
-    now_us.map_or_else(Vec::new, |now| now.to_string().into_bytes())
+/// Numbers and letters as the scripts unpack them: one array of `MessagePack`.
+#[derive(Default)]
+struct Packed {
+    items: Vec<u8>,
+    count: u16,
+}
+
+impl Packed {
+    /// Any number: one byte up to 127, else nine.
+    fn number(&mut self, number: u64) {
+        if let Ok(small @ 0..0x80) = u8::try_from(number) {
+            self.items.push(small);
+        } else {
+            self.items.push(0xcf);
+            self.items.extend(number.to_be_bytes());
+        }
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn numbers<const N: usize>(&mut self, numbers: [u64; N]) {
+        for one in numbers {
+            self.number(one);
+        }
+    }
+
+    /// A string of one ASCII letter.
+    fn letter(&mut self, letter: char) {
+        self.items.push(0xa1);
+        self.items.push(u8::try_from(letter).unwrap_or(b'?'));
+        self.count = self.count.saturating_add(1);
+    }
+
+    fn done(self) -> Vec<u8> {
+        let mut array = vec![0xdc];
+        array.extend(self.count.to_be_bytes());
+        array.extend(self.items);
+        array
+    }
 }
 
 /// The counters as the script saw them; policy says what that means for every one.
@@ -405,22 +432,21 @@ enum Outcome {
 }
 
 impl Seen {
-    fn read(answer: &[String]) -> Result<Self, StoreError> {
+    fn read(answer: &str) -> Result<Self, StoreError> {
         Self::parse(answer)
             .ok_or_else(|| StoreError::Corrupt("the answer of the admission script".into()))
     }
 
-    fn parse(answer: &[String]) -> Option<Self> {
-        let [now_us, outcome, granted, stored @ ..] = answer else {
-            return None;
-        };
-        let stored = stored.iter().map(|text| match text.as_str() {
-            "" => Some(None),
-            text => text.parse().ok().map(Some),
+    fn parse(answer: &str) -> Option<Self> {
+        let mut words = answer.split_ascii_whitespace();
+        let (now_us, outcome, granted) = (words.next()?, words.next()?, words.next()?);
+        let stored = words.map(|word| match word {
+            "-" => Some(None),
+            word => word.parse().ok().map(Some),
         });
         Some(Self {
             now_us: now_us.parse().ok()?,
-            outcome: match outcome.as_str() {
+            outcome: match outcome {
                 "1" => Outcome::Admitted,
                 "0" => Outcome::Refused,
                 "h" => Outcome::Held,

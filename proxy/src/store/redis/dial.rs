@@ -70,7 +70,7 @@ pub(super) enum Dialer {
     /// A cluster, and some of its nodes for channels.
     Cluster {
         /// Follows the slots.
-        client: ClusterClient,
+        client: Box<ClusterClient>,
         /// Any of them passes on what is published.
         nodes: Vec<Client>,
         /// To the others.
@@ -80,7 +80,7 @@ pub(super) enum Dialer {
 
 /// Who knows the primary.
 pub(super) struct Sentinels {
-    sentinels: Vec<Client>,
+    known: Vec<Client>,
     master: String,
     way: Way,
     /// The sentinel that answered last is asked first.
@@ -160,7 +160,7 @@ impl Dialer {
             } => {
                 let to = Way::new(&settings.tls, login, is_tls)?;
                 Ok(Self::Sentinels(Sentinels {
-                    sentinels: clients(&to, addresses)?,
+                    known: clients(&to, addresses)?,
                     master: master.clone(),
                     way: Way::new(&settings.tls, &settings.login, is_tls)?,
                     first: AtomicUsize::new(0),
@@ -170,7 +170,7 @@ impl Dialer {
                 let way = Way::new(&settings.tls, &settings.login, is_tls)?;
                 let nodes = clients(&way, addresses)?;
                 Ok(Self::Cluster {
-                    client: cluster(&way, &nodes)?,
+                    client: Box::new(cluster(&way, &nodes)?),
                     nodes,
                     way,
                 })
@@ -245,11 +245,11 @@ impl Dialer {
 impl Sentinels {
     /// Asks one sentinel after the other who the primary is.
     async fn find(&self) -> Result<Client, RedisError> {
-        let count = self.sentinels.len();
+        let count = self.known.len();
         let first = self.first.load(Ordering::Relaxed);
         let mut last = nobody();
         for at in (0..count).map(|step| (first + step) % count) {
-            let Some(sentinel) = self.sentinels.get(at) else {
+            let Some(sentinel) = self.known.get(at) else {
                 continue;
             };
             match tokio::time::timeout(SENTINEL_TIMEOUT, self.ask(sentinel)).await {

@@ -125,10 +125,10 @@ impl Link {
         keys: &[String],
         args: &(impl ToRedisArgs + Sync),
     ) -> Result<T, StoreError> {
-        let known = self.invocation(("EVALSHA", &lua.hash), keys, args);
+        let known = invocation(("EVALSHA", &lua.hash), keys, args);
         self.call(async |line| match known.query_async(line).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let unknown = self.invocation(("EVAL", &lua.body), keys, args);
+                let unknown = invocation(("EVAL", &lua.body), keys, args);
                 unknown.query_async(line).await
             }
             answer => answer,
@@ -146,7 +146,7 @@ impl Link {
         let patience = self.timeout.saturating_sub(self.timeout / 5);
         let both = |command, script| {
             let mut pipe = redis::pipe();
-            pipe.add_command(self.invocation((command, script), keys, args));
+            pipe.add_command(invocation((command, script), keys, args));
             pipe.cmd("WAIT").arg(replicas).arg(millis(patience).max(1));
             pipe
         };
@@ -159,17 +159,6 @@ impl Link {
             },
         )
         .await
-    }
-
-    fn invocation(
-        &self,
-        (command, script): (&str, &str),
-        keys: &[String],
-        args: &impl ToRedisArgs,
-    ) -> redis::Cmd {
-        let mut call = redis::cmd(command);
-        call.arg(script).arg(keys.len()).arg(keys).arg(args);
-        call
     }
 
     /// Asks one of the primaries, by number, and says how many there are.
@@ -331,6 +320,17 @@ impl Link {
         }
         true
     }
+}
+
+/// One call of a script.
+fn invocation(
+    (command, script): (&str, &str),
+    keys: &[String],
+    args: &impl ToRedisArgs,
+) -> redis::Cmd {
+    let mut call = redis::cmd(command);
+    call.arg(script).arg(keys.len()).arg(keys).arg(args);
+    call
 }
 
 /// Mends the line whenever it is broken, until nobody holds the link.

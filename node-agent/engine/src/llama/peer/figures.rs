@@ -1,4 +1,4 @@
-//! What choosing a token costs at 262,144 tokens, beside the time that the requirement allows.
+//! What choosing a token costs at 262,144 tokens, beside llama.cpp's own samplers and the time that the requirement allows.
 //!
 //! `cargo test --release -p engine --lib -- --ignored --nocapture sampling_figures`
 
@@ -9,6 +9,10 @@ use llama_cpp_2::json_schema_to_grammar;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::sampling::LlamaSampler;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token::data::LlamaTokenData;
+use llama_cpp_2::token::data_array::LlamaTokenDataArray;
+use llama_cpp_2::token::logit_bias::LlamaLogitBias;
 use scheduler::Token;
 use serde_json::Value;
 use serde_json::json;
@@ -97,6 +101,22 @@ fn requests() -> Vec<(&'static str, Value)> {
             "penalties and dry",
             json!({"repeat_penalty": 1.1, "dry": {"multiplier": 0.8}, "top_k": 40, "top_p": 0.95}),
         ),
+        (
+            "xtc",
+            json!({"xtc_probability": 0.5, "xtc_threshold": 0.1, "min_p": 0.02}),
+        ),
+        (
+            "dynatemp",
+            json!({"dynatemp_range": 0.5, "top_k": 40, "top_p": 0.95}),
+        ),
+        (
+            "logit_bias",
+            json!({"logit_bias": [[7, -100.0], [11, 5.0]], "top_p": 0.95}),
+        ),
+        (
+            "mirostat 2",
+            json!({"mirostat": {"version": "two", "tau": 5.0, "eta": 0.1}}),
+        ),
     ]
 }
 
@@ -109,15 +129,103 @@ fn rules(of: &Value) -> Sampling {
     }
 }
 
+/// The same rules as llama.cpp's server chains them.
+fn chain(rules: &Sampling, model: &LlamaModel) -> LlamaSampler {
+    let n_vocab = i32::try_from(vocabulary::TOKENS).unwrap_or(i32::MAX);
+    let bias = rules.logit_bias.iter();
+    let bias: Vec<LlamaLogitBias> = bias
+        .map(|(id, bias)| LlamaLogitBias::new(LlamaToken(*id), *bias))
+        .collect();
+    let mut chain = Vec::new();
+    if !bias.is_empty() {
+        chain.push(LlamaSampler::logit_bias(n_vocab, &bias));
+    }
+    let (repeat, frequency, presence) = (
+        rules.repeat_penalty,
+        rules.frequency_penalty,
+        rules.presence_penalty,
+    );
+    chain.push(LlamaSampler::penalties(
+        n_vocab, 64, repeat, frequency, presence,
+    ));
+    if rules.temperature <= 0.0 {
+        chain.push(LlamaSampler::greedy());
+        return LlamaSampler::chain_simple(chain);
+    }
+    if let Some(mirostat) = rules.mirostat {
+        chain.push(LlamaSampler::temp(rules.temperature));
+        chain.push(LlamaSampler::mirostat_v2(1, mirostat.tau, mirostat.eta));
+        return LlamaSampler::chain_simple(chain);
+    }
+    if let Some(dry) = &rules.dry {
+        let (length, breakers) = (2, dry.breakers.iter());
+        chain.push(LlamaSampler::dry(
+            model,
+            dry.multiplier,
+            dry.base,
+            length,
+            -1,
+            breakers,
+        ));
+    }
+    chain.push(LlamaSampler::top_n_sigma(rules.top_n_sigma));
+    chain.push(LlamaSampler::top_k(i32::try_from(rules.top_k).unwrap_or(0)));
+    chain.push(LlamaSampler::typical(rules.typical_p, 0));
+    chain.push(LlamaSampler::top_p(rules.top_p, 0));
+    chain.push(LlamaSampler::min_p(rules.min_p, 0));
+    chain.push(LlamaSampler::xtc(
+        rules.xtc_probability,
+        rules.xtc_threshold,
+        0,
+        1,
+    ));
+    chain.push(LlamaSampler::temp_ext(
+        rules.temperature,
+        rules.dynatemp_range,
+        rules.dynatemp_exponent,
+    ));
+    chain.push(LlamaSampler::dist(1));
+    LlamaSampler::chain_simple(chain)
+}
+
+/// Time of one choice of llama.cpp's, its list of candidates included, as in `llama_sampler_sample`.
+fn measure_peer(sets: &[Vec<f32>], mut chain: LlamaSampler) -> Times {
+    let mut array = LlamaTokenDataArray::new(Vec::with_capacity(sets[0].len()), false);
+    measure(sets, |logits| {
+        array.data.clear();
+        let candidates = (0..).zip(logits);
+        array
+            .data
+            .extend(candidates.map(|(id, logit)| LlamaTokenData::new(LlamaToken(id), *logit, 0.0)));
+        array.selected = None;
+        array.sorted = false;
+        array.apply_sampler(&mut chain);
+        chain.accept(array.selected_token().expect("all are allowed"));
+    })
+}
+
 /// Prints one request and says whether it is within the limit.
 #[expect(clippy::print_stdout, reason = "figures are there to be read")]
-fn print(name: &str, (median, late): Times) -> bool {
+fn print(name: &str, (median, late): Times, peer: Option<Times>) -> bool {
+    let beside = peer.map_or(String::new(), |(median, late)| {
+        let (median, late) = (micros(median), micros(late));
+        format!(", llama.cpp {median:8.1} us median {late:8.1} us p99")
+    });
     println!(
-        "{name:>24} {:8.1} us median {:8.1} us p99",
+        "{name:>24} {:8.1} us median {:8.1} us p99{beside}",
         micros(median),
         micros(late)
     );
     median < MOST
+}
+
+/// The vocabulary alone.
+fn model() -> LlamaModel {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("vocabulary.gguf");
+    vocabulary::write(&path).expect("it is written");
+    let params = LlamaModelParams::default().with_vocab_only(true);
+    LlamaModel::load_from_file(backend(), &path, &params).expect("it loads")
 }
 
 fn micros(time: Duration) -> f64 {
@@ -130,10 +238,14 @@ fn micros(time: Duration) -> f64 {
 fn sampling_figures() {
     let mut noise = Noise(1);
     let sets: Vec<Vec<f32>> = (0..SETS).map(|_set| noise.logits()).collect();
+    let model = model();
     let mut worst = Duration::ZERO;
+    let mut least = f64::INFINITY;
     let mut within = true;
     for (name, of) in requests() {
-        let mut sampler = Sampler::new(rules(&of), None, &[], vocabulary::TOKENS);
+        let rules = rules(&of);
+        let peer = measure_peer(&sets, chain(&rules, &model));
+        let mut sampler = Sampler::new(rules, None, &[], vocabulary::TOKENS);
         let took = measure(&sets, |logits| {
             let token = sampler.choose(logits).expect("all are allowed");
             sampler
@@ -141,40 +253,37 @@ fn sampling_figures() {
                 .expect("there is no grammar");
         });
         worst = worst.max(took.0);
-        within &= print(name, took);
+        least = least.min(micros(peer.0) / micros(took.0));
+        within &= print(name, took, Some(peer));
     }
     let took = measure(&sets, |logits| {
         let (chosen, best) = logprobs::score(logits, Token(7), 20);
         assert!(chosen.logprob <= 0.0 && best.len() == 20);
     });
-    print("20 top_logprobs", took);
-    let [follows, refused, lost] = with_grammar(&sets);
-    within &= print("json grammar", follows);
-    print("json grammar, refused", refused);
-    print("json grammar, everywhere", lost);
+    print("20 top_logprobs", took, None);
+    let [follows, refused, lost] = with_grammar(&sets, &model);
+    within &= print("json grammar", follows, None);
+    print("json grammar, refused", refused, None);
+    print("json grammar, everywhere", lost, None);
     worst = worst.max(follows.0);
     println!(
-        "{{\"area\":\"sampling\",\"vocabulary\":{},\"worst_median_us\":{:.1},\"json_grammar_us\":{:.1},\"json_grammar_refused_us\":{:.1}}}",
+        "{{\"area\":\"sampling\",\"vocabulary\":{},\"worst_median_us\":{:.1},\"least_times_llama_cpp\":{least:.1},\"json_grammar_us\":{:.1},\"json_grammar_refused_us\":{:.1}}}",
         vocabulary::TOKENS,
         micros(worst),
         micros(follows.0),
         micros(refused.0),
     );
+    assert!(least > 1.0, "a chain of llama.cpp is faster");
     assert!(within, "more than {MOST:?} for a common request");
 }
 
 /// Three kinds of tokens in a JSON text: those that the grammar allows at once, those for which it has to look further, and
 /// those for which it has to look everywhere.
-fn with_grammar(sets: &[Vec<f32>]) -> [Times; 3] {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("vocabulary.gguf");
-    vocabulary::write(&path).expect("it is written");
-    let params = LlamaModelParams::default().with_vocab_only(true);
-    let model = LlamaModel::load_from_file(backend(), &path, &params).expect("it loads");
+fn with_grammar(sets: &[Vec<f32>], model: &LlamaModel) -> [Times; 3] {
     let schema = r#"{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}"#;
     let text = json_schema_to_grammar(schema).expect("it is simple");
     let constrained = || {
-        let grammar = LlamaSampler::grammar(&model, &text, "root").expect("it compiles");
+        let grammar = LlamaSampler::grammar(model, &text, "root").expect("it compiles");
         let rules = Sampling {
             top_p: 0.95,
             seed: Some(1),

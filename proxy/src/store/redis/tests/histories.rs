@@ -1,6 +1,8 @@
 //! Many clients of several proxies at one number: what each was told fits one order, in which nobody is before an answer that came
 //! before its question; and a proxy that is killed gives back what it had.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -191,41 +193,45 @@ async fn a_proxy_that_is_killed_gives_back_what_it_had_when_its_lease_passes() {
     assert!(killed.elapsed() < Duration::from_secs(5));
 }
 
-/// Run it to see what the scripts cost beside an empty one: `cargo nextest run -p proxy --run-ignored only what_the_scripts_cost`.
+/// As the server saw it: what the proxy sent for one request is two commands, whatever the scripts did within.
 #[tokio::test]
-#[ignore = "prints figures"]
-async fn what_the_scripts_cost() {
+async fn an_admission_is_one_round_trip_and_a_settlement_is_another() {
     let server = RedisServer::start().await;
     let store = server.open(&server.redis_settings()).await;
-    let counters = [
-        minute("i:cost", 1_000_000),
-        minute("u:cost:a", 1_000_000),
-        day("u:cost:b", 1_000_000, now_ms()),
-        day("u:cost:c", 1_000_000, now_ms()),
-        day("g:cost", 1_000_000, now_ms()),
-        held("u:cost:held", 1_000),
-    ];
-    let mut empty = redis::cmd("EVAL");
-    empty.arg("return 1").arg(0);
-    for (name, rounds) in [("empty", 3_000_u32), ("admission and settlement", 3_000)] {
-        server.command::<()>("CONFIG RESETSTAT").await;
-        let begun = Instant::now();
-        for _ in 0..rounds {
-            if name == "empty" {
-                store
-                    .link
-                    .call(async |line| empty.query_async::<u8>(line).await)
-                    .await
-                    .unwrap();
-                continue;
-            }
-            let order = reservation(&counters);
-            store.reserve(&order, now_ms()).await.unwrap();
-            let settled = settlement(&order, &[1, 1, 1, 1, 1, 0]);
-            store.settle(&settled, now_ms()).await.unwrap();
+    // The scripts are known and the books are open from here on.
+    let counters = [minute("u:trip", 30), day("u:trip", 9, now_ms())];
+    let mut ids = Vec::new();
+    let mut monitor = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    for round in 0..2 {
+        if round == 1 {
+            monitor.write_all(b"MONITOR\r\n").unwrap();
+            until("it listens", async || {
+                let clients: String = server.command("CLIENT LIST").await;
+                clients.contains("cmd=monitor")
+            })
+            .await;
         }
-        let stats: String = server.command("INFO commandstats").await;
-        let stats: Vec<&str> = stats.lines().filter(|line| line.contains("eval")).collect();
-        println!("{name}: {:?} a round; {stats:?}", begun.elapsed() / rounds);
+        let order = reservation(&counters);
+        store.reserve(&order, now_ms()).await.unwrap();
+        let mut settled = settlement(&order, &[1, 1]);
+        settled.entry = Some(policy::ledger::LedgerEntry::new(
+            order.id.to_string(),
+            config::ids::RequestId::new("req_1"),
+            config::ids::UserId::new("ada"),
+        ));
+        store.settle(&settled, now_ms()).await.unwrap();
+        ids.push(order.id.to_string());
     }
+    server.command::<redis::Value>("ECHO the-end").await;
+    let mut sent = Vec::new();
+    for line in BufReader::new(monitor).lines().map_while(Result::ok) {
+        if line.contains("the-end") {
+            break;
+        }
+        if line.contains(&ids[1]) && !line.contains("lua]") {
+            sent.push(line);
+        }
+    }
+    assert_eq!(sent.len(), 2, "{sent:#?}");
+    assert!(sent.iter().all(|line| line.contains("\"EVALSHA\"")));
 }

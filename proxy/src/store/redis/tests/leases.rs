@@ -1,6 +1,9 @@
 //! Redis away in lease mode: a share, no more; written down, charged later, once; also when the proxy is started again.
 
 use std::path::Path;
+use std::time::Instant;
+
+use super::servers::SlowLine;
 
 use super::*;
 use crate::store::ReservationId;
@@ -247,4 +250,140 @@ async fn a_settlement_that_redis_had_charged_is_not_charged_again() {
     until("it was sent again", async || store.away.journal_is_empty()).await;
     assert_eq!(left(&store, &day).await, 95);
     assert_ne!(order.id, ReservationId::random());
+}
+
+/// What happens to Redis.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Killed,
+    Paused,
+    ReadOnly,
+    OutOfMemory,
+    Slow,
+}
+
+impl Fault {
+    async fn strike(self, server: &mut RedisServer, line: &SlowLine) {
+        match self {
+            Self::Killed => server.kill(),
+            Self::Paused => server.signal("-STOP"),
+            Self::ReadOnly => server.command::<()>("REPLICAOF 127.0.0.1 1").await,
+            Self::OutOfMemory => server.command::<()>("CONFIG SET maxmemory 1").await,
+            Self::Slow => line.delay(Duration::from_millis(200)),
+        }
+    }
+
+    async fn pass(self, server: &mut RedisServer, line: &SlowLine) {
+        match self {
+            Self::Killed => server.restart().await,
+            Self::Paused => server.signal("-CONT"),
+            Self::ReadOnly => server.command::<()>("REPLICAOF NO ONE").await,
+            Self::OutOfMemory => server.command::<()>("CONFIG SET maxmemory 0").await,
+            Self::Slow => line.delay(Duration::ZERO),
+        }
+    }
+}
+
+/// One client under way: how long each admission took, and how many were served and billed.
+async fn press(store: Arc<Redis>, day: Counter) -> (Vec<Duration>, u64) {
+    let (mut waits, mut billed) = (Vec::new(), 0);
+    for _ in 0..150 {
+        let mut order = reservation(std::slice::from_ref(&day));
+        order.lease_ms = 1_000;
+        let begun = Instant::now();
+        let decision = store.reserve(&order, now_ms()).await;
+        waits.push(begun.elapsed());
+        if decision.is_ok_and(|decision| decision.is_admitted()) {
+            let settled = settlement(&order, &[1]);
+            store.settle(&settled, now_ms()).await.unwrap();
+            billed += 1;
+        }
+    }
+    (waits, billed)
+}
+
+/// Eight clients through one fault: at the 99th percentile nobody waits 5 ms longer than the timeout; no more is served than the gauge
+/// says; and when the fault has passed, Redis has charged exactly what was billed, and nothing waits.
+async fn weather(fault: Fault) {
+    const LIMIT: u64 = 1_000;
+    const TIMEOUT: Duration = Duration::from_millis(100);
+    let mut server =
+        RedisServer::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let line = SlowLine::to(server.port).await;
+    let mut settings = lease(&server);
+    settings.timeout = TIMEOUT;
+    if matches!(fault, Fault::Slow) {
+        let url = format!("redis://127.0.0.1:{}/", line.port);
+        settings.servers = config::settings::proxy::Servers::One(Secret::new(url));
+    }
+    let state = tempfile::tempdir().unwrap();
+    let (store, metrics) = open(&settings, state.path()).await;
+    let store = Arc::new(store);
+    let day = day("u:weather", LIMIT, now_ms());
+    until("it learns its share", async || {
+        matches!(enter(&store, &day).await, Ok(Some(order))
+            if store.settle(&settlement(&order, &[0]), now_ms()).await.is_ok())
+            && shares(&metrics) == 100
+    })
+    .await;
+    let before = charged(&store, &day).await.unwrap();
+    fault.strike(&mut server, &line).await;
+    let clients: Vec<_> = (0..8)
+        .map(|_| tokio::spawn(press(Arc::clone(&store), day.clone())))
+        .collect();
+    let (mut waits, mut billed) = (Vec::new(), 0);
+    for client in clients {
+        let (some, units) = client.await.unwrap();
+        waits.extend(some);
+        billed += units;
+    }
+    waits.sort();
+    let p99 = waits[waits.len() * 99 / 100];
+    assert!(
+        p99 < TIMEOUT + Duration::from_millis(5),
+        "{fault:?}: {p99:?}"
+    );
+    assert!(
+        (1..=100).contains(&billed),
+        "{fault:?}: {billed} of a share of 100"
+    );
+    fault.pass(&mut server, &line).await;
+    until("all is charged, once", async || {
+        charged(&store, &day).await == Some(before - billed)
+    })
+    .await;
+    until("the journal is empty", async || {
+        metrics.render().contains("hearth_store_bills 0")
+    })
+    .await;
+    assert_eq!(
+        charged(&store, &day).await,
+        Some(before - billed),
+        "{fault:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_under_load_redis_delays_nobody_and_learns_all_that_was_spent() {
+    weather(Fault::Killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paused_under_load_redis_delays_nobody_and_learns_all_that_was_spent() {
+    weather(Fault::Paused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_only_under_load_redis_delays_nobody_and_learns_all_that_was_spent() {
+    weather(Fault::ReadOnly).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn out_of_memory_under_load_redis_delays_nobody_and_learns_all_that_was_spent() {
+    weather(Fault::OutOfMemory).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_under_load_redis_delays_nobody_and_learns_all_that_was_spent() {
+    weather(Fault::Slow).await;
 }
