@@ -2,6 +2,7 @@
 //! tunnel and enrolment outside of it; never decides where a request goes.
 
 pub mod derive;
+pub mod endpoints;
 pub mod fleet;
 pub mod members;
 pub mod nonce;

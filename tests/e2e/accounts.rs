@@ -61,9 +61,6 @@ impl Two {
             .unwrap_or_else(|| panic!("no {how} in {users}"));
         self.here.manage(&["user", "deny", whom]);
         let denied = refused(&person, 403).await;
-        println!(
-            "{how}: a revoked key entered for {revoked:?} more, a denied person for {denied:?}"
-        );
         assert!(
             revoked <= BOUND && denied <= BOUND,
             "{how}: {revoked:?}, {denied:?}"

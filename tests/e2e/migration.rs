@@ -8,7 +8,7 @@ use tests::node::Node;
 use tests::proxy::Proxy;
 use tests::wait::until;
 
-fn long(extra: Value) -> Value {
+fn long(extra: &Value) -> Value {
     let mut body = json!({
         "model": "fast",
         "messages": [{"role": "user", "content": "Tell me a long story of the sea."}],
@@ -27,7 +27,11 @@ fn long(extra: Value) -> Value {
 
 async fn whole(friend: &Client, body: &Value) -> Transcript {
     let transcript = friend.stream_body(body.clone()).await.collect().await;
-    assert!(transcript.finish_reason().is_some(), "{:?}", transcript.error());
+    assert!(
+        transcript.finish_reason().is_some(),
+        "{:?}",
+        transcript.error()
+    );
     transcript
 }
 
@@ -45,11 +49,14 @@ async fn an_answer_goes_on_where_a_killed_node_stopped() {
     })
     .await;
 
-    let body = long(json!({}));
+    let body = long(&json!({}));
     let unbroken = whole(&friend, &body).await;
 
     let mut stream = friend.stream_body(body).await;
-    let at_work = stream.headers["x-routing-node"].to_str().expect("a name").to_owned();
+    let at_work = stream.headers["x-routing-node"]
+        .to_str()
+        .expect("a name")
+        .to_owned();
     let mut begun = Vec::new();
     for _ in 0..10 {
         begun.push(stream.data().await.expect("the stream goes on"));
@@ -78,8 +85,16 @@ async fn an_answer_goes_on_where_a_killed_node_stopped() {
     );
     let constant = |chunk: &Value| (chunk["id"].clone(), chunk["created"].clone());
     let first = constant(&transcript.chunks[0]);
-    assert!(transcript.chunks.iter().all(|chunk| constant(chunk) == first));
-    let roles = transcript.chunks.iter().filter(|chunk| chunk["choices"][0]["delta"]["role"] == "assistant");
+    assert!(
+        transcript
+            .chunks
+            .iter()
+            .all(|chunk| constant(chunk) == first)
+    );
+    let roles = transcript
+        .chunks
+        .iter()
+        .filter(|chunk| chunk["choices"][0]["delta"]["role"] == "assistant");
     assert_eq!(roles.count(), 1, "the answer begins once");
     assert!(proxy.metric("hearth_migrations_total").await >= 1.0);
 }

@@ -84,9 +84,9 @@ impl Builder {
     pub fn counting_in(mut self, redis: &Redis) -> Self {
         // Refusing while Redis is away, so that a story counts exactly; on a busy machine Redis may take its time.
         self.store = format!(
-            "[store]\nkind = \"redis\"\nurl = \"{}\"\nsecret_key_file = {:?}\non_failure = \"closed\"\ntimeout_ms = 1000\n",
+            "[store]\nkind = \"redis\"\nurl = \"{}\"\nsecret_key_file = \"{}\"\non_failure = \"closed\"\ntimeout_ms = 1000\n",
             redis.url(),
-            redis.key_file(),
+            redis.key_file().display(),
         );
         self
     }

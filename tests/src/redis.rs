@@ -60,11 +60,7 @@ impl Redis {
         until(
             "redis-server answers",
             Duration::from_secs(10),
-            || async move {
-                tokio::net::TcpStream::connect(("127.0.0.1", port))
-                    .await
-                    .ok()
-            },
+            || async move { TcpStream::connect(("127.0.0.1", port)).await.ok() },
         )
         .await;
     }

@@ -42,6 +42,19 @@ struct Clock {
     tokens: u64,
 }
 
+impl Choice {
+    /// Goes over text that the machine that began the answer has sent; says how many of its tokens are thoughts.
+    fn go_over(&mut self, told: &[String]) -> u32 {
+        let mut thoughts = 0;
+        for text in told {
+            self.splitter.push(text, &mut Vec::new());
+            self.begun = true;
+            thoughts += u32::from(self.splitter.is_thinking());
+        }
+        thoughts
+    }
+}
+
 impl ChatStream {
     /// A stream of `choices` answers.
     pub fn new(envelope: Envelope, rules: &SplitRules, choices: usize) -> Self {
@@ -97,14 +110,7 @@ impl ChatStream {
             } => {
                 state.prompt_tokens = *prompt_tokens;
                 state.cached_tokens = *cached_tokens;
-                for text in told {
-                    // Sent already by the machine that began the answer.
-                    state.splitter.push(text, &mut Vec::new());
-                    state.begun = true;
-                    if state.splitter.is_thinking() {
-                        self.tally.add_reasoning(1);
-                    }
-                }
+                self.tally.add_reasoning(state.go_over(told));
                 if self.progress && told.is_empty() {
                     let progress = json!({
                         "total": prompt_tokens,

@@ -145,7 +145,9 @@ fn xml(name: &str, arguments: &Value) -> String {
         let value = value
             .as_str()
             .map_or_else(|| value.to_string(), str::to_owned);
-        text.push_str(&format!("<parameter={key}>\n{value}\n</parameter>\n"));
+        for part in ["<parameter=", key, ">\n", &value, "\n</parameter>\n"] {
+            text.push_str(part);
+        }
     }
     text + "</function>"
 }
@@ -164,8 +166,9 @@ fn written_again(format: ToolFormat, calls: &[(String, Value)]) -> String {
     match format {
         ToolFormat::Hermes => calls
             .iter()
-            .map(|call| format!("{open}{}{close}", object("arguments", call)))
-            .collect(),
+            .map(|call| [open, &object("arguments", call), close].concat())
+            .collect::<Vec<_>>()
+            .concat(),
         ToolFormat::Llama3 => calls
             .iter()
             .map(|call| object("parameters", call))
@@ -178,15 +181,18 @@ fn written_again(format: ToolFormat, calls: &[(String, Value)]) -> String {
         ToolFormat::MistralArgs => calls
             .iter()
             .map(|(name, arguments)| format!("{open}{name}[ARGS]{arguments}"))
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
         ToolFormat::Gemma4 => calls
             .iter()
             .map(|(name, arguments)| format!("{open}call:{name}{}{close}", gemma(arguments)))
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
         ToolFormat::QwenXml => calls
             .iter()
-            .map(|(name, arguments)| format!("{open}{}{close}", xml(name, arguments)))
-            .collect(),
+            .map(|(name, arguments)| [open, &xml(name, arguments), close].concat())
+            .collect::<Vec<_>>()
+            .concat(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the stories share: a server over chosen tiers, a client on an in-memory stream, and waiting for facts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,16 +33,16 @@ pub(crate) fn model(name: &str) -> PathBuf {
 }
 
 pub(crate) fn tiny_fast() -> TierSettings {
-    settings(Tier::Fast, model("tiny-fast-q8_0.gguf"), "tiny-fast")
+    settings(Tier::Fast, &model("tiny-fast-q8_0.gguf"), "tiny-fast")
 }
 
 /// A scripted engine; `script` is its JSON.
 pub(crate) fn scripted(tier: Tier, script: &Value) -> TierSettings {
-    settings(tier, PathBuf::from(format!("script:{script}")), "scripted")
+    settings(tier, Path::new(&format!("script:{script}")), "scripted")
 }
 
 /// As the settings file gives them, with all defaults.
-fn settings(tier: Tier, model: PathBuf, id: &str) -> TierSettings {
+fn settings(tier: Tier, model: &Path, id: &str) -> TierSettings {
     let model = toml::Value::String(model.to_str().expect("text").to_owned());
     let text = format!(
         "[node]\nstate_dir = \"/nowhere\"\n[[tiers]]\ntier = \"{tier}\"\nmodel = {model}\nmodel_id = \"{id}\"\n\

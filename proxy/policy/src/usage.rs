@@ -109,7 +109,9 @@ fn millijoules(usage: &Value) -> u64 {
     let joules = usage.get("joules").and_then(Value::as_f64);
     // As a duration: bounded, never negative, and rounded without a cast.
     let exact = joules.and_then(|joules| Duration::try_from_secs_f64(joules).ok());
-    exact.map_or(0, |exact| u64::try_from(exact.as_millis()).unwrap_or(u64::MAX))
+    exact.map_or(0, |exact| {
+        u64::try_from(exact.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 fn waited(body: &Value) -> Option<u64> {

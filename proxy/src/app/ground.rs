@@ -21,6 +21,7 @@ use crate::gateway::body::Reader;
 use crate::gateway::dispatch::Dispatcher;
 use crate::gateway::health::Readiness;
 use crate::gateway::{Figures, Gateway, Rooms};
+use crate::nodes::endpoints::Endpoints;
 use crate::nodes::fleet::Fleet;
 use crate::nodes::members::Members;
 use crate::nodes::peers::{self, HubKeys, Peers};
@@ -90,7 +91,9 @@ impl Ground {
             secret: secret(&*store, HUB_SECRET).await?,
             public_key: tunnel.public_key().to_string(),
         };
-        let peers = Arc::new(Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub));
+        let peers = Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub);
+        let endpoints = settings.server.state_dir.join("endpoints.json");
+        let peers = Arc::new(peers.remembering(Endpoints::open(endpoints)));
         if let Err(error) = peers.sync().await {
             tracing::warn!(%error, "nodes are not known yet; trying again");
         }

@@ -2,7 +2,9 @@
 //! derived. Never lets a revoked node stay, never stores a secret.
 
 use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,10 +14,14 @@ use tokio::time::Instant;
 use tunnel::{Peer, PresharedKey, PublicKey, Tunnel};
 
 use super::derive::{self, IDENTITY_BYTES};
+use super::endpoints::Endpoints;
 use super::fleet::Fleet;
 use super::members::{Member, Members};
 use super::upstream::Upstream;
 use crate::store::{NodeRecord, Store, StoreError};
+
+/// Pause between two handshakes of the hub after a restart, 500 a second: a tenth of a core, and no flood for the uplink.
+const KNOCK_EVERY: Duration = Duration::from_millis(2);
 
 /// Why a node was not taken into the tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,7 @@ pub struct Peers {
     fleet: Arc<Fleet>,
     hub: HubKeys,
     members: Arc<Members>,
+    endpoints: Endpoints,
     /// One change of the tunnel's peers at a time: a poll must not undo a registration.
     changing: tokio::sync::Mutex<()>,
 }
@@ -73,8 +80,16 @@ impl Peers {
             fleet,
             hub,
             members,
+            endpoints: Endpoints::default(),
             changing: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Keeps last known endpoints, so that the hub itself calls its nodes after a restart.
+    #[must_use]
+    pub fn remembering(mut self, endpoints: Endpoints) -> Self {
+        self.endpoints = endpoints;
+        self
     }
 
     /// Makes the tunnel's peers equal to the store's nodes: nodes registered at another proxy come in, revoked ones leave.
@@ -83,20 +98,33 @@ impl Peers {
         let members = self.members.all().into_iter();
         let mut gone: HashMap<NodeId, Arc<Member>> =
             members.map(|member| (member.id.clone(), member)).collect();
+        let mut away = Vec::new();
+        let mut told = Vec::new();
         for record in self.store.nodes().await? {
             if record.revoked_unix.is_some() || record.wireguard_key.is_none() {
                 continue;
             }
             let known = gone.remove(&record.id);
+            told.push((
+                record.id.clone(),
+                known.as_ref().and_then(|known| self.heard_at(known)),
+            ));
             if known
                 .is_some_and(|member| Some(&member.wireguard_key) == record.wireguard_key.as_ref())
             {
                 continue;
             }
-            if let Err(error) = self.insert(&record).await {
-                tracing::warn!(node = %record.id, %error, "a node of the store was not taken into the tunnel");
+            let endpoint = self.endpoints.of(&record.id);
+            match self.insert(&record, endpoint).await {
+                Ok(member) if endpoint.is_some() => away.push(member.address),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(node = %record.id, %error, "a node of the store was not taken into the tunnel");
+                }
             }
         }
+        self.knock(away);
+        self.endpoints.note(told).await;
         for member in gone.into_values() {
             self.remove(&member).await;
         }
@@ -106,7 +134,7 @@ impl Peers {
     /// Takes a node that has just registered into the tunnel; its old sessions end.
     pub async fn admit(&self, record: &NodeRecord) -> Result<Arc<Member>, AdmitError> {
         let _turn = self.changing.lock().await;
-        self.insert(record).await
+        self.insert(record, None).await
     }
 
     /// Throws a node out that was revoked at this proxy; the others notice at their next [`Peers::sync`].
@@ -147,7 +175,38 @@ impl Peers {
         derive::pair_secrets(&self.hub.secret, id, wireguard_key, &self.hub.public_key)
     }
 
-    async fn insert(&self, record: &NodeRecord) -> Result<Arc<Member>, AdmitError> {
+    /// Where a member speaks from, once it has spoken.
+    fn heard_at(&self, member: &Member) -> Option<SocketAddr> {
+        let status = self.tunnel.peer_status(member.address)?;
+        status.since_heard.and(status.endpoint)
+    }
+
+    /// Calls nodes where they were last heard from: their NAT mappings are still open, and a node that waits for our packets
+    /// would notice the restart only by its own timers. The tunnel repeats a call for 90 s.
+    fn knock(&self, away: Vec<Ipv6Addr>) {
+        if away.is_empty() {
+            return;
+        }
+        tracing::info!(
+            nodes = away.len(),
+            "calling nodes at their last known endpoints"
+        );
+        let tunnel = self.tunnel.clone();
+        tokio::spawn(async move {
+            for address in away {
+                if let Err(error) = tunnel.handshake_now(address).await {
+                    tracing::debug!(%address, %error, "a node was not called");
+                }
+                tokio::time::sleep(KNOCK_EVERY).await;
+            }
+        });
+    }
+
+    async fn insert(
+        &self,
+        record: &NodeRecord,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<Arc<Member>, AdmitError> {
         let identity: [u8; IDENTITY_BYTES] = STANDARD
             .decode(&record.identity)
             .ok()
@@ -161,7 +220,7 @@ impl Peers {
             public_key,
             preshared_key: Some(PresharedKey::from_bytes(secrets.preshared_key)),
             address,
-            endpoint: None,
+            endpoint,
             keepalive: None,
             // The node dials: its own address changes, ours does not.
             initiates: false,

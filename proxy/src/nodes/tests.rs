@@ -26,6 +26,7 @@ use tempfile::TempDir;
 use tokio_util::task::AbortOnDropHandle;
 use tunnel::{Peer, PresharedKey, PrivateKey, Tunnel};
 
+use super::endpoints::Endpoints;
 use super::fleet::Fleet;
 use super::members::Members;
 use super::peers::{HubKeys, Peers, Rooms};
@@ -470,6 +471,69 @@ async fn after_a_restart_the_hub_knows_its_nodes_without_registration() {
         report(&tunnel, &reply.agent_token, &ready(&id, 1, &[Fast])).await,
         StatusCode::OK
     );
+}
+
+/// The hub's side of the tunnel again, as a new process would build it: same key, same port, same store and file.
+async fn restarted(
+    hub: &Hub,
+    bind: std::net::SocketAddr,
+    file: &std::path::Path,
+) -> (Tunnel, Peers) {
+    let key = PrivateKey::from_bytes([3; 32]);
+    let tunnel = Tunnel::start(tunnel::Settings::new(bind, key, HUB_ADDRESS))
+        .await
+        .unwrap();
+    let rooms = Rooms {
+        upstream: Upstream::new(Arc::new(tunnel.clone()), 4),
+        fleet: Arc::clone(&hub.fleet),
+        members: Arc::default(),
+    };
+    let keys = HubKeys {
+        secret: [1; 32],
+        public_key: tunnel.public_key().to_string(),
+    };
+    let peers = Peers::new(tunnel.clone(), Arc::clone(&hub.store), rooms, keys);
+    let peers = peers.remembering(Endpoints::open(file.to_owned()));
+    (tunnel, peers)
+}
+
+async fn in_session(tunnel: &Tunnel, address: Ipv6Addr) {
+    let give_up = Instant::now() + PATIENCE;
+    while tunnel
+        .peer_status(address)
+        .is_none_or(|status| status.since_handshake.is_none() || status.since_heard.is_none())
+    {
+        assert!(Instant::now() < give_up, "waited in vain for a session");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_hub_calls_an_idle_node_that_says_nothing() {
+    let hub = Hub::start().await;
+    let home = Home::new(1);
+    let (_, reply) = home.join(&hub, &hub.invite(None).await).await;
+    let bind = hub.tunnel.local_addr();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("endpoints.json");
+    hub.tunnel.shutdown().await;
+    let (first, peers) = restarted(&hub, bind, &file).await;
+    peers.sync().await.unwrap();
+    // The node has no reason to speak: no report, no stream, and a session younger than its rekey.
+    let _node = home.dial(&reply).await;
+    in_session(&first, reply.address).await;
+    peers.sync().await.unwrap();
+    first.shutdown().await;
+
+    let began = Instant::now();
+    let (second, peers) = restarted(&hub, bind, &file).await;
+    peers.sync().await.unwrap();
+    in_session(&second, reply.address).await;
+    let took = began.elapsed();
+    println!("idle node back {} ms after the restart", took.as_millis());
+    assert!(took <= Duration::from_millis(1500), "took {took:?}");
+    let sent = second.counters();
+    assert_eq!(sent.bad_mac + sent.unauthentic, 0, "{sent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -144,6 +144,38 @@ async fn a_replayed_packet_neither_counts_twice_nor_moves_the_endpoint() {
 }
 
 #[tokio::test]
+async fn a_forged_packet_from_elsewhere_does_not_move_the_endpoint() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    let home = rogue.socket.local_addr().unwrap();
+    until("the endpoint", || {
+        hub.peer_status(own).unwrap().endpoint == Some(home)
+    })
+    .await;
+    // The right receiver and a fresh counter, as a watcher of the path could make it; only the tag is wrong.
+    let mut forged = rogue.seal(&syn(own, HUB, 6));
+    if let Some(last) = forged.last_mut() {
+        *last ^= 1;
+    }
+    let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    elsewhere.send_to(&forged, hub.local_addr()).await.unwrap();
+    counted(&hub, "the forgery", |counters| counters.unauthentic).await;
+    // An honest packet from home afterwards shows that the board has been posted since.
+    rogue.send(&syn(own, HUB, 44)).await;
+    counted(&hub, "an honest packet", |counters| counters.not_tcp).await;
+    assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));
+
+    let honest = rogue.seal(&syn(own, HUB, 44));
+    elsewhere.send_to(&honest, hub.local_addr()).await.unwrap();
+    let moved = elsewhere.local_addr().unwrap();
+    until("the endpoint to follow authenticated data", || {
+        hub.peer_status(own).unwrap().endpoint == Some(moved)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_initiation_alone_does_not_move_the_endpoint() {
     let hub = hub().await;
     let own = node_address(1);

@@ -1,0 +1,130 @@
+//! Where the nodes were last heard from, kept in a file of this proxy: after a restart the hub itself knocks there instead of
+//! waiting until a node notices. A hint only: WireGuard authenticates whoever answers. Never holds a key, never fails a request.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use config::ids::NodeId;
+
+/// A file that is larger is not ours: 10,000 nodes take a tenth of it.
+const FILE_MAX: u64 = 8 << 20;
+
+/// Last known endpoint of every node that this hub has heard.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    /// `None`: nothing outlives the process.
+    file: Option<PathBuf>,
+    known: Mutex<BTreeMap<NodeId, SocketAddr>>,
+}
+
+impl Endpoints {
+    /// Reads what an earlier run has left. A file that cannot be read is the same as none: nodes come back by themselves, later.
+    pub fn open(file: PathBuf) -> Self {
+        let known = match read(&file) {
+            Ok(known) => known,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "last known endpoints of the nodes cannot be read; nodes must call first");
+                BTreeMap::new()
+            }
+        };
+        Self {
+            file: Some(file),
+            known: Mutex::new(known),
+        }
+    }
+
+    /// Where a node was last heard from.
+    pub fn of(&self, node: &NodeId) -> Option<SocketAddr> {
+        self.known().get(node).copied()
+    }
+
+    /// Replaces what is known by what `told` says of each node: `None` keeps what was known, nodes not named are forgotten. Writes
+    /// the file if anything changed.
+    pub async fn note(&self, told: Vec<(NodeId, Option<SocketAddr>)>) {
+        let text = {
+            let mut known = self.known();
+            let next: BTreeMap<_, _> = told
+                .into_iter()
+                .filter_map(|(node, heard)| {
+                    let endpoint = heard.or_else(|| known.get(&node).copied())?;
+                    Some((node, endpoint))
+                })
+                .collect();
+            if next == *known {
+                return;
+            }
+            *known = next;
+            serde_json::to_vec(&*known)
+        };
+        let (Some(file), Ok(text)) = (self.file.clone(), text) else {
+            return;
+        };
+        let shown = file.display().to_string();
+        let written = tokio::task::spawn_blocking(move || write(&file, &text)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(file = shown, %error, "endpoints of the nodes cannot be kept; after a restart nodes must call first");
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<NodeId, SocketAddr>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(file: &Path) -> io::Result<BTreeMap<NodeId, SocketAddr>> {
+    let bytes = std::fs::metadata(file)?.len();
+    if bytes > FILE_MAX {
+        let text = format!("it has {bytes} bytes, more than {FILE_MAX}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::from)
+}
+
+/// A crash leaves the old file or the new one. Home addresses are nobody else's business: 0600.
+fn write(file: &Path, text: &[u8]) -> io::Result<()> {
+    let fresh = file.with_extension("json.new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut open = options.open(&fresh)?;
+    open.write_all(text)?;
+    open.sync_all()?;
+    std::fs::rename(&fresh, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[tokio::test]
+    async fn endpoints_outlive_the_process_and_forgotten_nodes_leave() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("endpoints.json");
+        let (one, two) = (NodeId::new("node_1"), NodeId::new("node_2"));
+        let endpoints = Endpoints::open(file.clone());
+        let told = vec![(one.clone(), Some(at(1))), (two.clone(), Some(at(2)))];
+        endpoints.note(told).await;
+        let again = Endpoints::open(file.clone());
+        assert_eq!((again.of(&one), again.of(&two)), (Some(at(1)), Some(at(2))));
+        again.note(vec![(one.clone(), None)]).await;
+        let last = Endpoints::open(file);
+        assert_eq!((last.of(&one), last.of(&two)), (Some(at(1)), None));
+    }
+
+    #[test]
+    fn a_broken_file_is_the_same_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("endpoints.json");
+        std::fs::write(&file, "{\"node_1\": \"nowhere\"").unwrap();
+        assert_eq!(Endpoints::open(file).of(&NodeId::new("node_1")), None);
+    }
+}
