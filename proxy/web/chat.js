@@ -80,14 +80,24 @@ async function loadModels() {
   page.attach.hidden = !list.data.some(sees);
 }
 
+/** Budgets of a day by their names: whose (the person's own without a word), of what, and of which tier (of all without a word). */
+const DAILY = /^(?:(key|group|org)-)?(text|tokens)-day(?:-(fast|primary|heavy))?$/;
+
+/** One budget in words, such as `heavy: 300 of 1,000 tokens`; null for what is no budget of a day, such as requests at once. */
+function inWords({ name, limit, remaining }) {
+  const [, whose, what, tier] = DAILY.exec(name) ?? [];
+  if (!what) return null;
+  const of = [{ key: "this key", group: "your group", org: "your organisation" }[whose], tier].filter(Boolean).join(", ");
+  const count = `${remaining.toLocaleString()} of ${limit.toLocaleString()} ${what === "text" ? "requests" : "tokens"}`;
+  return of ? `${of}: ${count}` : count;
+}
+
 /** What the account may still spend today, of what it may spend; nothing where nothing is limited by the day. */
 async function loadLeft() {
-  const words = { tokens: "tokens", requests: "requests" };
   try {
     const { limits } = await (await call("/api/user")).json();
-    const daily = limits.filter(({ name, unit }) => /^(text|tokens)-day$/.test(name) && unit in words);
-    const parts = daily.map(({ unit, limit, remaining }) => `${remaining.toLocaleString()} of ${limit.toLocaleString()} ${words[unit]}`);
-    page.left.textContent = `Left today: ${parts.join(", ")}`;
+    const parts = limits.map(inWords).filter(Boolean);
+    page.left.textContent = `Left today: ${parts.join("; ")}`;
     page.left.hidden = parts.length === 0;
   } catch {
     // An answer is worth more than this line: without it the page works all the same.

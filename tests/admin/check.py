@@ -67,7 +67,8 @@ def status(url, key):
         return refused.code
 
 
-def schemathesis(url, key, folder):
+def schemathesis(url, made, folder):
+    key = made["key"]
     report = folder / "report.json"
     command = [
         str(pathlib.Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/admin/v1/openapi.json",
@@ -77,7 +78,8 @@ def schemathesis(url, key, folder):
     ]
     if seed := os.environ.get("SEED"):
         command += ["--seed", seed]
-    run = subprocess.run(command, cwd=folder, timeout=RUNS_WITHIN_S + 30, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    own = {"HEARTH_OWN": f"check {key} {made['record']['id']}", "SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}
+    run = subprocess.run(command, cwd=folder, env={**os.environ, **own}, timeout=RUNS_WITHIN_S + 30, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return run.returncode, run.stdout
 
 
@@ -92,9 +94,9 @@ def main():
             try:
                 wait_until_it_answers(url, proxy)
                 made = subprocess.run([*command, "--json", "key", "create", "--admin", "--name", "check"], check=True, stdout=subprocess.PIPE, text=True)
-                key = json.loads(made.stdout)["key"]
-                code, text = schemathesis(url, key, folder)
-                is_good = status(f"{url}/admin/v1/status", key) == 200
+                made = json.loads(made.stdout)
+                code, text = schemathesis(url, made, folder)
+                is_good = status(f"{url}/admin/v1/status", made["key"]) == 200
             finally:
                 proxy.terminate()
         log = (folder / "proxy.log").read_text()

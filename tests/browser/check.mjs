@@ -112,6 +112,18 @@ const checks = {
     assert.equal(await left(), before - 1);
   },
 
+  async "every budget of the day has its words, and nothing else is called one"(page) {
+    const limit = (name, unit, most, remaining, window_secs) => ({ name, unit, limit: most, used: most - remaining, remaining, window_secs });
+    await page.route("**/api/user", (route) => route.fulfill({ json: { limits: [
+      limit("text-min", "requests", 30, 29, 60), limit("text-day", "requests", 100, 93, 86400),
+      limit("tokens-day-heavy", "tokens", 900, 300, 86400), limit("group-tokens-day", "tokens", 800, 250, 86400),
+      limit("tokens-month", "tokens", 999, 998, 2592000), limit("concurrency", "requests", 16, 15, 0),
+    ] } }));
+    await signIn(page);
+    await page.waitForSelector("#left:not([hidden])");
+    assert.equal(await page.textContent("#left"), "Left today: 93 of 100 requests; heavy: 300 of 900 tokens; your group: 250 of 800 tokens");
+  },
+
   async "signing out forgets the key and the conversation"(page) {
     await signIn(page);
     await ask(page, "Hello");

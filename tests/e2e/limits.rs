@@ -178,3 +178,39 @@ async fn what_was_not_served_is_not_charged() {
     }
     assert_eq!(friend.ask("fast", QUESTION).await.status, 429);
 }
+
+/// The first address of `X-Forwarded-For` was believed: another one for each request, and there was no limit.
+#[tokio::test]
+async fn seed_defect_5_whoever_forwards_invented_addresses_is_counted_as_the_one_that_it_is() {
+    let strict = || Proxy::generous().limit("health_per_minute_per_ip = 5");
+    let direct = strict().start().await;
+    let friend = direct.friend();
+    let mut replies = Vec::new();
+    for number in 0..8 {
+        let invented = format!("203.0.113.{number}");
+        let forwarded = ("x-forwarded-for", invented.as_str());
+        replies.push(friend.get_with("/v1/models", forwarded).await);
+    }
+    assert_eq!(admitted(&replies), 5, "nobody in front of us is trusted");
+    assert!(
+        replies[7].body.contains("health-min-ip"),
+        "{}",
+        replies[7].body
+    );
+
+    let behind = strict()
+        .server("trusted_proxies = [\"127.0.0.0/8\"]")
+        .start()
+        .await;
+    let friend = behind.friend();
+    let mut replies = Vec::new();
+    for number in 0..8 {
+        // What a balancer appends stands on the right; what a client invents is left of it.
+        let chain = format!("192.0.2.{number}, 198.51.100.7");
+        let forwarded = ("x-forwarded-for", chain.as_str());
+        replies.push(friend.get_with("/v1/models", forwarded).await);
+    }
+    assert_eq!(admitted(&replies), 5, "one client, whatever it says before");
+    let other = ("x-forwarded-for", "198.51.100.7, 198.51.100.8");
+    assert_eq!(friend.get_with("/v1/models", other).await.status, 200);
+}

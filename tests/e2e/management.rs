@@ -290,3 +290,101 @@ async fn both_programs_log_the_same_lines_and_end_without_a_complaint() {
         assert_eq!(requests, 1, "{program} tells of the request once:\n{log}");
     }
 }
+
+/// What an operator types in a month with one person, on a server that runs.
+#[tokio::test]
+async fn a_person_s_keys_limits_and_usage_are_managed_from_the_command_line_to_the_end() {
+    let proxy = Proxy::start().await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
+    proxy.serves(&proxy.friend(), &["fast"]).await;
+    let made = proxy.manage(&["key", "create", "--name", "laptop", "--owner", "ben"]);
+    let text = |value: &Value, field: &str| value[field].as_str().expect(field).to_owned();
+    let (id, old) = (text(&made["record"], "id"), text(&made, "key"));
+    let client = |key: &str| proxy.stranger().with_bearer(key);
+    let reply = client(&old).ask("fast", "Hello").await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let spent = reply.json()["usage"]["total_tokens"]
+        .as_u64()
+        .expect("tokens");
+
+    usage_is_told_in_each_form(&proxy, spent).await;
+
+    // No more than was spent already: the next answer is none.
+    let tokens = spent.to_string();
+    let set = done(&proxy, &["user", "set", "ben", "--tokens-per-day", &tokens]);
+    assert!(set.contains("changed ben"), "{set}");
+    assert!(done(&proxy, &["user", "list"]).contains(&tokens));
+    let bound = Duration::from_secs(10);
+    until("the new figure counts", bound, || async {
+        let reply = client(&old).ask("fast", "Hello").await;
+        assert!([200, 429].contains(&reply.status), "{}", reply.body);
+        (reply.code() == "insufficient_quota").then_some(())
+    })
+    .await;
+    done(&proxy, &["user", "set", "ben", "--no-figures"]);
+    until("it counts no more", bound, || async {
+        (client(&old).ask("fast", "Hello").await.status == 200).then_some(())
+    })
+    .await;
+
+    let rotated = proxy.manage(&["key", "rotate", &id, "--grace", "1h"]);
+    let new = text(&rotated, "key");
+    assert_ne!(old, new);
+    for good in [&old, &new] {
+        assert_eq!(client(good).get("/v1/models").await.status, 200);
+    }
+    let again = proxy.manage(&["key", "rotate", &id, "--grace", "0s"]);
+    let newest = text(&again, "key");
+    for ended in [&old, &new] {
+        assert_eq!(client(ended).get("/v1/models").await.status, 401);
+    }
+    assert_eq!(client(&newest).get("/v1/models").await.status, 200);
+
+    let (code, words) = typed(&proxy, &["user", "erase", "ben"]);
+    assert_eq!(code, Some(64), "without --yes nobody is forgotten: {words}");
+    let erased = done(&proxy, &["user", "erase", "ben", "--yes"]);
+    assert!(erased.contains("forgot ben: 1 keys ended"), "{erased}");
+    assert_eq!(client(&newest).get("/v1/models").await.status, 401);
+    let csv = done(
+        &proxy,
+        &["usage", "--user", "ben", "--per", "total", "--csv"],
+    );
+    let row = csv.lines().nth(1).expect("a row");
+    assert!(row.split(',').nth(2) == Some("0"), "nothing is kept: {csv}");
+    assert!(!done(&proxy, &["user", "list"]).contains("ben"));
+    assert!(done(&proxy, &["audit", "list"]).contains("user.erase"));
+
+    let (other, phone) = proxy.key("phone");
+    assert!(done(&proxy, &["key", "revoke", &other]).contains("revoked"));
+    assert_eq!(client(&phone).get("/v1/models").await.status, 401);
+}
+
+/// The sums of one answer: as lines for a spreadsheet, as a table a day, request by request.
+async fn usage_is_told_in_each_form(proxy: &Proxy, spent: u64) {
+    let asked = ["usage", "--user", "ben", "--per", "total", "--csv"];
+    let csv = until("the books have it", Duration::from_secs(10), || async {
+        let csv = done(proxy, &asked);
+        let row: Vec<&str> = csv.lines().nth(1)?.split(',').collect();
+        (row.get(2) == Some(&"1")).then_some(csv.clone())
+    })
+    .await;
+    let mut lines = csv.lines();
+    let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
+    let row: Vec<&str> = lines.next().expect("a row").split(',').collect();
+    assert_eq!(head.len(), row.len(), "{csv}");
+    let figure = |name: &str| {
+        let at = head.iter().position(|column| *column == name);
+        row[at.unwrap_or_else(|| panic!("no {name} in {csv}"))]
+            .parse::<u64>()
+            .expect("a number")
+    };
+    assert_eq!(figure("tokens_in") + figure("tokens_out"), spent, "{csv}");
+    let days = done(proxy, &["usage", "--by", "day", "--user", "ben"]);
+    assert_eq!(days.lines().count(), 3, "head, today, all: {days}");
+    assert!(days.starts_with("PERIOD"), "{days}");
+    let records = done(proxy, &["usage", "--records", "--user", "ben"]);
+    assert!(
+        records.contains("ben") && records.contains("tiny-fast"),
+        "{records}"
+    );
+}

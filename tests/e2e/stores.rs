@@ -10,8 +10,9 @@ use tests::proxy::Proxy;
 use tests::redis::Redis;
 use tests::wait::until;
 
+/// Each of three processes counted for itself: three times the limit.
 #[tokio::test]
-async fn two_proxies_on_one_redis_share_one_limit_exactly() {
+async fn seed_defect_6_three_proxies_on_one_redis_share_one_limit_exactly() {
     let issuer = Issuer::start().await;
     let redis = Redis::start().await;
     let build = || {
@@ -20,17 +21,27 @@ async fn two_proxies_on_one_redis_share_one_limit_exactly() {
             .trusting(&issuer)
             .counting_in(&redis)
     };
-    let (left, right) = (build().start().await, build().start().await);
-    let _den = Node::named("den").tier("fast").join(&left);
-    let _attic = Node::named("attic").tier("fast").join(&right);
+    let proxies = [
+        build().start().await,
+        build().start().await,
+        build().start().await,
+    ];
+    let names = ["den", "attic", "cellar"];
+    let _homes: Vec<Node> = names
+        .iter()
+        .zip(&proxies)
+        .map(|(name, proxy)| Node::named(name).tier("fast").join(proxy))
+        .collect();
     let token = issuer.token("ada");
-    let doors: Vec<Client> = [&left, &right]
+    let doors: Vec<Client> = proxies
+        .iter()
         .map(|proxy| proxy.stranger().with_bearer(&token))
-        .into();
-    left.serves(&doors[0], &["fast"]).await;
-    right.serves(&doors[1], &["fast"]).await;
+        .collect();
+    for (proxy, door) in proxies.iter().zip(&doors) {
+        proxy.serves(door, &["fast"]).await;
+    }
 
-    let replies = join_all((0..80).map(|turn| doors[turn % 2].ask("fast", "Hello"))).await;
+    let replies = join_all((0..90).map(|turn| doors[turn % 3].ask("fast", "Hello"))).await;
 
     let odd = replies
         .iter()

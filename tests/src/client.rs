@@ -53,6 +53,13 @@ impl Client {
         .await
     }
 
+    /// A GET with one more header.
+    pub async fn get_with(&self, path: &str, (name, value): (&str, &str)) -> Reply {
+        let request = self.http.get(format!("{}{path}", self.base));
+        let sent = self.authorized(request.header(name, value)).send().await;
+        Reply::read(sent.expect("the proxy answers")).await
+    }
+
     /// A GET that may fail to connect.
     pub async fn try_get(&self, path: &str) -> Option<Reply> {
         let response = self

@@ -34,10 +34,18 @@ pub fn broken() -> String {
 /// Settings of a node to be started.
 pub struct Builder {
     name: String,
+    settings: String,
     tiers: String,
 }
 
 impl Builder {
+    /// One line of `[node]`.
+    #[must_use]
+    pub fn setting(mut self, line: &str) -> Self {
+        writeln!(self.settings, "{line}").expect("a string grows");
+        self
+    }
+
     /// Serves the tiny model of this tier.
     #[must_use]
     pub fn tier(self, tier: &str) -> Self {
@@ -78,9 +86,10 @@ impl Builder {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let admin_port = free_tcp_port();
         let settings = format!(
-            "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nadmin_listen = \"127.0.0.1:{admin_port}\"\n\n{}",
+            "[node]\nname = \"{}\"\nstate_dir = \"{}\"\nadmin_listen = \"127.0.0.1:{admin_port}\"\n{}\n{}",
             self.name,
             folder.path().join("state").display(),
+            self.settings,
             self.tiers,
         );
         fs::write(folder.path().join("node.toml"), settings).expect("settings can be written");
@@ -105,6 +114,7 @@ impl Node {
     pub fn named(name: &str) -> Builder {
         Builder {
             name: name.to_owned(),
+            settings: String::new(),
             tiers: String::new(),
         }
     }

@@ -66,6 +66,18 @@ pub fn said(name: &str, arguments: &[&str]) -> (Option<i32>, String) {
     )
 }
 
+/// Sends a signal by its name to a process.
+pub fn send(signal: &str, pid: u32) {
+    let sent = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(pid.to_string())
+        .status();
+    assert!(
+        sent.is_ok_and(|status| status.success()),
+        "kill -{signal} {pid} failed"
+    );
+}
+
 /// A running program; killed when dropped.
 pub struct Process {
     name: String,
@@ -115,15 +127,19 @@ impl Process {
 
     /// Sends a signal by its name, as `TERM`.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.pid().to_string())
-            .status();
-        assert!(
-            sent.is_ok_and(|status| status.success()),
-            "kill -{signal} {} failed",
-            self.name
-        );
+        send(signal, self.pid());
+    }
+
+    /// The processes that it has started and that still run.
+    pub fn children(&self) -> Vec<u32> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        let tasks = tasks.expect("a running process has tasks").flatten();
+        let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let pids = lists.flat_map(|list| {
+            let pids = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+            pids.collect::<Vec<u32>>()
+        });
+        pids.collect()
     }
 
     /// Waits for the end; panics after the deadline.

@@ -79,3 +79,23 @@ pub struct Counters {
     /// Connection attempts over a listener's backlog.
     pub backlog_full: u64,
 }
+
+impl Counters {
+    /// Each by its name.
+    pub const fn each(&self) -> [(&'static str, u64); 12] {
+        [
+            ("malformed", self.malformed),
+            ("unknown_peer", self.unknown_peer),
+            ("limited", self.limited),
+            ("bad_mac", self.bad_mac),
+            ("unauthentic", self.unauthentic),
+            ("replayed", self.replayed),
+            ("counter_exhausted", self.counter_exhausted),
+            ("foreign_source", self.foreign_source),
+            ("foreign_destination", self.foreign_destination),
+            ("not_tcp", self.not_tcp),
+            ("too_many_streams", self.too_many_streams),
+            ("backlog_full", self.backlog_full),
+        ]
+    }
+}

@@ -252,6 +252,10 @@ pub struct Routing {
     pub first_byte_timeout: Duration,
     /// Silence within a stream. Default 60 s.
     pub idle_timeout: Duration,
+    /// Silence within a stream after which its node is asked whether it still lives; zero: never. Default 1 s.
+    pub stall_after: Duration,
+    /// So long somebody is looked for who goes on with an answer that broke off; zero: nobody is. Default 10 s.
+    pub migration_patience: Duration,
     /// A status line may wait this long for the first token before comments start. Default 3 s.
     pub commit_after: Duration,
     /// Time between SSE comments. Default 15 s.

@@ -39,6 +39,8 @@ const N_CTX_TRAIN: u32 = 8_192;
 /// Far enough apart that no temperature ever draws another token.
 const CERTAIN: f32 = 1_000.0;
 
+/// What follows the token that starts the answer's turn.
+const TURN_HEAD: &str = "assistant\n";
 const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// What a scripted engine does.
@@ -149,6 +151,22 @@ struct Actor {
     prompt_len: usize,
 }
 
+impl Actor {
+    /// How much of the reply is there already: of an answer that goes on.
+    fn said(&self) -> usize {
+        let turn = self.cached.rsplit(|token| *token == TURN_START).next();
+        let begun = turn.and_then(|turn| turn.get(TURN_HEAD.len()..));
+        let begun = begun.unwrap_or_default();
+        let said = self.reply.get(..begun.len()).unwrap_or_default();
+        let is_said = said.iter().map(|byte| i32::from(*byte));
+        if is_said.eq(begun.iter().map(|token| token.0)) {
+            begun.len()
+        } else {
+            0
+        }
+    }
+}
+
 impl ScriptedEngine {
     fn new(spec: &LoadSpec, script: Script) -> Self {
         let n_ctx = if spec.n_ctx == 0 {
@@ -224,7 +242,7 @@ impl ScriptedEngine {
             .find(|reply| prompt.contains(&reply.when));
         let say = reply.map_or(&self.script.say, |reply| &reply.say);
         actor.reply = say.clone().into_bytes();
-        actor.prompt_len = actor.cached.len();
+        actor.prompt_len = actor.cached.len() - actor.said();
         Ok(())
     }
 

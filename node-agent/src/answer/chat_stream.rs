@@ -9,7 +9,7 @@ use config::wire::chat::{
 use config::wire::sse;
 use engine::Event;
 use indexmap::IndexMap;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Envelope, Tally, call_id, finish_reason, index, logprobs, token_logprobs};
 use crate::tools::splitter::{Part, SplitRules, Splitter};
@@ -29,6 +29,10 @@ struct Choice {
     splitter: Splitter,
     begun: bool,
     logprobs: Vec<TokenLogprob>,
+    /// Tokens of text that is held back.
+    unnamed: Vec<i32>,
+    /// Resumed tokens whose text comes with the next one.
+    silent: u32,
     prompt_tokens: u32,
     cached_tokens: u32,
 }
@@ -47,9 +51,18 @@ impl Choice {
     fn go_over(&mut self, told: &[String]) -> u32 {
         let mut thoughts = 0;
         for text in told {
-            self.splitter.push(text, &mut Vec::new());
             self.begun = true;
-            thoughts += u32::from(self.splitter.is_thinking());
+            self.silent += 1;
+            // Tokens without text of their own were told with the text of the next one.
+            if !text.is_empty() {
+                self.splitter.push(text, &mut Vec::new());
+                let count = std::mem::take(&mut self.silent);
+                thoughts += if self.splitter.is_thinking() {
+                    count
+                } else {
+                    0
+                };
+            }
         }
         thoughts
     }
@@ -62,6 +75,8 @@ impl ChatStream {
             splitter: Splitter::new(rules.clone()),
             begun: false,
             logprobs: Vec::new(),
+            unnamed: Vec::new(),
+            silent: 0,
             prompt_tokens: 0,
             cached_tokens: 0,
         };
@@ -111,6 +126,9 @@ impl ChatStream {
                 state.prompt_tokens = *prompt_tokens;
                 state.cached_tokens = *cached_tokens;
                 self.tally.add_reasoning(state.go_over(told));
+                if let Some(clock) = &mut self.clock {
+                    clock.tokens += u64::try_from(told.len()).unwrap_or(u64::MAX);
+                }
                 if self.progress && told.is_empty() {
                     let progress = json!({
                         "total": prompt_tokens,
@@ -118,11 +136,7 @@ impl ChatStream {
                         "processed": cached_tokens,
                         "time_ms": queue_ms,
                     });
-                    // A stream begins with the role, whatever else was asked for.
-                    self.begin(choice, out);
-                    let mut chunk = self.chunk(vec![delta_of(choice, Delta::default())]);
-                    chunk.extra.insert("prompt_progress".to_owned(), progress);
-                    put(&chunk, out);
+                    self.tell_progress(choice, progress, out);
                 }
             }
             Event::Piece {
@@ -131,17 +145,16 @@ impl ChatStream {
                 logprobs,
                 ids,
             } => {
-                if self.envelope.names_tokens {
-                    sse::write_tokens(out, ids);
-                }
+                state.unnamed.extend(ids);
                 state.logprobs.extend(token_logprobs(logprobs));
                 if let Some(clock) = &mut self.clock {
                     clock.count(*tokens, now);
                 }
                 let mut parts = Vec::new();
                 state.splitter.push(text, &mut parts);
+                let silent = std::mem::take(&mut state.silent);
                 if state.splitter.is_thinking() {
-                    self.tally.add_reasoning(*tokens);
+                    self.tally.add_reasoning(tokens + silent);
                 }
                 self.begin(choice, out);
                 self.parts(choice, parts, out);
@@ -153,6 +166,8 @@ impl ChatStream {
             } => {
                 let mut parts = Vec::new();
                 state.splitter.finish(&mut parts);
+                // Nobody could go on from the end.
+                state.unnamed.clear();
                 let calls = state.splitter.calls();
                 let rest = std::mem::take(&mut state.logprobs);
                 self.begin(choice, out);
@@ -181,6 +196,14 @@ impl ChatStream {
         out.extend_from_slice(sse::DONE);
     }
 
+    fn tell_progress(&mut self, choice: usize, progress: Value, out: &mut Vec<u8>) {
+        // A stream begins with the role, whatever else was asked for.
+        self.begin(choice, out);
+        let mut chunk = self.chunk(vec![delta_of(choice, Delta::default())]);
+        chunk.extra.insert("prompt_progress".to_owned(), progress);
+        put(&chunk, out);
+    }
+
     fn begin(&mut self, choice: usize, out: &mut Vec<u8>) {
         let Some(state) = self.choices.get_mut(choice) else {
             return;
@@ -200,11 +223,17 @@ impl ChatStream {
     }
 
     fn parts(&mut self, choice: usize, parts: Vec<Part>, out: &mut Vec<u8>) {
+        let mut left = parts.len();
         for part in parts {
+            left -= 1;
             let mut change = delta_of(choice, self.delta(choice, part));
             // Probabilities of text that is held back wait for the text.
             if let Some(state) = self.choices.get_mut(choice) {
                 change.logprobs = logprobs(std::mem::take(&mut state.logprobs));
+                // The last chunk of them names the tokens of all: who has it has them all.
+                if left == 0 && self.envelope.names_tokens {
+                    sse::write_tokens(out, &std::mem::take(&mut state.unnamed));
+                }
             }
             self.write(vec![change], out);
         }

@@ -129,6 +129,12 @@ impl Asked {
                     param: RESUME.to_owned(),
                     message: "expected {\"tokens\": [integers]}".to_owned(),
                 })?;
+            if body.begun.is_some() && self.choices() > 1 {
+                return Err(Refused::Unsupported {
+                    param: RESUME.to_owned(),
+                    message: format!("only one answer can go on, not {}", self.choices()),
+                });
+            }
             self.begun = body.begun;
         }
         Ok(self)

@@ -14,6 +14,7 @@ mod program;
 mod prompts;
 mod pull;
 mod remote;
+mod resume;
 mod setup;
 mod support;
 mod uplink;

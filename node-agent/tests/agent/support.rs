@@ -198,7 +198,12 @@ impl Client {
 
     /// All events of a streamed chat.
     pub(crate) async fn stream(&mut self, path: &str, body: &Value) -> Vec<Event> {
-        let response = self.send(post(path, body)).await;
+        self.events(post(path, body)).await
+    }
+
+    /// All events of an answer.
+    pub(crate) async fn events(&mut self, request: Request<Full<Bytes>>) -> Vec<Event> {
+        let response = self.send(request).await;
         assert_eq!(response.status(), StatusCode::OK);
         let body = timeout(PATIENCE, response.into_body().collect()).await;
         let body = body.expect("in time").expect("a whole body").to_bytes();

@@ -29,6 +29,8 @@ pub(crate) fn routing() -> Routing {
         connect_timeout: Duration::from_secs(3),
         first_byte_timeout: Duration::from_mins(2),
         idle_timeout: Duration::from_mins(1),
+        stall_after: Duration::from_secs(1),
+        migration_patience: Duration::from_secs(10),
         commit_after: Duration::from_secs(3),
         keepalive: Duration::from_secs(15),
         fallback: true,

@@ -1,77 +1,18 @@
 //! The table of `/admin/v1`: the one place that says which method and path mean which act, what it takes and what it answers. The
 //! router, the `OpenAPI` description and the audit log are made from it. Does nothing itself.
 
+mod act;
 mod url;
 
 use http::Method;
 
+pub use act::{Act, BookAct, DenialAct, InviteAct, KeyAct, NodeAct, UserAct};
 pub(crate) use url::{decoded, encoded, query};
 
 /// The beginning of every path.
 pub const PREFIX: &str = "/admin/v1";
 /// What stands for a name in a path.
 const ID: &str = "{id}";
-
-/// What an administrator can do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Act {
-    /// The description of all this.
-    Describe,
-    /// The proxy at a glance.
-    Status,
-    /// Keys.
-    KeyList,
-    /// A new key.
-    KeyCreate,
-    /// One key.
-    KeyShow,
-    /// Another name, scope or limit.
-    KeyPatch,
-    /// The end of a key.
-    KeyRevoke,
-    /// A new secret.
-    KeyRotate,
-    /// People.
-    UserList,
-    /// One person.
-    UserShow,
-    /// Another plan, other limits, closed or open.
-    UserPatch,
-    /// Everything that is kept about a person.
-    UserExport,
-    /// Forgets a person.
-    UserErase,
-    /// A copy of the store.
-    Backup,
-    /// Plans of the settings.
-    PlanList,
-    /// The deny list.
-    DenialList,
-    /// Another line of it.
-    DenialPut,
-    /// One line less.
-    DenialRemove,
-    /// Join tokens.
-    InviteList,
-    /// A new join link.
-    InviteCreate,
-    /// The end of a join link.
-    InviteEnd,
-    /// Nodes.
-    NodeList,
-    /// One node.
-    NodeShow,
-    /// The end of a node.
-    NodeRevoke,
-    /// Sums of usage.
-    Usage,
-    /// Requests one by one.
-    Records,
-    /// The audit log.
-    AuditList,
-    /// Whether it is whole.
-    AuditVerify,
-}
 
 /// One line of the table.
 #[derive(Clone, Copy, Debug)]
@@ -238,7 +179,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/keys",
-            (Act::KeyList, "key.list"),
+            (Act::Key(KeyAct::List), "key.list"),
             "All API keys; their secrets are nowhere.",
             (200, "KeyPage"),
         ),
@@ -248,7 +189,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             POST,
             "/keys",
-            (Act::KeyCreate, "key.create"),
+            (Act::Key(KeyAct::Create), "key.create"),
             "Makes a key. The answer holds it, once.",
             (201, "KeyMade"),
         ),
@@ -257,7 +198,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/keys/{id}",
-        (Act::KeyShow, "key.show"),
+        (Act::Key(KeyAct::Show), "key.show"),
         "One key.",
         (200, "Key"),
     ),
@@ -265,7 +206,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             PATCH,
             "/keys/{id}",
-            (Act::KeyPatch, "key.patch"),
+            (Act::Key(KeyAct::Patch), "key.patch"),
             "Changes what a key may do.",
             (200, "Key"),
         ),
@@ -274,7 +215,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         DELETE,
         "/keys/{id}",
-        (Act::KeyRevoke, "key.revoke"),
+        (Act::Key(KeyAct::Revoke), "key.revoke"),
         "Ends a key, at once and for ever.",
         (200, "Key"),
     ),
@@ -282,7 +223,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             POST,
             "/keys/{id}/rotate",
-            (Act::KeyRotate, "key.rotate"),
+            (Act::Key(KeyAct::Rotate), "key.rotate"),
             "Gives a key a new secret; the old one stays good for a while.",
             (200, "KeyMade"),
         ),
@@ -292,7 +233,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/users",
-            (Act::UserList, "user.list"),
+            (Act::User(UserAct::List), "user.list"),
             "Everybody who came through an issuer or owns a key.",
             (200, "UserPage"),
         ),
@@ -301,7 +242,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/users/{id}",
-        (Act::UserShow, "user.show"),
+        (Act::User(UserAct::Show), "user.show"),
         "One person.",
         (200, "User"),
     ),
@@ -309,7 +250,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             PATCH,
             "/users/{id}",
-            (Act::UserPatch, "user.patch"),
+            (Act::User(UserAct::Patch), "user.patch"),
             "Changes plan, limits or groups of a person, or closes the account.",
             (200, "User"),
         ),
@@ -318,14 +259,14 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/users/{id}/export",
-        (Act::UserExport, "user.export"),
+        (Act::User(UserAct::Export), "user.export"),
         "Everything that is kept about a person.",
         (200, "Any"),
     ),
     route(
         DELETE,
         "/users/{id}",
-        (Act::UserErase, "user.erase"),
+        (Act::User(UserAct::Erase), "user.erase"),
         "Forgets a person: account, keys and usage.",
         (200, "Erased"),
     ),
@@ -349,7 +290,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/denials",
-        (Act::DenialList, "denial.list"),
+        (Act::Denial(DenialAct::List), "denial.list"),
         "Whom nobody lets in.",
         (200, "DenialPage"),
     ),
@@ -357,7 +298,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             POST,
             "/denials",
-            (Act::DenialPut, "denial.put"),
+            (Act::Denial(DenialAct::Put), "denial.put"),
             "Shuts somebody out, on every proxy.",
             (201, "Denial"),
         ),
@@ -366,7 +307,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         DELETE,
         "/denials/{id}",
-        (Act::DenialRemove, "denial.remove"),
+        (Act::Denial(DenialAct::Remove), "denial.remove"),
         "Lets somebody in again.",
         (200, "Denial"),
     ),
@@ -374,7 +315,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/join-tokens",
-            (Act::InviteList, "invite.list"),
+            (Act::Invite(InviteAct::List), "invite.list"),
             "Join links, without their secrets.",
             (200, "JoinTokenPage"),
         ),
@@ -384,7 +325,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             POST,
             "/join-tokens",
-            (Act::InviteCreate, "invite.create"),
+            (Act::Invite(InviteAct::Create), "invite.create"),
             "Makes a join link. The answer holds it, once.",
             (201, "Invite"),
         ),
@@ -393,7 +334,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         DELETE,
         "/join-tokens/{id}",
-        (Act::InviteEnd, "invite.end"),
+        (Act::Invite(InviteAct::End), "invite.end"),
         "Ends a join link.",
         (200, "JoinToken"),
     ),
@@ -401,7 +342,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/nodes",
-            (Act::NodeList, "node.list"),
+            (Act::Node(NodeAct::List), "node.list"),
             "All home machines.",
             (200, "NodePage"),
         ),
@@ -410,14 +351,14 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/nodes/{id}",
-        (Act::NodeShow, "node.show"),
+        (Act::Node(NodeAct::Show), "node.show"),
         "One machine, by id or by a name that one has.",
         (200, "Node"),
     ),
     route(
         DELETE,
         "/nodes/{id}",
-        (Act::NodeRevoke, "node.revoke"),
+        (Act::Node(NodeAct::Revoke), "node.revoke"),
         "Cuts a machine off, at once and for ever.",
         (200, "Node"),
     ),
@@ -425,7 +366,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/usage",
-            (Act::Usage, "usage"),
+            (Act::Book(BookAct::Usage), "usage"),
             "What was used, summed.",
             (200, "Usage"),
         ),
@@ -435,7 +376,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/usage/records",
-            (Act::Records, "usage.records"),
+            (Act::Book(BookAct::Records), "usage.records"),
             "What was used, request by request.",
             (200, "RecordPage"),
         ),
@@ -445,7 +386,7 @@ pub static ROUTES: [Route; 28] = [
         route(
             GET,
             "/audit",
-            (Act::AuditList, "audit.list"),
+            (Act::Book(BookAct::AuditList), "audit.list"),
             "Every administrative act, the oldest first.",
             (200, "AuditPage"),
         ),
@@ -454,7 +395,7 @@ pub static ROUTES: [Route; 28] = [
     route(
         GET,
         "/audit/verify",
-        (Act::AuditVerify, "audit.verify"),
+        (Act::Book(BookAct::AuditVerify), "audit.verify"),
         "Whether a line of the audit log was changed or removed.",
         (200, "AuditCheck"),
     ),
@@ -547,7 +488,10 @@ mod tests {
     fn a_name_in_a_path_is_one_segment_and_is_decoded() {
         let user = "https://idp.example.org/x|ada%";
         let path = format!("/admin/v1/users/{}", encoded(user));
-        assert_eq!(at("GET", &path), Some((Act::UserShow, user.to_owned())));
+        assert_eq!(
+            at("GET", &path),
+            Some((Act::User(UserAct::Show), user.to_owned()))
+        );
         assert_eq!(at("GET", "/admin/v1/users/a/b"), None);
         assert_eq!(at("GET", "/admin/v1/users/%ff"), None, "no text");
         assert_eq!(at("GET", "/admin/v1/users/"), None);
@@ -557,15 +501,15 @@ mod tests {
     fn a_path_without_a_name_is_meant_before_one_with_a_name() {
         assert_eq!(
             at("GET", "/admin/v1/audit/verify").unwrap().0,
-            Act::AuditVerify
+            Act::Book(BookAct::AuditVerify)
         );
         assert_eq!(
             at("HEAD", "/admin/v1/usage/records").unwrap().0,
-            Act::Records
+            Act::Book(BookAct::Records)
         );
         assert_eq!(
             at("POST", "/admin/v1/keys/k1/rotate").unwrap(),
-            (Act::KeyRotate, "k1".into())
+            (Act::Key(KeyAct::Rotate), "k1".into())
         );
     }
 

@@ -388,10 +388,12 @@ mod tests {
     use super::*;
 
     fn said(schema: &Value, value: &Value) -> Result<(), String> {
-        let named = json!({"Tier": {"type": "string", "enum": ["fast", "heavy"]}});
-        Schema::compile(schema, named.as_object().unwrap())
-            .unwrap()
-            .check("the order", value)
+        let named = Map::from_iter([(
+            "Tier".to_owned(),
+            json!({"type": "string", "enum": ["fast", "heavy"]}),
+        )]);
+        let compiled = Schema::compile(schema, &named)?;
+        compiled.check("the order", value)
     }
 
     #[test]

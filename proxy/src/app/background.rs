@@ -219,6 +219,9 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
                 .map_or(BreakerGauge::Closed, gauge),
         );
     }
+    for (reason, packets) in tunnel.counters().each() {
+        metrics.tunnel_drops(reason, packets);
+    }
     for member in members.all() {
         let age = tunnel
             .peer_status(member.address)

@@ -156,8 +156,9 @@ mod tests {
         }
     }
 
+    /// Every page of the world could ask with the reader's credentials.
     #[test]
-    fn the_wildcard_is_said_as_a_wildcard_and_never_with_credentials() {
+    fn seed_defect_14_the_wildcard_is_said_as_a_wildcard_and_never_with_credentials() {
         let headers = decorated(
             &Cors::new("https://a", &["*".to_owned()]),
             "https://evil.example",

@@ -3,6 +3,7 @@
 //! takes the node's work with it.
 
 mod pump;
+mod watch;
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use policy::limit::Name;
 use policy::refusal::Refusal;
 use policy::route::{Route, Step};
 use policy::router::Outcome;
-use policy::usage::Meter;
+use policy::usage::{Meter, Usage};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -26,8 +27,6 @@ use pump::Pump;
 
 /// So often one answer may be carried on by another node.
 const MIGRATIONS_MAX: usize = 4;
-/// A worker that died is back within seconds, and a node that went away is missed no sooner.
-const MIGRATION_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks for somebody to go on.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
@@ -64,7 +63,7 @@ impl Relay<'_> {
         let (opened, mut body) = self.begun(exchange, (answered, tries.asked))?;
         let mut meter = Meter::new(self.prompt_bytes);
         meter.see(&body);
-        self.note(exchange, &opened.step, &meter);
+        self.note(exchange, &opened.step, (meter.usage(), meter.queue_ms()));
         note_times(exchange, &body);
         let routing = self.routing(exchange, &opened.step, is_cut(&body));
         let headers = routing_headers(&routing);
@@ -92,41 +91,51 @@ impl Relay<'_> {
         }
         exchange.took("ttft", exchange.received_at);
         let mut pump = Pump::new(self, opened.step.clone(), events);
-        let mut pumped = pump.run(exchange, first).await;
-        let mut opened = opened;
-        for _ in 0..MIGRATIONS_MAX {
-            let Err(Stop::Refused(_)) = &pumped else {
-                break;
-            };
-            let Some((next, events, first)) = self.migrate(exchange, &pump).await? else {
-                break;
-            };
-            let left = std::mem::replace(&mut opened, next);
-            self.dispatcher.metrics.migrated(left.step.backend.tier);
-            let broken = attempt_at(&left.step, Outcome::Broken.as_str());
-            exchange.record.attempts.push(broken);
-            left.settle(Outcome::Broken);
-            pump.go_on(opened.step.clone(), events);
-            pumped = pump.run(exchange, first).await;
-        }
-        let step = opened.step.clone();
-        self.note(exchange, &step, pump.meter());
-        match &pumped {
-            Ok(()) => opened.settle(Outcome::Ok),
-            Err(stop) => {
-                let outcome = outcome_of(stop);
-                exchange
-                    .record
-                    .attempts
-                    .push(attempt_at(&step, outcome.as_str()));
-                opened.settle(outcome);
-            }
-        }
+        let pumped = self.pump(exchange, &mut pump, (opened, first)).await;
+        self.note(exchange, pump.step(), (pump.usage(), pump.queue_ms()));
         pumped?;
         exchange.end().await?;
         // The client has its answer; the connection may be of use to the next request.
         let _late = timeout(FAREWELL, pump.finish()).await;
         Ok(())
+    }
+
+    /// Carries a stream to its end, from node to node if need be.
+    async fn pump(
+        &self,
+        exchange: &mut Exchange<'_>,
+        pump: &mut Pump<'_>,
+        (mut opened, mut first): (Opened, Vec<Piece>),
+    ) -> Result<(), Stop> {
+        let mut left = MIGRATIONS_MAX;
+        loop {
+            let pumped = pump.run(exchange, first).await;
+            let step = opened.step.clone();
+            let Err(stop) = pumped else {
+                opened.settle(Outcome::Ok);
+                return Ok(());
+            };
+            pump.leave();
+            let outcome = outcome_of(&stop);
+            let broken = attempt_at(&step, outcome.as_str());
+            exchange.record.attempts.push(broken);
+            opened.settle(outcome);
+            let may_go_on = matches!(stop, Stop::Refused(_)) && left > 0;
+            let next = if may_go_on && self.job.resumable && pump.may_go_on() {
+                self.migrate(exchange, pump).await?
+            } else {
+                None
+            };
+            let Some((next, events, chunks)) = next else {
+                pump.give_up(exchange).await?;
+                return Err(stop);
+            };
+            left -= 1;
+            self.dispatcher.metrics.migrated(step.backend.tier);
+            tracing::info!(from = %step.backend, to = %next.step.backend, tokens = pump.told().len(), "an answer goes on elsewhere");
+            (opened, first) = (next, chunks);
+            pump.go_on(opened.step.clone(), events);
+        }
     }
 
     /// Finds somebody who goes on with an answer that broke off, token for token. `None`: nobody can.
@@ -135,21 +144,28 @@ impl Relay<'_> {
         exchange: &mut Exchange<'_>,
         pump: &Pump<'_>,
     ) -> Result<Option<Begun>, Stop> {
-        if !self.job.resumable || pump.told().is_empty() {
-            return Ok(None);
-        }
         let step = pump.step();
         let job = self.job.resumed(pump.told());
-        let until = (Instant::now() + MIGRATION_PATIENCE).min(job.deadline);
+        let patience = self.dispatcher.rules.migration_patience;
+        let until = (Instant::now() + patience).min(job.deadline);
+        let mut strangers = Vec::new();
         while Instant::now() < until {
-            let route = (self.twins)(step);
+            let mut route = (self.twins)(step);
+            route
+                .steps
+                .retain(|step| !strangers.contains(&step.backend));
             let mut tries = Tries::new(self.dispatcher, &job, &route);
-            let answered = await_first(&mut tries, exchange, &self.dispatcher.rules).await;
-            match answered {
+            match await_first(&mut tries, exchange, &self.dispatcher.rules).await {
                 Ok(begun) if pump.is_continued_by(&begun.2) => return Ok(Some(begun)),
                 // The same file, but another template or other defaults: it would write something else.
-                Ok((opened, _, _)) => opened.settle(Outcome::Abandoned),
-                Err(Stop::Refused(Refusal::BadRequest { .. })) => return Ok(None),
+                Ok((opened, _, _)) => {
+                    strangers.push(opened.step.backend.clone());
+                    opened.settle(Outcome::Abandoned);
+                    continue;
+                }
+                Err(Stop::Refused(Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. })) => {
+                    return Ok(None);
+                }
                 Err(Stop::Refused(_)) => {}
                 Err(Stop::ClientGone) => return Err(Stop::ClientGone),
             }
@@ -168,19 +184,25 @@ impl Relay<'_> {
         (answered, asked): (Result<T, Stop>, Option<Step>),
     ) -> Result<T, Stop> {
         if let (Err(_), Some(step)) = (&answered, &asked) {
-            self.note(exchange, step, &Meter::new(self.prompt_bytes));
+            let nothing = Meter::new(self.prompt_bytes);
+            self.note(exchange, step, (nothing.usage(), None));
         }
         answered
     }
 
-    fn note(&self, exchange: &mut Exchange<'_>, step: &Step, meter: &Meter) {
+    fn note(
+        &self,
+        exchange: &mut Exchange<'_>,
+        step: &Step,
+        (usage, queue_ms): (Usage, Option<u64>),
+    ) {
         let record = &mut exchange.record;
         record.tier = Some(step.backend.tier);
         record.node = Some(step.backend.node.clone());
         record.model = Some(step.model.clone());
         record.fallback = self.route.detour(step);
-        record.usage = Some(meter.usage());
-        record.queue_ms = meter.queue_ms();
+        record.usage = Some(usage);
+        record.queue_ms = queue_ms;
     }
 
     /// Notes the successful try and makes the metadata of the answer.

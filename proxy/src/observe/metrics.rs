@@ -71,6 +71,7 @@ pub struct Metrics {
     certificate_expiry: Gauge<i64, AtomicI64>,
     nodes_ready: Gauge,
     handshake_age: Family<NodeLabel, Seconds>,
+    tunnel_drops: Family<ReasonLabel, Gauge<i64, AtomicI64>>,
     refresh: Refresh,
 }
 
@@ -127,10 +128,12 @@ impl Metrics {
             certificate_expiry: Gauge::default(),
             nodes_ready: Gauge::default(),
             handshake_age: Family::default(),
+            tunnel_drops: Family::default(),
             refresh: Refresh::default(),
         };
         metrics.register_requests();
         metrics.register_rooms();
+        metrics.register_houses();
         metrics.register_conventions();
         metrics.begin();
         metrics
@@ -231,6 +234,10 @@ impl Metrics {
             "Settlements in the journal that the store has not charged yet",
             self.store_bills.clone(),
         );
+    }
+
+    fn register_houses(&mut self) {
+        let registry = self.registry.sub_registry_with_prefix("hearth");
         registry.register(
             "cert_expiry_timestamp_seconds",
             "When the certificate ends, Unix time",
@@ -245,6 +252,11 @@ impl Metrics {
             "wg_last_handshake_seconds",
             "Time since the last WireGuard handshake with a node",
             self.handshake_age.clone(),
+        );
+        registry.register(
+            "tunnel_drops",
+            "Packets and handshakes that the tunnel has dropped since the start, by reason",
+            self.tunnel_drops.clone(),
         );
         let build = Info::new(BuildLabels {
             version: env!("CARGO_PKG_VERSION"),
@@ -468,6 +480,13 @@ impl Metrics {
         self.handshake_age
             .get_or_create(&label)
             .set(age.as_secs_f64());
+    }
+
+    /// What the tunnel has dropped since the start, for this reason.
+    pub fn tunnel_drops(&self, reason: &'static str, packets: u64) {
+        self.tunnel_drops
+            .get_or_create(&ReasonLabel { reason })
+            .set(i64::try_from(packets).unwrap_or(i64::MAX));
     }
 
     /// A node is gone: its series ends.

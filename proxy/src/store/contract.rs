@@ -1,6 +1,7 @@
 //! What every store must do, run against each of them.
 
 pub(crate) mod counting;
+mod seed;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -216,7 +216,7 @@ mod tests {
         let known = counter("a", Measure::TextDay, 100);
         learn(&mut shares, &known, 0);
         assert_eq!(
-            shares.scaled(&[known.clone()]).unwrap()[0].rule,
+            shares.scaled(std::slice::from_ref(&known)).unwrap()[0].rule,
             Rule::Held { limit: 2 }
         );
         let stranger = counter("b", Measure::TextDay, 100);

@@ -255,7 +255,7 @@ mod tests {
             first.follows(None) && second.follows(Some(&first)) && third.follows(Some(&second))
         );
         assert!(!third.follows(Some(&first)), "the second was removed");
-        let mut changed = second.clone();
+        let mut changed = second;
         changed.act.target = "x".into();
         assert!(!changed.follows(Some(&first)));
         let forged = AuditRecord::after(Some(&first), changed.act);

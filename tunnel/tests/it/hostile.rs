@@ -161,9 +161,8 @@ async fn a_forged_packet_from_elsewhere_does_not_move_the_endpoint() {
     let elsewhere = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     elsewhere.send_to(&forged, hub.local_addr()).await.unwrap();
     counted(&hub, "the forgery", |counters| counters.unauthentic).await;
-    // An honest packet from home afterwards shows that the board has been posted since.
-    rogue.send(&syn(own, HUB, 44)).await;
-    counted(&hub, "an honest packet", |counters| counters.not_tcp).await;
+    // The board is posted four times a second; an honest packet would move a stolen endpoint back.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(hub.peer_status(own).unwrap().endpoint, Some(home));
 
     let honest = rogue.seal(&syn(own, HUB, 44));

@@ -239,6 +239,10 @@ fn routing(mut section: Section<'_>, server: &Server) -> Routing {
         connect_timeout: secs(&mut section, "connect_timeout_secs", 1, 60, 3),
         first_byte_timeout: secs(&mut section, "first_byte_timeout_secs", 1, YEAR_SECS, 120),
         idle_timeout: secs(&mut section, "idle_timeout_secs", 1, 3600, 60),
+        stall_after: section
+            .millis("stall_after_ms", 0..=60_000)
+            .unwrap_or(Duration::from_secs(1)),
+        migration_patience: secs(&mut section, "migration_patience_secs", 0, 300, 10),
         commit_after: section
             .millis("commit_after_ms", 0..=30_000)
             .unwrap_or(Duration::from_secs(3)),

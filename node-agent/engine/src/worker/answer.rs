@@ -319,10 +319,19 @@ impl Answer {
             return None;
         }
         self.credit = self.credit.saturating_sub(1);
-        let ids = std::mem::take(&mut self.unsent);
+        let mut ids = match finish {
+            // A token whose log-probability is held back is told later.
+            None if self.logprobs.is_some() => self.unsent.drain(..due).collect(),
+            Some(_) | None => std::mem::take(&mut self.unsent),
+        };
+        let tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        if finish.is_some() {
+            // With these the answer is complete: nobody could go on from here.
+            ids.clear();
+        }
         Some(Event::Piece {
             text,
-            tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
+            tokens,
             ids,
             logprobs,
         })

@@ -31,12 +31,17 @@ pub(super) struct Order<'a> {
 impl<'a> Order<'a> {
     /// The order for a request.
     pub(super) fn of(ask: &Ask<'a>, registry: &Registry) -> Self {
-        // A tier that the principal may not use, or whose models cannot take the input, does not exist for this request.
+        // A tier that the principal may not use, or whose models are closed to it or cannot take the input, does not exist for
+        // this request.
         let present = |tier: &Tier| {
             ask.principal.may_use_tier(*tier)
-                && registry
-                    .backends()
-                    .any(|backend| backend.tier.tier == *tier && ask.needs.met_by(backend.tier))
+                && registry.backends().any(|backend| {
+                    backend.tier.tier == *tier
+                        && backend
+                            .model_id()
+                            .is_none_or(|model| ask.principal.may_use_model(model))
+                        && ask.needs.met_by(backend.tier)
+                })
         };
         match ask.target {
             Target::Model(model) => {

@@ -274,8 +274,14 @@ fn closed_tiers_and_models_are_left_out_and_named() {
         models: Some(vec!["tiny-primary".to_owned()]),
         ..ada()
     };
-    let route = plan_for(&router, &auto(Heavy), &by_model, true, now);
-    assert_eq!(steps(&route), ["node_a/primary"]);
+    for guessed in [Fast, Primary, Heavy] {
+        let route = plan_for(&router, &auto(guessed), &by_model, true, now);
+        assert_eq!(
+            steps(&route),
+            ["node_a/primary"],
+            "{guessed}: what is closed does not exist, whichever way it lies"
+        );
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use policy::ledger::{self, Aspect, LedgerEntry, SumKey, Totals, pair, second_of}
 
 use super::{Answer, Api, At, Page, Query, bad_cursor, sealed};
 use crate::admin::operations::{self, AdminError};
+use crate::admin::routes::BookAct;
 use crate::admin::words::{AuditCheck, UsageRow, UsageView};
 use crate::store::StoreError;
 use crate::store::ledger::{Breakdown, GENESIS, RecordQuery, SUMS_MAX};
@@ -22,6 +23,8 @@ const DAYS_MAX: u64 = 400;
 const DAYS_DEFAULT: u64 = 30;
 /// Rows of one answer.
 const ROWS_MAX: usize = 10_000;
+/// Rows that are brought from the store for one answer before they are summed up: a month of full days.
+const BROUGHT_MAX: usize = 30 * ROWS_MAX;
 /// Lines of the audit log that are read at once.
 const LINES_A_CALL: usize = 1_000;
 const DAY_MS: u64 = 86_400_000;
@@ -193,7 +196,20 @@ impl Sums {
 }
 
 impl Api {
-    pub(super) async fn usage(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    pub(super) async fn act_on_books(
+        &self,
+        act: BookAct,
+        at: &At<'_>,
+    ) -> Result<Answer, AdminError> {
+        match act {
+            BookAct::Usage => self.usage(at).await,
+            BookAct::Records => self.records(at).await,
+            BookAct::AuditList => self.audit(at).await,
+            BookAct::AuditVerify => self.verify().await,
+        }
+    }
+
+    async fn usage(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let tenant = tenant(at.query)?;
         let view = self
             .view(at.query, (&tenant, None), at.asked.now_unix_ms)
@@ -323,14 +339,14 @@ impl Api {
                     totals,
                 }
             }));
-            if rows.len() > SUMS_MAX.min(30) * ROWS_MAX {
+            if rows.len() > BROUGHT_MAX {
                 break;
             }
         }
         Ok(rows)
     }
 
-    pub(super) async fn records(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn records(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let query = at.query;
         let format = query.get("format");
         let period = Period::read(query, self.zone(), at.asked.now_unix_ms)?;
@@ -375,7 +391,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn audit(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn audit(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let limit = at.query.limit()?;
         let after = match at.query.cursor()? {
             None => 0,
@@ -392,7 +408,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn verify(&self) -> Result<Answer, AdminError> {
+    async fn verify(&self) -> Result<Answer, AdminError> {
         let store = self.operations.store();
         let (mut last, mut lines, mut broken_at) = (None, 0, None);
         // By position and not by number, so that a number that was left out shows.

@@ -9,18 +9,30 @@ use serde_json::Value;
 
 use super::{Answer, Api, At, json, tag};
 use crate::admin::operations::{self, AdminError, Operations};
+use crate::admin::routes::KeyAct;
 use crate::admin::words::{KeyMade, KeyOrder, KeyPatch, KeyView, RotateOrder};
 use crate::auth::keyring::{GRACE_DEFAULT, KeyError, Keys};
 use crate::store::{KeyRecord, UserRecord};
 
 impl Api {
-    pub(super) async fn list_keys(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    pub(super) async fn act_on_keys(&self, act: KeyAct, at: &At<'_>) -> Result<Answer, AdminError> {
+        match act {
+            KeyAct::List => self.list_keys(at).await,
+            KeyAct::Create => self.create_key(at).await,
+            KeyAct::Show => self.show_key(at).await,
+            KeyAct::Patch => self.patch_key(at).await,
+            KeyAct::Revoke => self.revoke_key(at).await,
+            KeyAct::Rotate => self.rotate_key(at).await,
+        }
+    }
+
+    async fn list_keys(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let keys = self.operations.store().keys().await?;
         let keys = keys.into_iter().map(KeyView::from).collect();
         Answer::ok(&at.page(keys, |key: &KeyView| key.id.to_string())?)
     }
 
-    pub(super) async fn show_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn show_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let record = self.key(at.id).await?;
         let tag = tag_of(&record);
         Ok(Answer::ok(&KeyView::from(record))?.tagged(&tag))
@@ -47,7 +59,7 @@ impl Api {
         }
     }
 
-    pub(super) async fn create_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn create_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: KeyOrder = at.order()?;
         let kind = if order.admin {
             TokenKind::Admin
@@ -82,7 +94,7 @@ impl Api {
         Answer::made(&made(record))
     }
 
-    pub(super) async fn patch_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn patch_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.key(at.id).await?;
         not_itself(at, &before.id)?;
         at.check_tag(&tag_of(&before))?;
@@ -105,7 +117,7 @@ impl Api {
         Ok(Answer::ok(&KeyView::from(changed))?.tagged(&tag))
     }
 
-    pub(super) async fn rotate_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn rotate_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: RotateOrder = at.order_or_default()?;
         let id = self.key(at.id).await?.id;
         not_itself(at, &id)?;
@@ -121,7 +133,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn revoke_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn revoke_key(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.key(at.id).await?;
         let id: KeyId = before.id.clone();
         not_itself(at, &id)?;

@@ -5,22 +5,47 @@ use serde_json::{Value, json};
 
 use super::{Answer, Api, At};
 use crate::admin::operations::AdminError;
+use crate::admin::routes::{InviteAct, NodeAct};
 use crate::admin::words::{InviteOrder, JoinTokenView, NodeView};
 use crate::store::JoinToken;
 
 impl Api {
-    pub(super) async fn invites(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    pub(super) async fn act_on_invites(
+        &self,
+        act: InviteAct,
+        at: &At<'_>,
+    ) -> Result<Answer, AdminError> {
+        match act {
+            InviteAct::List => self.invites(at).await,
+            InviteAct::Create => self.invite(at).await,
+            InviteAct::End => self.end_invite(at).await,
+        }
+    }
+
+    pub(super) async fn act_on_nodes(
+        &self,
+        act: NodeAct,
+        at: &At<'_>,
+    ) -> Result<Answer, AdminError> {
+        match act {
+            NodeAct::List => self.list_nodes(at).await,
+            NodeAct::Show => Answer::ok(&self.operations.find_node(at.id).await?),
+            NodeAct::Revoke => self.revoke_node(at).await,
+        }
+    }
+
+    async fn invites(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let tokens = self.operations.store().join_tokens().await?;
         let tokens = tokens.into_iter().map(JoinTokenView::from).collect();
         Answer::ok(&at.page(tokens, |token: &JoinTokenView| token.id.clone())?)
     }
 
-    pub(super) async fn list_nodes(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn list_nodes(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let nodes = self.operations.nodes().await?;
         Answer::ok(&at.page(nodes, |node: &NodeView| node.id.to_string())?)
     }
 
-    pub(super) async fn invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: InviteOrder = at.order_or_default()?;
         let once = at.asked.once()?;
         let token = self
@@ -49,7 +74,7 @@ impl Api {
         Ok(tokens.into_iter().find(|token| token.id == id))
     }
 
-    pub(super) async fn end_invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn end_invite(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let known = self.join_token(at.id).await?;
         let mut token =
             known.ok_or_else(|| AdminError::NotFound(format!("no join link {}", at.id)))?;
@@ -61,7 +86,7 @@ impl Api {
         Answer::ok(&view)
     }
 
-    pub(super) async fn revoke_node(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn revoke_node(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let node = self.operations.find_node(at.id).await?;
         if node.revoked_unix.is_none() {
             let view = json!(node);

@@ -87,10 +87,12 @@ fn operation(route: &Route) -> Value {
 fn problems(route: &Route) -> Vec<u16> {
     let mut all = vec![400, 401, 403, 408, 414, 429, 431, 503];
     let is_paged = route.asks.iter().any(|param| param.name == "cursor");
-    if route.path.contains("{id}") || is_paged {
+    let is_named = route.path.contains("{id}");
+    if is_named || is_paged {
         all.push(404);
     }
-    if route.method != "GET" {
+    // A name may be that of two.
+    if is_named || route.method != "GET" {
         all.push(409);
     }
     if route.order.is_some() {

@@ -10,6 +10,7 @@ use super::books::Period;
 use super::keys::owner_of;
 use super::{Answer, Api, At, Page, json, pseudonyms, sealed, tag};
 use crate::admin::operations::{self, AdminError};
+use crate::admin::routes::{DenialAct, UserAct};
 use crate::admin::words::{
     Backup, BackupOrder, DenialOrder, DenialView, Erased, KeyView, PlanView, UsageRow, UserExport,
     UserPatch, UserView,
@@ -27,6 +28,32 @@ const EXPORTED_MAX: usize = 10_000;
 const EXPORTED_DAYS: u64 = 400;
 
 impl Api {
+    pub(super) async fn act_on_people(
+        &self,
+        act: UserAct,
+        at: &At<'_>,
+    ) -> Result<Answer, AdminError> {
+        match act {
+            UserAct::List => self.list_people(at).await,
+            UserAct::Show => self.show_person(at).await,
+            UserAct::Patch => self.patch_person(at).await,
+            UserAct::Export => self.export(at).await,
+            UserAct::Erase => self.erase(at).await,
+        }
+    }
+
+    pub(super) async fn act_on_denials(
+        &self,
+        act: DenialAct,
+        at: &At<'_>,
+    ) -> Result<Answer, AdminError> {
+        match act {
+            DenialAct::List => self.denials().await,
+            DenialAct::Put => self.deny(at).await,
+            DenialAct::Remove => self.undeny(at).await,
+        }
+    }
+
     pub(super) fn plans(&self) -> Result<Answer, AdminError> {
         let limits = self.facts.limits.load();
         let plans = limits.plans.iter().map(|(name, figures)| PlanView {
@@ -39,13 +66,13 @@ impl Api {
         })
     }
 
-    pub(super) async fn show_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn show_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let record = self.person(at.id).await?;
         let tag = tag_of(&record);
         Ok(Answer::ok(&UserView::from(record))?.tagged(&tag))
     }
 
-    pub(super) async fn denials(&self) -> Result<Answer, AdminError> {
+    async fn denials(&self) -> Result<Answer, AdminError> {
         let denials = self.operations.store().denials().await?;
         Answer::ok(&Page {
             data: denials.into_iter().map(DenialView::from).collect(),
@@ -53,7 +80,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn list_people(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn list_people(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let limit = at.query.limit()?;
         let after = at.query.cursor()?.map(UserId::new);
         let store = self.operations.store();
@@ -90,7 +117,7 @@ impl Api {
             })
     }
 
-    pub(super) async fn patch_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn patch_person(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let before = self.person(at.id).await?;
         at.check_tag(&tag_of(&before))?;
         let patch: UserPatch = at.order()?;
@@ -141,7 +168,7 @@ impl Api {
         )))
     }
 
-    pub(super) async fn export(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn export(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let person = self.person(at.id).await?;
         let store = self.operations.store();
         let keys = store.keys().await?.into_iter();
@@ -208,7 +235,7 @@ impl Api {
         Ok(lines.into_iter().filter(is_theirs).collect())
     }
 
-    pub(super) async fn erase(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn erase(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let id = UserId::new(at.id);
         let store = self.operations.store();
         let known = store.user(&id).await?;
@@ -273,7 +300,7 @@ impl Api {
         })
     }
 
-    pub(super) async fn deny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn deny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let order: DenialOrder = at.order()?;
         let reason = match order.reason.trim() {
             "" => String::new(),
@@ -294,7 +321,7 @@ impl Api {
         Answer::made(&view)
     }
 
-    pub(super) async fn undeny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+    async fn undeny(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let nothing = || AdminError::NotFound(format!("{} is not on the deny list", at.id));
         let whom = whom(at.id).map_err(|_| nothing())?;
         let store = self.operations.store();

@@ -297,3 +297,83 @@ async fn an_issuer_that_was_away_at_the_start_is_found_without_a_request() {
     pass(Duration::from_secs(10)).await;
     until("the keys", async || house.authenticator.is_ready()).await;
 }
+
+/// A key server that takes its time: the connection stands, and no answer comes.
+#[tokio::test]
+async fn a_slow_key_server_costs_its_deadline_once_and_whoever_is_known_enters_meanwhile() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let mut slow = issuer(IssuerKeys::Url(url));
+    slow.issuer = "https://slow.example".into();
+    let (signer, server) = (Signer::ed("k"), KeyServer::start().await);
+    server.serves("/keys", &key_set(&[signer.jwk()]));
+    let house = House::trusting(vec![issuer(IssuerKeys::Url(server.at("/keys"))), slow]);
+    let mut claims = good_claims();
+    claims["iss"] = json!("https://slow.example");
+    let stuck = signer.token("EdDSA", &claims);
+    let begun = std::time::Instant::now();
+    let waiting = house.bearer(&stuck);
+    let hears = async {
+        // Held open until the end of the test: accepted, read, never answered.
+        let (stream, _) = listener.accept().await.unwrap();
+        let good = house
+            .bearer(&signer.token("EdDSA", &good_claims()))
+            .await
+            .map(|_| ());
+        (stream, good)
+    };
+    let (refused, (_stream, good)) = tokio::join!(waiting, hears);
+    assert_eq!(refused, Err(Refusal::IssuerAway));
+    assert_eq!(good, Ok(()), "one slow issuer is nobody else's problem");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let again = std::time::Instant::now();
+    assert!(house.bearer(&stuck).await.is_err());
+    assert!(
+        again.elapsed() < Duration::from_secs(1),
+        "a failure is not waited for twice"
+    );
+}
+
+#[tokio::test]
+async fn of_a_huge_key_set_no_more_is_read_than_a_key_set_may_have() {
+    let signer = Signer::ed("k");
+    let server = KeyServer::start().await;
+    let keys = key_set(&[signer.jwk()]).to_string();
+    let mut answer = failing(200);
+    answer.body = format!("{keys}{}", " ".repeat(256 * 1024 - keys.len()));
+    server.answers("/full", answer.clone());
+    answer.body.push(' ');
+    server.answers("/huge", answer);
+    let token = signer.token("EdDSA", &good_claims());
+    let full = House::trusting(vec![issuer(IssuerKeys::Url(server.at("/full")))]);
+    assert!(full.bearer(&token).await.is_ok(), "256 KiB are allowed");
+    let huge = House::trusting(vec![issuer(IssuerKeys::Url(server.at("/huge")))]);
+    assert_eq!(
+        huge.bearer(&token).await,
+        Err(Refusal::IssuerAway),
+        "and not a byte more"
+    );
+}
+
+#[tokio::test]
+async fn a_key_server_that_starts_to_send_wrong_keys_lets_nobody_new_in_and_nobody_known_out() {
+    let signer = Signer::ed("k");
+    let (server, house) = serving(&signer).await;
+    let impostor = Signer::ed("k");
+    for wrong in [
+        json!({"keys": [{"kty": "oct", "kid": "k", "k": "c2VjcmV0"}]}),
+        json!({"keys": "none"}),
+        json!([]),
+    ] {
+        server.serves("/keys", &wrong);
+        pass(Duration::from_secs(61)).await;
+        let unknown = Signer::ed("unknown").token("EdDSA", &good_claims());
+        assert!(house.bearer(&unknown).await.is_err(), "{wrong}");
+        let forged = impostor.token("EdDSA", &good_claims());
+        assert!(house.bearer(&forged).await.is_err(), "{wrong}");
+        let good = house.bearer(&signer.token("EdDSA", &good_claims())).await;
+        assert!(good.is_ok(), "{wrong}: what was right stays");
+    }
+    assert!(server.hits("/keys") > 1, "it was asked again");
+}

@@ -20,6 +20,8 @@ use crate::nodes::upstream::{Upstream, Waits};
 const COUNT_MAX: Duration = Duration::from_secs(2);
 /// A node learns within this that nobody waits for an answer any more, and stops.
 const USED_MAX: Duration = Duration::from_secs(2);
+/// A node that lives answers within the time of the way there and back, however busy its models are.
+const ALIVE_MAX: Duration = Duration::from_millis(1_500);
 /// Two or three numbers.
 const ANSWER_BYTES_MAX: usize = 4_096;
 
@@ -56,6 +58,12 @@ impl Inquiry {
         let uri = Uri::try_from(format!("{REQUESTS_PATH}{completion_id}")).ok()?;
         let asked = (Method::GET, uri, Bytes::new());
         reported(&self.ask(node, asked, (None, USED_MAX)).await?)
+    }
+
+    /// Whether a node still answers at all.
+    pub async fn is_alive(&self, node: &NodeId) -> bool {
+        let asked = (Method::GET, Uri::from_static("/health"), Bytes::new());
+        self.ask(node, asked, (None, ALIVE_MAX)).await.is_some()
     }
 
     async fn ask(

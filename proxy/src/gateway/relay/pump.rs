@@ -3,25 +3,36 @@
 
 use bytes::Bytes;
 use config::wire::chat;
+use config::wire::error::ErrorDetail;
 use config::wire::sse;
 use policy::refusal::Refusal;
 use policy::route::Step;
-use policy::usage::Meter;
+use policy::usage::{Meter, Usage};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use super::watch::Watch;
 use super::{Relay, is_cut};
 use crate::gateway::events::{Chunk, NodeEvents, Piece};
 use crate::gateway::exchange::{Exchange, Stop};
+use crate::nodes::upstream::Fault;
+
+/// One token becomes few chunks: a thought that ends, text, a call that begins.
+const UNNAMED_MAX: usize = 64;
 
 /// A stream under way.
 pub(super) struct Pump<'a> {
     relay: &'a Relay<'a>,
     step: Step,
-    events: NodeEvents,
+    /// `None` after a break: the node is to stop at once.
+    events: Option<NodeEvents>,
     meter: Meter,
-    /// Tokens of all that was written.
+    /// Tokens of all that was written, where the node names them.
     told: Vec<i32>,
+    /// Chunks that come before the one with their tokens: nobody could go on from within them.
+    unnamed: Vec<Piece>,
+    /// What stopped the answer would stop it anywhere.
+    is_hopeless: bool,
     /// The system fingerprint of the first chunk.
     fingerprint: Option<Value>,
     /// The chunk with the `finish_reason`, until it is known to be the last.
@@ -36,9 +47,11 @@ impl<'a> Pump<'a> {
         Self {
             relay,
             step,
-            events,
+            events: Some(events),
             meter,
             told: Vec::new(),
+            unnamed: Vec::new(),
+            is_hopeless: false,
             fingerprint: None,
             held: None,
             usage: None,
@@ -55,6 +68,16 @@ impl<'a> Pump<'a> {
         &self.told
     }
 
+    /// Whether another node could go on from here.
+    pub(super) const fn may_go_on(&self) -> bool {
+        !self.told.is_empty() && !self.is_hopeless && self.held.is_none()
+    }
+
+    /// Leaves the node.
+    pub(super) fn leave(&mut self) {
+        self.events = None;
+    }
+
     /// Whether these chunks come from a machine that writes what the first one would have written.
     pub(super) fn is_continued_by(&self, first: &[Piece]) -> bool {
         let same = |piece: &Piece| fingerprint(&piece.value) == self.fingerprint.as_ref();
@@ -64,18 +87,38 @@ impl<'a> Pump<'a> {
     /// Goes on with the chunks of another node.
     pub(super) fn go_on(&mut self, step: Step, events: NodeEvents) {
         self.step = step;
-        self.events = events;
+        self.events = Some(events);
+        self.unnamed.clear();
         self.usage = None;
     }
 
-    /// What was counted so far.
-    pub(super) const fn meter(&self) -> &Meter {
-        &self.meter
+    /// Sends what another node would have said again, now that there is none.
+    pub(super) async fn give_up(&mut self, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
+        let mut out = Vec::new();
+        self.release(&mut out);
+        flush(exchange, &mut out).await
+    }
+
+    /// What was counted so far; of an answer that was cut, at least the tokens that were told.
+    pub(super) fn usage(&self) -> Usage {
+        let mut usage = self.meter.usage();
+        let told = u64::try_from(self.told.len()).unwrap_or(u64::MAX);
+        if usage.estimated && told > 0 {
+            usage.completion_tokens = told;
+        }
+        usage
+    }
+
+    /// How long the request waited for a slot.
+    pub(super) const fn queue_ms(&self) -> Option<u64> {
+        self.meter.queue_ms()
     }
 
     /// Reads the node's answer to its clean end.
     pub(super) async fn finish(&mut self) {
-        self.events.finish().await;
+        if let Some(events) = &mut self.events {
+            events.finish().await;
+        }
     }
 
     /// Sends the stream, from its first chunks to its end.
@@ -92,10 +135,11 @@ impl<'a> Pump<'a> {
         flush(exchange, &mut out).await?;
         let rules = &self.relay.dispatcher.rules;
         let (mut heard, mut sent) = (Instant::now(), Instant::now());
+        let mut watch = self.watch();
         loop {
             let silent = (heard + rules.idle_timeout).min(self.relay.job.deadline);
             let chunks = tokio::select! {
-                chunks = self.events.next() => chunks,
+                chunks = next_of(&mut self.events) => chunks,
                 () = sleep_until(silent.min(sent + rules.keepalive)) => {
                     if Instant::now() >= silent {
                         self.excuse(Refusal::Timeout)?;
@@ -105,9 +149,11 @@ impl<'a> Pump<'a> {
                     sent = Instant::now();
                     continue;
                 }
+                () = watch.lost() => Err(Fault::Lost),
                 () = exchange.gone() => return Err(Stop::ClientGone),
             };
             heard = Instant::now();
+            watch.heard();
             let more = match chunks {
                 Ok(Some(chunks)) => self.take(chunks.into_iter(), &mut out),
                 Ok(None) => Ok(false),
@@ -122,6 +168,15 @@ impl<'a> Pump<'a> {
             }
             more?;
         }
+    }
+
+    /// Watches the node, if another one could go on.
+    fn watch(&self) -> Watch {
+        let rules = &self.relay.dispatcher.rules;
+        let is_of_use = self.relay.job.resumable && !rules.migration_patience.is_zero();
+        let after = (is_of_use && self.may_go_on()).then_some(rules.stall_after);
+        let inquiry = self.relay.dispatcher.inquiry();
+        Watch::new(inquiry, self.step.backend.node.clone(), after)
     }
 
     /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing.
@@ -141,27 +196,14 @@ impl<'a> Pump<'a> {
     ) -> Result<bool, Stop> {
         for chunk in chunks {
             match chunk {
-                Chunk::Piece(piece) => {
-                    self.meter.see(&piece.value);
-                    self.told.extend(&piece.tokens);
-                    if self.fingerprint.is_none() {
-                        self.fingerprint = fingerprint(&piece.value).cloned();
-                    }
-                    if let Some(held) = self.held.take() {
-                        self.write(held, out);
-                    }
-                    if piece.finishes {
-                        self.held = Some(piece);
-                    } else {
-                        self.write(piece, out);
-                    }
-                }
+                Chunk::Piece(piece) => self.piece(piece, out),
                 Chunk::Usage(value) => {
                     self.meter.see(&value);
                     self.usage = Some(value);
                 }
                 Chunk::Error(detail) => {
                     tracing::debug!(step = %self.step.backend, code = detail.code, "a node gave up within a stream");
+                    self.is_hopeless = would_happen_again(&detail);
                     return self.excuse(Refusal::UpstreamBroken);
                 }
                 Chunk::Nonsense => return self.excuse(Refusal::UpstreamBroken),
@@ -169,6 +211,45 @@ impl<'a> Pump<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// A chunk goes out when the tokens that it is made of are known, if the node names them at all.
+    fn piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        if self.fingerprint.is_none() {
+            self.fingerprint = fingerprint(&piece.value).cloned();
+        }
+        let is_named = !piece.tokens.is_empty();
+        if is_named || piece.finishes || self.told.is_empty() {
+            self.release(out);
+            self.told.extend(&piece.tokens);
+            self.pass(piece, out);
+        } else if self.unnamed.len() < UNNAMED_MAX {
+            self.unnamed.push(piece);
+        } else {
+            // It names them no more: nobody can go on with this.
+            self.is_hopeless = true;
+            self.release(out);
+            self.pass(piece, out);
+        }
+    }
+
+    /// Passes on what waits for its tokens.
+    fn release(&mut self, out: &mut Vec<u8>) {
+        for piece in std::mem::take(&mut self.unnamed) {
+            self.pass(piece, out);
+        }
+    }
+
+    fn pass(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        self.meter.see(&piece.value);
+        if let Some(held) = self.held.take() {
+            self.write(held, out);
+        }
+        if piece.finishes {
+            self.held = Some(piece);
+        } else {
+            self.write(piece, out);
+        }
     }
 
     /// Writes an ordinary chunk: as the node wrote it unless the client asked for something else.
@@ -224,7 +305,8 @@ impl<'a> Pump<'a> {
         let Some(mut last) = self.held.take().map(|piece| piece.value) else {
             return Err(Refusal::UpstreamBroken.into());
         };
-        self.relay.note(exchange, &self.step, &self.meter);
+        self.relay
+            .note(exchange, &self.step, (self.usage(), self.queue_ms()));
         let routing = self.relay.routing(exchange, &self.step, is_cut(&last));
         self.adapt(&mut last);
         let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
@@ -241,7 +323,7 @@ impl<'a> Pump<'a> {
     }
 
     fn usage_chunk(&self, last: &Value) -> Value {
-        let usage = self.meter.usage();
+        let usage = self.usage();
         let counted = chat::Usage::new(
             usage.prompt_tokens,
             usage.completion_tokens,
@@ -264,6 +346,19 @@ impl<'a> Pump<'a> {
         }
         chunk
     }
+}
+
+/// The next chunks; never of a node that was left.
+async fn next_of(events: &mut Option<NodeEvents>) -> Result<Option<Vec<Chunk>>, Fault> {
+    match events {
+        Some(events) => events.next().await,
+        None => Err(Fault::Lost),
+    }
+}
+
+/// Whether every other machine would give up here as well: the request is at fault, or its time is over.
+fn would_happen_again(detail: &ErrorDetail) -> bool {
+    detail.kind == "invalid_request_error" || detail.code.as_deref() == Some("timeout")
 }
 
 fn fingerprint(chunk: &Value) -> Option<&Value> {

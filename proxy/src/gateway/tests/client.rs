@@ -44,6 +44,17 @@ impl Client {
         }
     }
 
+    /// Sends its body in pieces of so many bytes, and nowhere says how many there are in all.
+    pub(super) fn sending_in_pieces(body: &str, bytes: usize) -> Self {
+        let mut client = Self::sending(Bytes::new());
+        client.body = body
+            .as_bytes()
+            .chunks(bytes)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        client
+    }
+
     /// Never sends the end of its body, and counts when the house waits for it.
     pub(super) fn stalling(mut self, stalled: &Arc<AtomicUsize>) -> Self {
         self.stalls = Some(Arc::clone(stalled));

@@ -74,6 +74,8 @@ impl Default for Plans {
                 connect_timeout: Duration::from_secs(1),
                 first_byte_timeout: Duration::from_secs(5),
                 idle_timeout: Duration::from_secs(5),
+                stall_after: Duration::ZERO,
+                migration_patience: Duration::from_secs(5),
                 commit_after: Duration::from_secs(3),
                 keepalive: Duration::from_secs(15),
                 fallback: true,
@@ -378,7 +380,8 @@ fn tier_report(tier: Tier) -> TierReport {
         model: Some(ModelReport {
             id: format!("tiny-{tier}"),
             aliases: Vec::new(),
-            file_sha256: String::new(),
+            // Who serves a tier serves the same file.
+            file_sha256: format!("sha256 of {tier}"),
             size_bytes: 1,
             n_ctx: 512,
             n_ctx_train: 512,

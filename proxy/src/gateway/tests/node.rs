@@ -154,7 +154,12 @@ impl Stage {
         stream.write_all(head.as_bytes()).await.unwrap();
         for event in events {
             tokio::time::sleep(pause).await;
-            let event = format!("data: {event}\n\n");
+            // An event that brings its own comments is written as it is.
+            let event = if event.starts_with(':') {
+                format!("{event}\n\n")
+            } else {
+                format!("data: {event}\n\n")
+            };
             let chunk = format!("{:x}\r\n{event}\r\n", event.len());
             if stream.write_all(chunk.as_bytes()).await.is_err() {
                 self.leaving.send_modify(|count| *count += 1);
@@ -206,7 +211,10 @@ async fn read(stream: &mut TcpStream) -> Option<Seen> {
             return None;
         }
     }
-    let body = serde_json::from_slice(&bytes[head_end..head_end + length]).unwrap();
+    let body = match &bytes[head_end..head_end + length] {
+        [] => Value::Null,
+        body => serde_json::from_slice(body).unwrap(),
+    };
     Some(Seen { body, ..seen })
 }
 

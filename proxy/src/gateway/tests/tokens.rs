@@ -26,7 +26,7 @@ fn tokens_a_day(tokens: u64) -> Plan {
 }
 
 /// What is left of a limit, once all is settled.
-async fn left(house: &House, limit: &str) -> u64 {
+pub(super) async fn left(house: &House, limit: &str) -> u64 {
     house.gateway.settle(Duration::from_secs(5)).await;
     let mut client = Client::sending(String::new());
     house.ask(Method::GET, "/api/user", &mut client).await;
@@ -215,7 +215,7 @@ async fn a_request_that_a_node_refuses_costs_a_request_and_no_token() {
 
 impl House {
     /// Every line of the books.
-    async fn ledger(&self) -> Vec<policy::ledger::LedgerEntry> {
+    pub(super) async fn ledger(&self) -> Vec<policy::ledger::LedgerEntry> {
         let query = RecordQuery::of(policy::identity::Tenant::default());
         let store = self.store();
         let page = store.records(&query).await.unwrap();

@@ -151,8 +151,9 @@ async fn every_kind_of_failure_falls_back_and_says_so() {
     }
 }
 
+/// A second try ran what the first one might still be running.
 #[tokio::test]
-async fn a_request_that_a_node_may_have_started_is_not_run_there_again() {
+async fn seed_defect_11_a_request_that_a_node_may_have_started_is_not_run_there_again() {
     let house = House::with(vec![(&[Heavy, Primary, Fast], vec![Act::Die])]).await;
 
     let (client, record) = house.chat(&to("heavy")).await;

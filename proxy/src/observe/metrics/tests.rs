@@ -21,6 +21,8 @@ fn everything_counted_is_rendered() {
     metrics.store_error("unavailable");
     metrics.breaker(Tier::Fast, BreakerGauge::HalfOpen);
     metrics.handshake_age("den", second);
+    metrics.tunnel_drops("bad_mac", 3);
+    metrics.migrated(Tier::Fast);
     metrics.connections(5);
     metrics.certificate_expiry(2_524_607_999);
     let one = metrics.enter();
@@ -41,6 +43,8 @@ fn everything_counted_is_rendered() {
         "hearth_limit_rejections_total{policy=\"text-min\"} 1",
         "hearth_breaker_state{tier=\"fast\"} 2",
         "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
+        "hearth_tunnel_drops{reason=\"bad_mac\"} 3",
+        "hearth_migrations_total{tier=\"fast\"} 1",
         "hearth_inflight 1",
         "hearth_connections 5",
         "hearth_cert_expiry_timestamp_seconds 2524607999",

@@ -219,6 +219,36 @@ async fn a_backup_is_a_store_of_its_own_and_replaces_nothing() {
 }
 
 #[tokio::test]
+async fn four_open_requests_for_each_place_of_the_table_and_then_it_is_overloaded() {
+    let (folder, table_max) = (tempfile::tempdir().unwrap(), 5);
+    let store = Embedded::open_for(folder.path(), table_max).unwrap();
+    let order = || reservation(&[tokens("u:open", 1_000_000, 1)]);
+    let mut open = Vec::new();
+    for number in 0..4 * table_max {
+        open.push(order());
+        let decision = store.reserve(&open[number], now_ms()).await.unwrap();
+        assert!(decision.is_admitted(), "{number}");
+    }
+    assert_eq!(
+        store.reserve(&order(), now_ms()).await.unwrap_err(),
+        StoreError::Overloaded
+    );
+    assert!(
+        store.reserve(&open[0], now_ms()).await.is_ok(),
+        "one that is open may ask again"
+    );
+    store
+        .settle(&settlement(&open[0], &[1]), now_ms())
+        .await
+        .unwrap();
+    assert!(
+        store.reserve(&order(), now_ms()).await.is_ok(),
+        "a settlement makes room"
+    );
+    assert!(store.reserve(&order(), now_ms()).await.is_err());
+}
+
+#[tokio::test]
 async fn many_strangers_leave_the_table_below_its_bound_and_are_still_counted() {
     strangers(40_000, 500).await;
 }

@@ -86,7 +86,7 @@ async fn a_file_cut_at_any_byte_is_read_up_to_its_last_whole_line() {
         assert_eq!(lines.len(), want);
         assert_eq!(good, if want == 0 { 0 } else { whole[want - 1] });
     }
-    let mut changed = bytes.clone();
+    let mut changed = bytes;
     changed[SUM + 12] ^= 1;
     assert_eq!(read(&changed).0.len(), 0);
 }

@@ -102,7 +102,7 @@ impl RedisServer {
 
     fn spawn(port: u16, folder: &Path, args: &[String]) -> Child {
         let mut command = Command::new("redis-server");
-        if let Some(file) = args.first().filter(|arg| arg.ends_with(".conf")) {
+        if let Some(file) = args.first().filter(|arg| !arg.starts_with("--")) {
             command.arg(file).args(&args[1..]);
         } else {
             command
@@ -223,7 +223,7 @@ pub(crate) fn command(words: &str) -> redis::Cmd {
 pub(crate) struct Sentinels {
     pub(crate) primary: RedisServer,
     pub(crate) replica: RedisServer,
-    sentinels: Vec<RedisServer>,
+    watchers: Vec<RedisServer>,
 }
 
 impl Sentinels {
@@ -238,12 +238,12 @@ impl Sentinels {
         let all = Self {
             primary,
             replica,
-            sentinels,
+            watchers: sentinels,
         };
         until(
             "the sentinels know each other and the replica",
             async || {
-                for sentinel in &all.sentinels {
+                for sentinel in &all.watchers {
                     let text: redis::InfoDict = sentinel.command("INFO sentinel").await;
                     let known: String = text.get("master0").unwrap_or_default();
                     if !known.contains("slaves=1") || !known.contains("sentinels=3") {
@@ -261,7 +261,7 @@ impl Sentinels {
         RedisSettings {
             servers: Servers::Sentinels {
                 addresses: self
-                    .sentinels
+                    .watchers
                     .iter()
                     .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
                     .collect(),
