@@ -150,4 +150,55 @@ mod tests {
             }
         }
     }
+
+    /// A whole number without bounds promises what no 64-bit field keeps: -2e20 fits the description and not the
+    /// order. What only goes out needs none.
+    #[test]
+    fn every_whole_number_that_may_be_sent_has_its_bounds() {
+        let whole = description();
+        let schemas = &whole["components"]["schemas"];
+        let mut open = Vec::new();
+        for (name, schema) in schemas.as_object().expect("schemas have names") {
+            if name.ends_with("Order") || name.ends_with("Patch") {
+                unbounded(schema, name, &mut open);
+            }
+        }
+        let params = ROUTES.iter().flat_map(|route| route.asks.iter());
+        for param in params {
+            let schema = serde_json::from_str(param.schema).expect("a schema is JSON");
+            unbounded(&schema, param.name, &mut open);
+        }
+        for (path, ways) in whole["paths"].as_object().expect("paths have names") {
+            for (way, operation) in ways.as_object().expect("a path has its methods") {
+                unbounded(&operation["requestBody"], &format!("{way} {path}"), &mut open);
+            }
+        }
+        assert_eq!(open, Vec::<String>::new());
+    }
+
+    fn unbounded(schema: &Value, at: &str, open: &mut Vec<String>) {
+        let kinds = &schema["type"];
+        let is_whole = *kinds == "integer"
+            || kinds
+                .as_array()
+                .is_some_and(|all| all.iter().any(|kind| kind == "integer"));
+        if is_whole && (schema["minimum"].is_null() || schema["maximum"].is_null()) {
+            open.push(at.to_owned());
+        }
+        let inner: Vec<(String, &Value)> = match schema {
+            Value::Object(members) => members
+                .iter()
+                .map(|(name, value)| (name.clone(), value))
+                .collect(),
+            Value::Array(list) => list
+                .iter()
+                .enumerate()
+                .map(|(index, value)| (index.to_string(), value))
+                .collect(),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
+        };
+        for (name, value) in inner {
+            unbounded(value, &format!("{at}/{name}"), open);
+        }
+    }
 }
