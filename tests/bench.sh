@@ -9,8 +9,10 @@ tests/bench.sh AREA
   edge     Hearth with everything on (TLS, key, limits, quota, classifier, routing, WireGuard) against nginx that only proxies
            TLS to the same upstream process over plain TCP. rps_vs_nginx, added_p50_us and added_p99_us against asking the upstream
            itself.
-  tunnel   Hearth's tunnel against wireguard-go: the same program drives bulk and small round trips through both.
-           bulk_vs_wireguard_go, added_p50_us against plain loopback. Needs root (network namespaces) for the peer only.
+  tunnel   Both back-ends of Hearth's tunnel, Debian's wireguard-go and plain kernel TCP under the same load: bulk, CPU seconds per GB of both
+           ends, round trips and tokens on a clean link and on emulated home links (100 Mbit/s, 40 ms; loss, bursts, reordering), tokens
+           beside a transfer that saturates 20 Mbit/s, and a hub that is killed. All figures in target/bench-tunnel.json.
+           HOME_ROUNDS=1 SEED=1 for the home links. Needs root (network namespaces) for the peers only.
 
   admission  A full admission with six counters and its settlement: in process (embedded store, the disk writing along), and in a
            Redis of its own beside an empty script on the same connection, with 1 and with 64 callers. Then requests/s of a proxy
@@ -21,6 +23,11 @@ tests/bench.sh AREA
   engine   hearth-node's API on loopback against llama-server (built from the source that llama-cpp-python 0.3.36 carries, cached in
            target/bench), one thread each, full sampler chains, streamed chat completions: a random model of 136 million weights and
            the tiny one. Ratios above 1 mean that Hearth makes more tokens; ttft and stall below 1 that it waits less.
+
+  routing  The classifier on prompts of 8 KiB in six languages beside a keyword scan, and the route through 1,000 machines with three
+           tiers each, unevenly loaded, beside a round robin: classify_p99_us, route_p99_us (the worst of three kinds of requests).
+           Then what a dying machine costs the reader of a stream: migration_gap_ms; and how many turns of conversations find their
+           prefix: warm_hit_rate.
 
   ROUNDS=3 SECONDS_EACH=5 set the length. The rounds alternate between the peers; the median counts.
 HELP
@@ -259,56 +266,170 @@ $every" "$bin/hearth-proxy" serve --config "$work/on.toml"
 
 # --- tunnel --------------------------------------------------------------------------------------------------------
 
-start_wireguard_go() { # two namespaces, a veth between them, wireguard-go in each
+start_places() { # two namespaces, a veth between them, wireguard-go in each
   need ip
   need wireguard-go
   need wg
-  [ "$(id -u)" = 0 ] || { say "the peer, wireguard-go, needs root; Hearth does not"; exit 1; }
-  local a b
+  need socat
+  [ "$(id -u)" = 0 ] || { say "the peers need root; Hearth does not"; exit 1; }
   ip netns add hearth-a && ip netns add hearth-b
   ip link add hearth-va netns hearth-a type veth peer name hearth-vb netns hearth-b
   ip -n hearth-a addr add 10.99.0.1/24 dev hearth-va && ip -n hearth-b addr add 10.99.0.2/24 dev hearth-vb
   for name in a b; do ip -n "hearth-$name" link set lo up && ip -n "hearth-$name" link set "hearth-v$name" up; done
-  a=$(wg genkey) b=$(wg genkey)
+  wg_a=$(wg genkey) wg_b=$(wg genkey) wg_pids=
   for name in a b; do
     ip netns exec "hearth-$name" env WG_PROCESS_FOREGROUND=1 LOG_LEVEL=error wireguard-go -f "hwg$name" > "$work/wg-$name.log" 2>&1 &
     pids+=($!)
+    wg_pids+="${wg_pids:+,}$!"
     until_ready ip -n "hearth-$name" link show "hwg$name"
   done
-  ip netns exec hearth-a wg set hwga listen-port 51900 private-key <(echo "$a") peer "$(wg pubkey <<< "$b")" allowed-ips 10.98.0.2/32 endpoint 10.99.0.2:51900
-  ip netns exec hearth-b wg set hwgb listen-port 51900 private-key <(echo "$b") peer "$(wg pubkey <<< "$a")" allowed-ips 10.98.0.1/32 endpoint 10.99.0.1:51900
+  ip netns exec hearth-b wg set hwgb listen-port 51900 private-key <(echo "$wg_b") peer "$(wg pubkey <<< "$wg_a")" allowed-ips 10.98.0.1/32
   ip -n hearth-a addr add 10.98.0.1/24 dev hwga && ip -n hearth-b addr add 10.98.0.2/24 dev hwgb
   for name in a b; do ip -n "hearth-$name" link set "hwg$name" mtu 1420 up; done
+  wg_through 10.99.0.2:51900
+}
+
+wg_through() {
+  ip netns exec hearth-a wg set hwga listen-port 51900 private-key <(echo "$wg_a") peer "$(wg pubkey <<< "$wg_b")" allowed-ips 10.98.0.2/32 endpoint "$1"
+}
+
+in_a() { ip netns exec hearth-a "$@"; }
+in_b() { ip netns exec hearth-b "$@"; }
+
+# One measurement of one kind of link; figures on the last line. CLEAN or a wire's port offset decides the way.
+drive() { # KIND WAY OPTIONS...
+  local kind=$1 way=$2
+  shift 2
+  case $kind-$way in
+    netns-clean) in_a "$examples/link" drive netns 10.99.0.2:7101 "$@" ;;
+    embedded-clean) in_a "$examples/link" drive embedded 10.99.0.2:7102 "$@" ;;
+    wireguard_go-*) in_a "$examples/link" drive tcp 10.98.0.2:7200 --pids "$wg_pids" "$@" ;;
+    plain-clean) in_a "$examples/link" drive tcp 10.99.0.2:7200 "$@" ;;
+    netns-home) in_a "$examples/link" drive netns 10.99.0.1:7301 "$@" ;;
+    embedded-home) in_a "$examples/link" drive embedded 10.99.0.1:7302 "$@" ;;
+    plain-home) in_a "$examples/link" drive tcp 10.97.0.2:7200 "$@" ;;
+  esac
+}
+
+record() { # KIND NAME FIGURES: every figure into its own file
+  jq -r 'del(.kind) | to_entries[] | "\(.key) \(.value)"' <<< "$3" | while read -r field value; do echo "$value" >> "$work/$1.$2.$field"; done
+}
+
+start_wires() { # OPTIONS...: the emulated link, one for each kind
+  wires=()
+  local offset
+  for offset in 1 2; do
+    ip netns exec hearth-a "$examples/wire" --listen "10.99.0.1:730$offset" --to "10.99.0.2:710$offset" "$@" & wires+=($!)
+  done
+  ip netns exec hearth-a "$examples/wire" --listen 10.99.0.1:7303 --to 10.99.0.2:51900 "$@" & wires+=($!)
+  ip netns exec hearth-a "$examples/wire" --listen 10.99.0.1:7304 --from 10.99.0.1:7324 --to 10.99.0.2:7334 "$@" & wires+=($!)
+  until_ready port_is_open
+  start_plain_wire
+  pids+=("${wires[@]}")
+  wg_through 10.99.0.1:7303
+}
+
+port_is_open() { in_a ss -Hlun | grep -q ':7324 ' || in_a ss -Hun | grep -q ':7324 '; }
+
+stop_wires() {
+  local pid
+  for pid in "${wires[@]}"; do kill "$pid" 2> /dev/null || true; wait "$pid" 2> /dev/null || true; done
+}
+
+start_plain_wire() { # kernel TCP over the emulator: IP packets of a TUN as datagrams; ends when the emulator does
+  ip netns exec hearth-b socat TUN:10.97.0.2/24,iff-up,tun-name=hpb UDP:10.99.0.1:7324,bind=10.99.0.2:7334 > "$work/socat-b.log" 2>&1 & wires+=($!)
+  ip netns exec hearth-a socat TUN:10.97.0.1/24,iff-up,tun-name=hpa UDP:10.99.0.1:7304,bind=10.99.0.1:7314 > "$work/socat-a.log" 2>&1 & wires+=($!)
+  until_ready ip -n hearth-a link show hpa
+  until_ready ip -n hearth-b link show hpb
+  ip -n hearth-a link set hpa mtu 1420 && ip -n hearth-b link set hpb mtu 1420
+}
+
+reconnect() { # KIND PORT: the hub is killed and started again while a node pings; the longest gap in ms
+  local server figures
+  ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" & server=$!
+  sleep 0.5
+  (sleep 1.5; kill -9 "$(cat "$work/server.pid")"; wait 2> /dev/null; exec ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" 10.99.0.1:7600) &
+  local again=$!
+  echo "$server" > "$work/server.pid"
+  pids+=("$server" "$again")
+  figures=$(in_a "$examples/link" drive "$1" "10.99.0.2:$2" --bind 10.99.0.1:7600 --gap-secs 6)
+  kill "$again" 2> /dev/null || true
+  jq .gap_ms <<< "$figures"
 }
 
 tunnel() {
-  build
-  start_wireguard_go
-  local mib=${MIB:-256} pings=${PINGS:-4000} link figures
-  # All three cross the same veth pair: Hearth's UDP, wireguard-go's UDP, and TCP without a tunnel.
-  ip netns exec hearth-b "$bin/bench-link" serve tunnel 10.99.0.2:7100 & pids+=($!)
-  ip netns exec hearth-b "$bin/bench-link" serve tcp 0.0.0.0:7200 & pids+=($!)
-  until_ready ip netns exec hearth-a "$bin/bench-link" drive tcp 10.99.0.2:7200 1 1
-  until_ready ip netns exec hearth-a "$bin/bench-link" drive tcp 10.98.0.2:7200 1 1
+  say "building"
+  cargo build --locked --release --quiet -p tunnel --examples
+  examples="${CARGO_TARGET_DIR:-$PWD/target}/release/examples"
+  start_places
+  local mib=${MIB:-256} pings=${PINGS:-3000} kind figures name
+  local kinds=(netns embedded wireguard_go plain)
+  ip netns exec hearth-b "$examples/link" serve netns 10.99.0.2:7101 & pids+=($!)
+  ip netns exec hearth-b "$examples/link" serve embedded 10.99.0.2:7102 & pids+=($!)
+  ip netns exec hearth-b "$examples/link" serve tcp 0.0.0.0:7200 & pids+=($!)
+  for kind in "${kinds[@]}"; do until_ready drive "$kind" clean --pings 1; done
   for _ in $(seq "$rounds"); do
-    for link in hearth wireguard_go plain; do
-      case $link in
-        hearth) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tunnel 10.99.0.2:7100 "$mib" "$pings") ;;
-        wireguard_go) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tcp 10.98.0.2:7200 "$mib" "$pings") ;;
-        plain) figures=$(ip netns exec hearth-a "$bin/bench-link" drive tcp 10.99.0.2:7200 "$mib" "$pings") ;;
-      esac
-      say "$link $figures"
-      for field in down_mbit up_mbit p50_us p99_us; do jq ".$field" <<< "$figures" >> "$work/$link.$field"; done
+    for kind in "${kinds[@]}"; do
+      figures=$(drive "$kind" clean --mib "$mib" --pings "$pings" --tokens 100)
+      say "clean link: $kind $figures"
+      record "$kind" clean "$figures"
     done
   done
-  value() { median < "$work/$1"; }
+  local seed=${SEED:-1} round
+  for round in $(seq "${HOME_ROUNDS:-1}"); do
+    for name in loss0 loss01 loss1 reorder1 burst1; do
+      local weather=()
+      case $name in
+        loss01) weather=(--loss-ppm 1000) ;;
+        loss1) weather=(--loss-ppm 10000) ;;
+        reorder1) weather=(--reorder-ppm 10000 --reorder-ms 3) ;;
+        burst1) weather=(--loss-ppm 10000 --burst 10) ;;
+      esac
+      start_wires --mbit 100 --delay-ms 20 --queue-kb 500 --seed "$((seed + round))" "${weather[@]}"
+      for kind in "${kinds[@]}"; do until_ready drive "$kind" home --pings 1; done
+      for kind in "${kinds[@]}"; do
+        figures=$(drive "$kind" home --mib 48 --down-only 1 --bulk-secs 8 --requests "${REQUESTS:-200}" --tokens 150)
+        say "100 Mbit/s, 40 ms, $name: $kind $figures"
+        record "$kind" "$name" "$figures"
+      done
+      stop_wires
+    done
+    start_wires --mbit 20 --delay-ms 20 --queue-kb 500 --seed "$((seed + round))"
+    for kind in "${kinds[@]}"; do until_ready drive "$kind" home --pings 1; done
+    for kind in "${kinds[@]}"; do
+      figures=$(drive "$kind" home --tokens 250 --beside 1)
+      say "tokens beside a transfer on 20 Mbit/s, 40 ms: $kind $figures"
+      record "$kind" narrow "$figures"
+    done
+    stop_wires
+  done
+  local netns_gap embedded_gap
+  netns_gap=$(reconnect netns 7501)
+  embedded_gap=$(reconnect embedded 7502)
+  say "hub killed and started again: $netns_gap ms (netns), $embedded_gap ms (embedded) without an answer"
+  value() { if [ -f "$work/$1" ]; then median < "$work/$1"; else echo null; fi; }
   say "the peer is $(dpkg-query -W -f='${Package} ${Version}' wireguard-go 2> /dev/null || echo wireguard-go), which has no GSO; a current one is several times faster"
-  jq -nc --argjson hd "$(value hearth.down_mbit)" --argjson hu "$(value hearth.up_mbit)" --argjson wd "$(value wireguard_go.down_mbit)" \
-    --argjson wu "$(value wireguard_go.up_mbit)" --argjson hp "$(value hearth.p50_us)" --argjson pp "$(value plain.p50_us)" \
-    --argjson wp "$(value wireguard_go.p50_us)" --argjson hp99 "$(value hearth.p99_us)" --argjson wp99 "$(value wireguard_go.p99_us)" \
-    '{area: "tunnel", bulk_vs_wireguard_go: (($hd + $hu) / ($wd + $wu) * 100 | round / 100), added_p50_us: ($hp - $pp),
-      down_mbit: $hd, up_mbit: $hu, p99_us: $hp99, wireguard_go_down_mbit: $wd, wireguard_go_up_mbit: $wu,
-      wireguard_go_added_p50_us: ($wp - $pp), wireguard_go_p99_us: $wp99}'
+  local all={}
+  for kind in "${kinds[@]}"; do
+    for name in clean loss0 loss01 loss1 reorder1 burst1 narrow; do
+      for field in down_mbit up_mbit cpu_s_per_gb ping_p50_us ping_p99_us request_p50_us request_p99_us token_p99_us beside_p50_us beside_p99_us; do
+        all=$(jq -c --arg k "$kind" --arg n "$name" --arg f "$field" --argjson v "$(value "$kind.$name.$field")" 'if $v == null then . else .[$k][$n][$f] = $v end' <<< "$all")
+      done
+    done
+  done
+  jq -c . <<< "$all" > target/bench-tunnel.json
+  jq -nc --argjson all "$all" --argjson gap "$netns_gap" --argjson embedded_gap "$embedded_gap" '
+    ($all.netns.clean) as $h | ($all.wireguard_go.clean) as $w | ($all.plain.clean) as $p
+    | {area: "tunnel", bulk_vs_wireguard_go: (($h.down_mbit + $h.up_mbit) / ($w.down_mbit + $w.up_mbit) * 100 | round / 100),
+      cpu_s_per_gb: $h.cpu_s_per_gb, added_p50_us: ($h.ping_p50_us - $p.ping_p50_us), added_p99_us: ($h.ping_p99_us - $p.ping_p99_us),
+      home_link_1pct_loss_mbit: $all.netns.loss1.down_mbit,
+      request_p99_vs_plain_1pct: ($all.netns.loss1.request_p99_us / $all.plain.loss1.request_p99_us * 100 | round / 100),
+      embedded_request_p99_ms_1pct: ($all.embedded.loss1.request_p99_us / 1000 | round),
+      saturated_uplink_sse_p50_ms: ($all.netns.narrow.beside_p50_us / 1000 | round),
+      embedded_saturated_uplink_sse_p50_ms: ($all.embedded.narrow.beside_p50_us / 1000 | round),
+      embedded_bulk_vs_wireguard_go: (($all.embedded.clean.down_mbit + $all.embedded.clean.up_mbit) / ($w.down_mbit + $w.up_mbit) * 100 | round / 100),
+      embedded_cpu_s_per_gb: $all.embedded.clean.cpu_s_per_gb, embedded_home_link_1pct_loss_mbit: $all.embedded.loss1.down_mbit,
+      reconnect_ms: $gap, embedded_reconnect_ms: $embedded_gap}'
 }
 
 # --- engine --------------------------------------------------------------------------------------------------------
@@ -432,8 +553,38 @@ engine() {
   jq -nc --argjson big "$(engine_figures random136m)" --argjson tiny "$(engine_figures tiny)" '{area: "engine"} + $big + {tiny: $tiny}'
 }
 
+# --- routing -------------------------------------------------------------------------------------------------------
+
+decisions() { # classify|route, figure: of the rounds the median
+  local figures
+  for _ in $(seq "$rounds"); do
+    figures=$("${under_test[@]}" "$bin/bench-routing" "$1")
+    say "$1 $figures"
+    jq ".$2" <<< "$figures" >> "$work/$1"
+  done
+  median < "$work/$1"
+}
+
+# What a program of its own measures and prints as one object; {} where it is not built.
+figures_of() { # program argument...
+  local program="$bin/$1" figures
+  [ -x "$program" ] || { echo '{}'; return; }
+  figures=$("$program" "${@:2}" | tail -n 1)
+  say "$1 $figures"
+  echo "$figures"
+}
+
+routing() {
+  build
+  local classify route
+  classify=$(decisions classify classify_p99_us)
+  route=$(decisions route route_p99_us)
+  jq -nc --argjson c "$classify" --argjson r "$route" --argjson m "$(figures_of bench-migration)" --argjson w "$(figures_of bench-warm)" \
+    '{area: "routing", classify_p99_us: $c, route_p99_us: $r, migration_gap_ms: null, warm_hit_rate: null} + $m + $w'
+}
+
 case ${1:-} in
-  edge | admission | tunnel | engine) "$1" ;;
+  edge | admission | tunnel | engine | routing) "$1" ;;
   -h | --help) usage ;;
   *) usage >&2; exit 64 ;;
 esac

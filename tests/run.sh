@@ -150,11 +150,14 @@ run_counted "of SDKs and page" deploy/quickstart.sh --check --no-install --profi
   set -e
   for version in 3.52.0 2.54.0; do "tests/.venv/$version/bin/python" tests/sdk/check.py; done
   export NODE_EXTRA_CA_CERTS="$HEARTH_CA"
-  (cd tests/sdk && node check.mjs openai && node check.mjs openai-older)
+  (cd tests/sdk && node comments.mjs && node check.mjs openai && node check.mjs openai-older)
   (cd tests/browser && node check.mjs)'
 
 say "the administration API against its description"
 run_counted "of the administration API" tests/.venv/schemathesis/bin/python tests/admin/check.py
+
+say "chaos, for half a minute"
+HEARTH_CHAOS_STEP=${HEARTH_CHAOS_STEP:-8} HEARTH_CHAOS_KILLS=${HEARTH_CHAOS_KILLS:-2} run_counted "of chaos" tests/chaos.sh 30
 
 say "the quickstart, as a stranger runs it"
 deploy/quickstart.sh --check --no-install --profile dev

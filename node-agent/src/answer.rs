@@ -35,6 +35,8 @@ pub struct Envelope {
     pub dropped: usize,
     /// Chunks come with the tokens that they are made of.
     pub names_tokens: bool,
+    /// Another model has begun the answer: its first chunk is sent already.
+    pub goes_on: bool,
 }
 
 impl Envelope {

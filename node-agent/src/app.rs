@@ -23,7 +23,9 @@ use crate::power::Power;
 use crate::register::Backoff;
 use crate::status::Teller;
 use crate::tiers::{Launcher, Tiers};
-use crate::uplink::{Standing, Uplink};
+use crate::uplink::house::{House, Lines};
+use crate::uplink::{Standing, Uplink, Window};
+use crate::wake::Waker;
 use crate::work::Work;
 
 /// The proxy must know that we go before its next request; a lost proxy must not hold us.
@@ -222,7 +224,8 @@ async fn membership(
     let mut backoff = Backoff::default();
     loop {
         match join::join(&link, identity, &node.name, &node.state_dir).await {
-            Ok(member) => {
+            Ok(joined) => {
+                let member = joined.member;
                 tracing::info!(node_id = %member.node_id, proxy = %member.proxy, "joined");
                 return Ok(member);
             }
@@ -233,6 +236,37 @@ async fn membership(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// The way to the proxy that this machine joined; those to the others are made after it.
+fn uplink(
+    node: &config::settings::node::Node,
+    (hub, identity, member): (Hub, Identity, Member),
+    (front, token, metrics): (Arc<Front>, AgentToken, Arc<Metrics>),
+    (tiers, work, connections): (&Arc<Tiers>, &Work, &TaskTracker),
+    (standing, farewell): (watch::Sender<Standing>, CancellationToken),
+) -> Uplink {
+    Uplink {
+        hub,
+        identity: Arc::new(identity),
+        member,
+        bind: node.bind,
+        backend: node.backend,
+        front,
+        token,
+        tiers: Arc::clone(tiers),
+        work: work.clone(),
+        metrics,
+        standing,
+        connections: connections.clone(),
+        farewell,
+        start: format!("{:032x}", rand::random::<u128>()),
+        rekey: node.rekey,
+        refused_retry: node.refused_retry,
+        hubs: watch::Sender::default(),
+        stirred: Arc::default(),
+        window: Window::default(),
     }
 }
 
@@ -276,40 +310,33 @@ impl Agent {
         if let Some(address) = node.admin_listen {
             background.push(admin_page(address, metrics.clone()).await?);
         }
-        let front = Arc::new(Front::new(
-            tiers.clone(),
-            token.clone(),
-            work.clone(),
-            metrics.clone(),
-        ));
+        let front = Front::new(tiers.clone(), token.clone(), work.clone(), metrics.clone())
+            .waking(Waker::new(node.wake.clone()));
+        let front = Arc::new(front);
         let connections = TaskTracker::new();
         if let Some(address) = node.api_listen {
             background.push(local_api(address, front.clone(), &connections).await?);
         }
+        let lines = Lines::default();
         let teller = Teller {
             member: member.clone(),
             standing: standing.subscribe(),
+            lines: lines.clone(),
             tiers: tiers.clone(),
             work: work.clone(),
         };
-        background.push(tokio::spawn(teller.serve(node.state_dir)));
+        background.push(tokio::spawn(teller.serve(node.state_dir.clone())));
         let uplink_stop = CancellationToken::new();
         let farewell = CancellationToken::new();
-        let uplink = Uplink {
-            hub,
-            identity,
-            member,
-            bind: node.bind,
-            front,
-            token,
-            tiers: tiers.clone(),
-            work: work.clone(),
-            metrics,
-            standing,
-            connections: connections.clone(),
-            farewell: farewell.clone(),
-        };
-        let uplink = tokio::spawn(uplink.run(uplink_stop.clone()));
+        let uplink = uplink(
+            &node,
+            (hub, identity, member),
+            (front, token, metrics),
+            (&tiers, &work, &connections),
+            (standing, farewell.clone()),
+        );
+        let house = House::new(uplink, &node.state_dir, lines);
+        let uplink = tokio::spawn(house.run(uplink_stop.clone()));
         Ok(Self {
             grace: node.grace,
             work,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use config::settings::node::SamplingDefaults;
 use config::wire::chat::{ResponseFormat, Tool, ToolChoice};
 use config::wire::valid::{self, ReasoningEffort, ValidChat, ValidCompletion};
+use config::wire::wishes::Priority;
 use engine::{Fim, GenerateSpec, Grammar, Modalities, Prompt, Segment};
 use serde_json::{Map, Value, json};
 
@@ -33,6 +34,10 @@ pub struct Setting<'a> {
     pub deadline: Duration,
     /// Whose request it is.
     pub principal: u64,
+    /// Its class in the queue.
+    pub priority: Priority,
+    /// How the answer begins, said by another model: this one goes on from there.
+    pub said: Option<&'a str>,
     /// Tokens that each answer may have, whatever the body says.
     pub max_tokens: Option<u32>,
     /// For templates that write the date.
@@ -120,6 +125,8 @@ fn rendered(
     setting: &Setting<'_>,
     without_thoughts: bool,
 ) -> Result<Rendered, Refused> {
+    // Whoever goes on with what is said thinks no more.
+    let without_thoughts = without_thoughts || setting.said.is_some();
     let extra = variables(chat, without_thoughts);
     let conversation = Conversation {
         messages: &chat.messages,
@@ -138,6 +145,9 @@ fn rendered(
         // The template has no way to leave thoughts out.
         pieces.push(Piece::Text(format!("\n{}\n\n", tags.close)));
         thinking = false;
+    }
+    if let Some(said) = setting.said {
+        pieces.push(Piece::Literal(said.to_owned()));
     }
     Ok(Rendered { pieces, thinking })
 }
@@ -440,6 +450,11 @@ pub(crate) fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, sett
     spec.cache_prompt = generation.cache_prompt.unwrap_or(true);
     spec.deadline = Some(setting.deadline);
     spec.principal = setting.principal;
+    spec.priority = match setting.priority {
+        Priority::Interactive => engine::Priority::Interactive,
+        Priority::Normal => engine::Priority::Normal,
+        Priority::Batch => engine::Priority::Batch,
+    };
 }
 
 /// `n` times the same question; with a fixed seed each choice gets its own.

@@ -14,10 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, AppError, Signals};
+use crate::doctor::{self, Verdict};
+use crate::hub;
 use crate::identity::{Identity, Member};
 use crate::join::{self, JoinLink};
 use crate::models;
-use crate::status::{self, Status};
+use crate::status::{self, ProxyStatus, Status};
 use crate::tiers::Launcher;
 
 /// Where the local API listens when nothing says otherwise.
@@ -99,6 +101,16 @@ In quotes: the link holds a # and an &.")]
     #[command(after_help = "Example:
   hearth-node status --output json --config node.toml")]
     Status {
+        #[command(flatten)]
+        settings: SettingsFile,
+        /// How to say it.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Look at everything between this machine and its proxy, and say what is wrong and what to do. Exit code 1 if something fails.
+    #[command(after_help = "Example:
+  hearth-node doctor --config node.toml")]
+    Doctor {
         #[command(flatten)]
         settings: SettingsFile,
         /// How to say it.
@@ -219,6 +231,7 @@ pub fn main() -> ExitCode {
             command: ConfigCommand::Check { file },
         } => check_command(file.as_deref()),
         Command::Status { settings, output } => status_command(&settings, output),
+        Command::Doctor { settings, output } => doctor_command(&settings, output),
         Command::Setup(args) => setup_command(&args),
         Command::Bench { args, settings } => bench_command(&args, &settings),
         Command::Pull(args) => told(models::commands::pull(&args)),
@@ -286,18 +299,32 @@ fn join_command(link: &str, file: &SettingsFile) -> Result<(), Failure> {
     let node = &settings.node;
     let identity = Identity::open(&node.state_dir)?;
     let before = Member::load(&node.state_dir)?;
-    let joined = runtime()?.block_on(join::join(&link, &identity, &node.name, &node.state_dir));
-    match (joined, before) {
-        (Ok(member), _) => say(&format!(
-            "joined {} as {} ({}); start the agent with `hearth-node run`",
-            member.proxy, member.name, member.node_id
-        )),
-        (Err(error), Some(before)) if before.proxy == link.proxy => Err(Failure::Other(format!(
-            "{error}\n(this machine joined {} before, as {}; nothing was changed)",
-            before.proxy, before.node_id
-        ))),
-        (Err(error), _) => Err(error.into()),
+    let runtime = runtime()?;
+    let joined = runtime.block_on(join::join(&link, &identity, &node.name, &node.state_dir));
+    let joined = match (joined, before) {
+        (Ok(joined), _) => joined,
+        (Err(error), Some(before)) if before.proxy == link.proxy => {
+            return Err(Failure::Other(format!(
+                "{error}\n(this machine joined {} before, as {}; nothing was changed)",
+                before.proxy, before.node_id
+            )));
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    let member = joined.member;
+    if !joined.approved {
+        say(&format!(
+            "{}: {}\nwaiting; Ctrl-C ends the waiting and not the wish",
+            member.name,
+            hub::waiting_words(&member.node_id)
+        ))?;
+        let every = node.refused_retry;
+        runtime.block_on(join::approval(&link, &identity, &node.name, every))?;
     }
+    say(&format!(
+        "joined {} as {} ({}); start the agent with `hearth-node run`",
+        member.proxy, member.name, member.node_id
+    ))
 }
 
 fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {
@@ -423,6 +450,36 @@ fn status_command(file: &SettingsFile, output: Output) -> Result<(), Failure> {
     }
 }
 
+fn doctor_command(file: &SettingsFile, output: Output) -> Result<(), Failure> {
+    let settings = settings_of(file.config.as_deref())?;
+    let checks = runtime()?.block_on(doctor::examine(&settings));
+    match output {
+        Output::Json => say(&serde_json::to_string_pretty(&checks)?)?,
+        Output::Text => {
+            let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
+            say(&lines.join("\n"))?;
+        }
+    }
+    let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail);
+    match failed.count() {
+        0 => Ok(()),
+        1 => Err(Failure::Other("one thing does not work".to_owned())),
+        many => Err(Failure::Other(format!("{many} things do not work"))),
+    }
+}
+
+fn proxy_line(proxy: &ProxyStatus) -> String {
+    let away = proxy.round_trip_ms;
+    let away = away.map_or_else(String::new, |ms| format!(", {ms:.1} ms away"));
+    let age = proxy.handshake_age_secs;
+    let age = age.map_or_else(String::new, |age| format!(", keys {age:.0} s old"));
+    let (rx, tx) = (proxy.rx_bytes / 1024, proxy.tx_bytes / 1024);
+    format!(
+        "  {} {}{away}{age}, {rx} KiB in, {tx} KiB out",
+        proxy.url, proxy.standing
+    )
+}
+
 fn text_of(status: &Status) -> String {
     let mut lines = vec![format!(
         "{} ({}) -> {}: {}{}",
@@ -433,6 +490,8 @@ fn text_of(status: &Status) -> String {
         if status.draining { ", going down" } else { "" }
     )];
     lines.extend(status.reason.iter().map(|reason| format!("  {reason}")));
+    lines.push(format!("  fingerprint: {}", status.fingerprint));
+    lines.extend(status.proxies.iter().map(proxy_line));
     for tier in &status.tiers {
         let state = tier.state.as_str();
         let model = tier.model.as_ref();

@@ -9,6 +9,7 @@ mod flow;
 mod infill;
 mod job;
 mod patience;
+mod progress;
 mod record;
 mod remote;
 mod slide;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use config::secret::Secret;
 use config::wire::node::REQUESTS_PATH;
+use config::wire::wake::{WAKE_PATH, WakeOrder, WakeReply};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -42,6 +44,7 @@ use tokio::time::timeout;
 use crate::metrics::Metrics;
 use crate::reply::Refused;
 use crate::tiers::{TierRoom, Tiers};
+use crate::wake::Waker;
 use crate::work::Work;
 
 use asked::Surface;
@@ -121,6 +124,7 @@ pub struct Front {
     metrics: Arc<Metrics>,
     bodies: Arc<Semaphore>,
     ended: Arc<Ended>,
+    waker: Arc<Waker>,
 }
 
 impl Front {
@@ -133,7 +137,20 @@ impl Front {
             metrics,
             bodies: Arc::new(Semaphore::new(BODIES_KIB_MAX)),
             ended: Arc::default(),
+            waker: Arc::default(),
         }
+    }
+
+    /// Wakes neighbours, and says how this machine is woken.
+    #[must_use]
+    pub fn waking(mut self, waker: Waker) -> Self {
+        self.waker = Arc::new(waker);
+        self
+    }
+
+    /// What wakes neighbours.
+    pub(crate) const fn waker(&self) -> &Arc<Waker> {
+        &self.waker
     }
 
     /// Serves one connection until it closes, or until the node goes down and the answer in progress is complete. When the other side
@@ -192,7 +209,23 @@ impl Front {
         if !self.token.admits(request.headers()) {
             return Err(Refused::Unauthorised);
         }
+        // Not for programs of this machine: only the hub knows which cards belong to registered nodes.
+        if request.uri().path() == WAKE_PATH {
+            return self.wake(request).await;
+        }
         self.admitted(request).await
+    }
+
+    /// Sends the packet that wakes a neighbour.
+    async fn wake(&self, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        if request.method() != Method::POST {
+            return Err(Refused::Method("POST"));
+        }
+        let (bytes, _held) = self.body(request.into_body()).await?;
+        let order: WakeOrder =
+            serde_json::from_slice(&bytes).map_err(|_error| Refused::BodyLost)?;
+        let packets = self.waker.send(&order).await.map_err(Refused::NotWoken)?;
+        Ok(json_response(&WakeReply { packets }))
     }
 
     /// Answers a request whose sender may ask: the hub with its token, or this machine ([`crate::local`]).
@@ -253,10 +286,13 @@ impl Front {
             Ok((job, streams)) => (job.recorded(record), streams),
             Err(refused) => return Err(record.refuse(refused)),
         };
+        let (teller, listener) = progress::channel();
+        let head_after = job.head_after();
+        let making = job.run(teller);
         if streams {
-            patience::answer(Box::pin(job.run())).await
+            patience::answer(Box::pin(making), (listener, head_after)).await
         } else {
-            job.run().await.map(Made::into_response)
+            making.await.map(Made::into_response)
         }
     }
 

@@ -7,6 +7,8 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use config::ids::NodeId;
 use config::token::Token;
 use config::wire::error::ErrorBody;
@@ -17,6 +19,9 @@ use config::wire::node::{
 use reqwest::{Client, StatusCode, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use tunnel::PublicKey;
+use tunnel::kem::{Asking, Shared};
 
 use crate::identity::Identity;
 use crate::join::Pin;
@@ -84,14 +89,29 @@ impl HubError {
     }
 
     /// A short word for metrics.
-    pub const fn label(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
             Self::WrongKey { .. } => "wrong_key",
             Self::Untrusted { .. } => "untrusted",
-            Self::Refused { .. } => "refused",
+            Self::Refused { code, .. } => reason(code),
             Self::Odd { .. } => "odd",
         }
+    }
+}
+
+/// The machine's word for a refusal, one of few.
+fn reason(code: &str) -> &'static str {
+    match code {
+        "node_pending" => "pending",
+        "node_revoked" => "revoked",
+        "node_unknown" => "unknown",
+        "version_unsupported" => "version",
+        "join_token_used" => "token_spent",
+        "join_token_expired" => "token_expired",
+        "join_token_unknown" | "join_token_malformed" => "token_unknown",
+        "signature_invalid" => "signature",
+        _ => "refused",
     }
 }
 
@@ -108,9 +128,10 @@ fn explain(code: &str, message: &str) -> String {
             "the proxy does not know this join link; was it made by another proxy, or revoked?"
         }
         "join_token_malformed" => "the join link is damaged; copy it again, whole and in quotes",
+        "node_pending" => return message.to_owned(),
         "node_unknown" => "the proxy does not know this node any more; join again with a new link",
         "node_revoked" => {
-            "this node was revoked at the proxy; it stays out until it joins with a new link"
+            "this node was revoked at the proxy, for ever; to come back as a new node, stop it, delete its state directory and join with a new link"
         }
         "signature_invalid" => {
             "the proxy does not accept this node's signature; was the identity file replaced? join again with a new link"
@@ -165,6 +186,17 @@ impl Hub {
         })
     }
 
+    /// The proxy's origin.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The proxy's clock, Unix milliseconds; 0: it does not tell.
+    pub async fn time(&self) -> Result<u64, HubError> {
+        let reply: NonceReply = self.post("/v1/nodes/nonce", &serde_json::json!({})).await?;
+        Ok(reply.server_time_ms)
+    }
+
     /// The host part, for endpoints without one.
     pub fn host(&self) -> Option<String> {
         let uri: http::Uri = self.url.parse().ok()?;
@@ -177,7 +209,7 @@ impl Hub {
         identity: &Identity,
         token: &Token,
         name: &str,
-    ) -> Result<NodeId, HubError> {
+    ) -> Result<EnrollReply, HubError> {
         let nonce = self.nonce().await?;
         let public = identity.public();
         let signature = identity.sign(&enroll_message(token.id(), &public, &nonce));
@@ -189,28 +221,37 @@ impl Hub {
             nonce,
             signature,
         };
-        let reply: EnrollReply = self.post("/v1/nodes/enroll", &request).await?;
-        Ok(reply.node_id)
+        self.post("/v1/nodes/enroll", &request).await
     }
 
-    /// Tells the proxy this start's WireGuard key.
+    /// Tells the proxy a WireGuard key of this start. What comes back holds all but one part of the pre-shared key; the other part is what
+    /// the ML-KEM exchange of this registration gave.
     pub async fn register(
         &self,
         identity: &Identity,
-        node_id: &NodeId,
-        wireguard_key: &str,
-    ) -> Result<RegisterReply, HubError> {
+        (node_id, start): (&NodeId, &str),
+        wireguard_key: PublicKey,
+    ) -> Result<(RegisterReply, Shared), HubError> {
         let nonce = self.nonce().await?;
-        let signature = identity.sign(&register_message(node_id, wireguard_key, &nonce));
-        let request = RegisterRequest {
+        let asking = Asking::new();
+        let mut request = RegisterRequest {
             version: VERSION,
             node_id: node_id.clone(),
-            wireguard_key: wireguard_key.to_owned(),
+            wireguard_key: wireguard_key.to_string(),
+            start: start.to_owned(),
+            kem_key: STANDARD.encode(asking.public()),
             nonce,
-            signature,
+            signature: String::new(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        self.post("/v1/nodes/register", &request).await
+        request.signature = identity.sign(&register_message(&request));
+        let posted = self.post("/v1/nodes/register", &request).await;
+        let reply: RegisterReply = posted.map_err(|error| told_to_wait(error, node_id))?;
+        let ciphertext = STANDARD.decode(&reply.kem_ciphertext).ok();
+        let shared = ciphertext.and_then(|ciphertext| asking.open(&ciphertext));
+        let shared =
+            shared.ok_or_else(|| self.odd("it sent a useless kem_ciphertext".to_owned()))?;
+        Ok((reply, shared))
     }
 
     async fn nonce(&self) -> Result<String, HubError> {
@@ -293,6 +334,29 @@ impl Hub {
             reason,
         }
     }
+}
+
+/// A node that waits says itself which words to compare: those of the proxy would prove nothing.
+fn told_to_wait(error: HubError, node_id: &NodeId) -> HubError {
+    match error {
+        HubError::Refused { code, .. } if code == "node_pending" => HubError::Refused {
+            code,
+            message: waiting_words(node_id),
+        },
+        other @ (HubError::Refused { .. }
+        | HubError::Unreachable { .. }
+        | HubError::WrongKey { .. }
+        | HubError::Untrusted { .. }
+        | HubError::Odd { .. }) => other,
+    }
+}
+
+/// What the person at a node that waits should know.
+pub fn waiting_words(node_id: &NodeId) -> String {
+    let words = config::fingerprint::words(node_id).unwrap_or_default();
+    format!(
+        "this node waits for approval: its words are \"{words}\"; if `hearth-proxy node list` shows the same, run `hearth-proxy node approve {node_id}` there"
+    )
 }
 
 /// The cause at the bottom; the outer ones only repeat the address.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
@@ -136,13 +137,44 @@ pub async fn join(
     identity: &Identity,
     name: &str,
     state_dir: &Path,
-) -> Result<Member, JoinError> {
+) -> Result<Joined, JoinError> {
     let hub = Hub::new(&link.proxy, link.pin)?;
-    let node_id = hub.enrol(identity, &link.token, name).await?;
+    let reply = hub.enrol(identity, &link.token, name).await?;
     let pin = link.pin.map(|pin| pin.to_string());
-    let member = Member::new(link.proxy.clone(), pin, node_id, name.to_owned());
+    let member = Member::new(link.proxy.clone(), pin, reply.node_id, name.to_owned());
     member.save(state_dir)?;
-    Ok(member)
+    Ok(Joined {
+        member,
+        approved: reply.approved,
+    })
+}
+
+/// How a join ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Joined {
+    /// The membership, which is kept.
+    pub member: Member,
+    /// False: an administrator must approve it first.
+    pub approved: bool,
+}
+
+/// Waits until an administrator has approved the node. A proxy that is not there meanwhile is asked again.
+pub async fn approval(
+    link: &JoinLink,
+    identity: &Identity,
+    name: &str,
+    every: Duration,
+) -> Result<(), JoinError> {
+    let hub = Hub::new(&link.proxy, link.pin)?;
+    loop {
+        tokio::time::sleep(every).await;
+        match hub.enrol(identity, &link.token, name).await {
+            Ok(reply) if reply.approved => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.is_passing() => tracing::debug!(%error, "not approved yet"),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]

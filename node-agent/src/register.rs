@@ -10,7 +10,8 @@ use config::wire::node::RegisterReply;
 use rand::Rng;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
-use tunnel::{Peer, PresharedKey, PublicKey};
+use tunnel::kem::Shared;
+use tunnel::{Peer, PublicKey};
 
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
 /// Below the 30 s after which the tightest NATs forget a UDP mapping.
@@ -50,10 +51,11 @@ pub enum PlaceError {
 }
 
 impl Place {
-    /// Reads an answer. `host` is the one that was dialled; `bind` is our UDP address; `turn` chooses among several addresses of a name, a
+    /// Reads an answer to the registration of `node_key`, with what its exchange gave. `host` is the one that was dialled; `bind` is our UDP address; `turn` chooses among several addresses of a name, a
     /// different one on each try.
     pub async fn from_reply(
         reply: RegisterReply,
+        (shared, node_key): (&Shared, PublicKey),
         host: &str,
         bind: SocketAddr,
         turn: usize,
@@ -63,10 +65,11 @@ impl Place {
             .public_key
             .parse()
             .map_err(|_error| PlaceError::Field("hub key"))?;
-        let preshared = STANDARD.decode(&reply.preshared_key).ok();
-        let preshared: [u8; 32] = preshared
+        let of_pair = STANDARD.decode(&reply.preshared_key).ok();
+        let of_pair: [u8; 32] = of_pair
             .and_then(|bytes| bytes.try_into().ok())
             .ok_or(PlaceError::Field("pre-shared key"))?;
+        let preshared_key = shared.preshared_key(&of_pair, node_key, public_key);
         if reply.agent_token.len() < 16
             || !reply
                 .agent_token
@@ -81,7 +84,7 @@ impl Place {
             address: reply.address,
             hub: Peer {
                 public_key,
-                preshared_key: Some(PresharedKey::from_bytes(preshared)),
+                preshared_key: Some(preshared_key),
                 address: reply.hub.address,
                 endpoint: Some(address),
                 keepalive: Some(KEEPALIVE),
@@ -171,6 +174,8 @@ mod tests {
                 address: HUB_ADDRESS,
             },
             preshared_key: STANDARD.encode([9; 32]),
+            kem_ciphertext: String::new(),
+            hubs: Vec::new(),
             agent_token: "0123456789abcdef".to_owned(),
             report_port: 9000,
             heartbeat_secs: 5,
@@ -180,7 +185,10 @@ mod tests {
 
     async fn place(reply: RegisterReply) -> Result<Place, PlaceError> {
         let bind = "0.0.0.0:0".parse().expect("an address");
-        Place::from_reply(reply, "127.0.0.1", bind, 3).await
+        let asking = tunnel::kem::Asking::new();
+        let (_, shared) = tunnel::kem::answer(asking.public()).expect("a key");
+        let key = PublicKey::from_bytes([5; 32]);
+        Place::from_reply(reply, (&shared, key), "127.0.0.1", bind, 3).await
     }
 
     #[tokio::test]

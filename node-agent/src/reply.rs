@@ -9,6 +9,7 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::template::TemplateError;
+use crate::wake::NotSent;
 
 const CALLER: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
@@ -102,6 +103,9 @@ pub enum Refused {
     /// The node is going down.
     #[error("the node is shutting down")]
     Draining,
+    /// A neighbour was not woken.
+    #[error("{0}")]
+    NotWoken(NotSent),
     /// The engine said no.
     #[error("{0}")]
     Engine(engine::Refusal),
@@ -221,6 +225,7 @@ impl Refused {
             | Self::TooLong { .. }
             | Self::TierUnavailable { .. }
             | Self::Draining
+            | Self::NotWoken(_)
             | Self::Engine(_)
             | Self::Deadline => {}
         }
@@ -278,9 +283,12 @@ impl Refused {
                     .with("n_prompt_tokens", *tokens);
                 wire
             }
-            Self::TierUnavailable { .. } | Self::Draining => {
+            Self::TierUnavailable { .. } => {
                 Wire::unavailable("tier_unavailable", message, UNAVAILABLE_SECS)
             }
+            Self::Draining => Wire::unavailable("draining", message, UNAVAILABLE_SECS),
+            // Another neighbour may.
+            Self::NotWoken(_) => Wire::unavailable("not_woken", message, UNAVAILABLE_SECS),
             Self::Engine(refusal) => engine_refusal(refusal),
             Self::Deadline => timeout(message),
         }

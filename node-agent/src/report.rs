@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use tunnel::Tunnel;
 
 use crate::http::AgentToken;
 use crate::tiers::Tiers;
+use crate::wake::Waker;
 use crate::work::Work;
 
 /// From the first byte to the answer: a handshake, a lost packet and a slow link fit in.
@@ -42,6 +44,9 @@ pub enum ReportError {
     /// No answer in time.
     #[error("no answer in time")]
     Late,
+    /// The proxy itself called: it has restarted and lost what it knew.
+    #[error("the proxy has restarted")]
+    Called,
 }
 
 /// Makes reports.
@@ -49,12 +54,17 @@ pub enum ReportError {
 pub struct Reports {
     node_id: NodeId,
     seq: u64,
+    waker: Arc<Waker>,
 }
 
 impl Reports {
-    /// Reports of this start.
-    pub const fn new(node_id: NodeId) -> Self {
-        Self { node_id, seq: 0 }
+    /// Reports of this start, with what the settings say about sleep.
+    pub const fn new(node_id: NodeId, waker: Arc<Waker>) -> Self {
+        Self {
+            node_id,
+            seq: 0,
+            waker,
+        }
     }
 
     /// The next one.
@@ -67,6 +77,7 @@ impl Reports {
             draining: work.is_draining(),
             memory: memory(),
             tiers: tiers.rooms().iter().map(|room| room.report()).collect(),
+            wake: self.waker.report(),
         }
     }
 }

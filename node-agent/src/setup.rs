@@ -207,8 +207,13 @@ impl Guide<'_> {
         }
         let identity = Identity::open(&node.state_dir).map_err(|error| error.to_string())?;
         let joining = join::join(&link, &identity, &node.name, &node.state_dir);
-        let member = commands::block_on(joining)?.map_err(|error| error.to_string())?;
+        let joined = commands::block_on(joining)?.map_err(|error| error.to_string())?;
+        let member = joined.member;
         step("join", &format!("{} as {}", member.proxy, member.name));
+        if !joined.approved {
+            let wait = crate::hub::waiting_words(&member.node_id);
+            return Ok(format!("{wait}\nthen {run}"));
+        }
         Ok(format!("ready: {run}"))
     }
 }

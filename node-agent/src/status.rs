@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use crate::identity::Member;
 use crate::tiers::Tiers;
 use crate::uplink::Standing;
+use crate::uplink::house::{Line, Lines};
 use crate::work::Work;
 
 const SOCKET_FILE: &str = "agent.sock";
@@ -40,8 +42,59 @@ pub struct Status {
     pub draining: bool,
     /// Requests under way.
     pub requests_running: usize,
+    /// The proxies of the house.
+    #[serde(default)]
+    pub proxies: Vec<ProxyStatus>,
+    /// Six words of this machine's identity, the same as `hearth-proxy node list` shows.
+    #[serde(default)]
+    pub fingerprint: String,
     /// As in reports.
     pub tiers: Vec<config::wire::node::TierReport>,
+}
+
+/// The line to one proxy at one moment.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ProxyStatus {
+    /// Its origin.
+    pub url: String,
+    /// As in [`Status::standing`].
+    pub standing: String,
+    /// Why it is not connected.
+    pub reason: Option<String>,
+    /// Its UDP address.
+    pub endpoint: Option<String>,
+    /// Age of the WireGuard session, seconds; `None`: there is none.
+    pub handshake_age_secs: Option<f64>,
+    /// The way there and back inside the tunnel, milliseconds.
+    pub round_trip_ms: Option<f64>,
+    /// Received inside the tunnel.
+    pub rx_bytes: u64,
+    /// Sent inside the tunnel.
+    pub tx_bytes: u64,
+}
+
+impl ProxyStatus {
+    fn of(line: &Line) -> Self {
+        let standing = line.standing.borrow().clone();
+        let window = line.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let tunnel = window
+            .as_ref()
+            .and_then(|(tunnel, hub)| tunnel.peer_status(*hub));
+        let tunnel = tunnel.as_ref();
+        let round_trip = tunnel.and_then(|tunnel| tunnel.round_trip);
+        let age = tunnel.and_then(|tunnel| tunnel.since_handshake);
+        let endpoint = tunnel.and_then(|tunnel| tunnel.endpoint);
+        Self {
+            url: line.url.clone(),
+            standing: standing.as_str().to_owned(),
+            reason: standing.reason().map(str::to_owned),
+            endpoint: endpoint.map(|endpoint| endpoint.to_string()),
+            handshake_age_secs: age.map(|age| age.as_secs_f64()),
+            round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1_000.0),
+            rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),
+            tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
+        }
+    }
 }
 
 /// Makes [`Status`].
@@ -51,6 +104,8 @@ pub struct Teller {
     pub member: Member,
     /// How we stand with the proxy.
     pub standing: watch::Receiver<Standing>,
+    /// The proxies of the house, the nearest first once their distance is known.
+    pub lines: Lines,
     /// What we serve.
     pub tiers: std::sync::Arc<Tiers>,
     /// What we do.
@@ -60,7 +115,14 @@ pub struct Teller {
 impl Teller {
     fn tell(&self) -> Status {
         let standing = self.standing.borrow().clone();
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut proxies: Vec<ProxyStatus> = lines.iter().map(ProxyStatus::of).collect();
+        drop(lines);
+        let distance = |proxy: &ProxyStatus| proxy.round_trip_ms.unwrap_or(f64::INFINITY);
+        proxies.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
         Status {
+            proxies,
+            fingerprint: config::fingerprint::words(&self.member.node_id).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_id: self.member.node_id.to_string(),
             name: self.member.name.clone(),

@@ -3,6 +3,7 @@
 
 pub mod footprint;
 mod load_spec;
+mod pace;
 mod placed;
 pub mod remote;
 pub mod room;

@@ -1,17 +1,21 @@
 //! The way to the proxy: registers, holds the tunnel, reports, and comes back by itself after every kind of loss. One WireGuard key per
 //! session; a session that cannot be repaired is replaced by one with a new key.
 
+pub mod house;
 mod session;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use config::wire::node::RegisterReply;
-use tokio::sync::watch;
+use config::wire::node::{HubPlace, RegisterReply};
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tunnel::PrivateKey;
+use tunnel::kem::Shared;
+use tunnel::{PrivateKey, PublicKey, Tunnel};
 
 use crate::http::{AgentToken, Front};
 use crate::hub::{Hub, HubError};
@@ -23,9 +27,6 @@ use crate::tiers::Tiers;
 use crate::work::Work;
 
 use session::{End, Session};
-
-/// A proxy that says no is asked again only this often.
-const REFUSED_PAUSE: Duration = Duration::from_mins(1);
 
 /// How the node stands with its proxy.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -67,17 +68,22 @@ impl Standing {
     }
 }
 
-/// All that the way to the proxy needs.
-#[derive(Debug)]
+/// The tunnel to a proxy while there is one, and the proxy's address inside.
+pub type Window = Arc<Mutex<Option<(Tunnel, Ipv6Addr)>>>;
+
+/// All that the way to one proxy needs.
+#[derive(Clone, Debug)]
 pub struct Uplink {
     /// The proxy.
     pub hub: Hub,
     /// Our key.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// Our membership.
     pub member: Member,
     /// Local UDP address.
     pub bind: std::net::SocketAddr,
+    /// Who does TCP inside the tunnel.
+    pub backend: config::settings::proxy::Backend,
     /// Answers the proxy's requests.
     pub front: Arc<Front>,
     /// Shared with `front`.
@@ -94,12 +100,24 @@ pub struct Uplink {
     pub connections: TaskTracker,
     /// Cancelled when the proxy knows that we are going down.
     pub farewell: CancellationToken,
+    /// This start of the agent, 32 hex digits: the proxy goes on with the same streams when keys change within it.
+    pub start: String,
+    /// Life of a WireGuard key.
+    pub rekey: Duration,
+    /// A proxy that says no is asked again only this often.
+    pub refused_retry: Duration,
+    /// The proxies of the house, as each of them told last, by who told it.
+    pub hubs: watch::Sender<BTreeMap<String, Vec<HubPlace>>>,
+    /// Told whenever `standing` or `farewell` changed.
+    pub stirred: Arc<Notify>,
+    /// For the status command.
+    pub window: Window,
 }
 
 impl Uplink {
     /// Runs until `stop`; then the tunnel closes.
     pub async fn run(self, stop: CancellationToken) {
-        let mut reports = Reports::new(self.member.node_id.clone());
+        let mut reports = Reports::new(self.member.node_id.clone(), self.front.waker().clone());
         let mut try_count = 0;
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
@@ -140,7 +158,7 @@ impl Uplink {
                 Ok(place) => return place,
                 Err(lasting) => {
                     let pause = if lasting {
-                        REFUSED_PAUSE
+                        self.refused_retry
                     } else {
                         backoff.pause()
                     };
@@ -153,14 +171,15 @@ impl Uplink {
     /// Registers once. Logs and tells a failure; `Err(true)` if the proxy does not want us.
     async fn register(&self, key: &PrivateKey, try_count: &mut usize) -> Result<Place, bool> {
         *try_count += 1;
-        let public = key.public_key().to_string();
+        let public = key.public_key();
         let began = Instant::now();
-        let reply = self
-            .hub
-            .register(&self.identity, &self.member.node_id, &public)
-            .await;
-        match reply {
-            Ok(reply) => self.place(reply, *try_count, began).await,
+        let who = (&self.member.node_id, self.start.as_str());
+        match self.hub.register(&self.identity, who, public).await {
+            Ok((reply, shared)) => {
+                self.hear_of(&reply.hubs);
+                self.place(reply, (&shared, public), (*try_count, began))
+                    .await
+            }
             Err(error) => {
                 self.metrics.registration(error.label());
                 Err(self.not_registered(&error))
@@ -171,11 +190,11 @@ impl Uplink {
     async fn place(
         &self,
         reply: RegisterReply,
-        turn: usize,
-        began: Instant,
+        keys: (&Shared, PublicKey),
+        (turn, began): (usize, Instant),
     ) -> Result<Place, bool> {
         let host = self.hub.host().unwrap_or_default();
-        match Place::from_reply(reply, &host, self.bind, turn).await {
+        match Place::from_reply(reply, keys, &host, self.bind, turn).await {
             Ok(place) => {
                 self.metrics.registration("ok");
                 self.token.set(place.agent_token.clone());
@@ -216,17 +235,37 @@ impl Uplink {
             return false;
         }
         if news {
-            tracing::error!(%error, again_in_secs = REFUSED_PAUSE.as_secs(), "the proxy does not take this node");
+            tracing::error!(%error, again_in_secs = self.refused_retry.as_secs(), "the proxy does not take this node");
         }
         true
     }
 
     /// Tells how we stand; true if that is new.
     fn stand(&self, standing: Standing) -> bool {
-        self.standing.send_if_modified(|present| {
+        let changed = self.standing.send_if_modified(|present| {
             let changed = *present != standing;
             *present = standing;
             changed
-        })
+        });
+        if changed {
+            self.stirred.notify_one();
+        }
+        changed
+    }
+
+    /// Notes which proxies the house has; none is no news.
+    fn hear_of(&self, hubs: &[HubPlace]) {
+        if hubs.is_empty() {
+            return;
+        }
+        let mut hubs = hubs.to_vec();
+        hubs.sort();
+        self.hubs.send_if_modified(|known| {
+            let changed = known.get(self.hub.url()) != Some(&hubs);
+            if changed {
+                known.insert(self.hub.url().to_owned(), hubs);
+            }
+            changed
+        });
     }
 }

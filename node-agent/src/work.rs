@@ -12,6 +12,8 @@ pub struct Work {
 struct State {
     running: usize,
     draining: bool,
+    /// The proxy sends nothing for now; the node stays.
+    resting: bool,
 }
 
 /// Counts as work until dropped.
@@ -32,10 +34,11 @@ impl Work {
     /// Begins a request; `None` once the node is going down.
     pub fn enter(&self) -> Option<InFlight> {
         let entered = self.state.send_if_modified(|state| {
-            if !state.draining {
+            let open = !state.draining && !state.resting;
+            if open {
                 state.running += 1;
             }
-            !state.draining
+            open
         });
         entered.then(|| InFlight {
             state: self.state.clone(),
@@ -45,6 +48,16 @@ impl Work {
     /// Lets nobody in from now on.
     pub fn drain(&self) {
         self.state.send_modify(|state| state.draining = true);
+    }
+
+    /// Lets nobody in for now, or lets them in again; what runs goes on. True if that is new.
+    pub fn rest(&self, resting: bool) -> bool {
+        let mut changed = false;
+        self.state.send_modify(|state| {
+            changed = state.resting != resting;
+            state.resting = resting;
+        });
+        changed
     }
 
     /// Whether the node is going down.
@@ -83,6 +96,18 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_rests_lets_nobody_in_and_what_runs_goes_on() {
+        let work = Work::default();
+        let running = work.enter().expect("open");
+        assert!(work.rest(true) && !work.rest(true), "once");
+        assert!(work.enter().is_none() && !work.is_draining());
+        assert_eq!(work.running(), 1);
+        assert!(work.rest(false));
+        assert!(work.enter().is_some(), "open again");
+        drop(running);
+    }
 
     #[tokio::test]
     async fn idle_waits_for_the_last_request_and_nobody_enters_after_the_drain() {

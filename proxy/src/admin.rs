@@ -5,6 +5,7 @@
 pub mod api;
 pub mod client;
 pub(crate) mod connection;
+pub mod explain;
 mod operations;
 pub mod routes;
 mod schema;

@@ -11,19 +11,25 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use config::settings::proxy::{Limits, Settings};
-use config::wire::node::REPORT_PORT;
+use config::wire::node::{HubPlace, REPORT_PORT};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tunnel::Tunnel;
 
 use crate::auth::AuthError;
+use crate::front::handover::{self, Inherited, Offer};
 use crate::front::lifecycle::{Drained, Phase, Signals, reached};
 use crate::front::sink::ClientSink;
 use crate::front::tls::Certificates;
 use crate::front::{Front, FrontError, FrontSettings, Handler};
 use crate::gateway::{Call, Gateway};
+use crate::nodes::fleet::Fleet;
+use crate::nodes::hubs::Hubs;
+use crate::nodes::peers::Peers;
+use crate::nodes::pulse;
 use crate::nodes::report::ReportDesk;
 use crate::observe::log;
 use crate::observe::metrics::Metrics;
@@ -32,6 +38,9 @@ use ground::Ground;
 
 /// Tasks end when they are told to; one that does not keeps nobody waiting.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A node that reports every few seconds is back by then.
+const NODES_BACK_MAX: Duration = Duration::from_secs(8);
 
 /// Settlements take one write each; a store that does not answer keeps nobody waiting for longer.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
@@ -54,18 +63,33 @@ pub enum AppError {
     /// No management.
     #[error("cannot listen for management on {0}: {1}")]
     Admin(String, std::io::Error),
+    /// A server outside that cannot be used.
+    #[error(transparent)]
+    Remote(#[from] crate::remote::RemoteError),
+    /// Nothing can be taken over or handed over.
+    #[error("no taking over from another process: {0}")]
+    Upgrade(std::io::Error),
     /// No signals.
     #[error("signals cannot be taken over: {0}")]
     Signals(std::io::Error),
 }
 
 /// Runs the proxy until a signal ends it. `reload` reads the settings again on SIGHUP; `None` keeps the old ones.
+/// With `upgrade` it takes over from the proxy that runs with the same state directory, if one does.
 pub async fn serve(
     settings: Settings,
+    upgrade: bool,
     reload: impl Fn() -> Option<Settings>,
 ) -> Result<Drained, AppError> {
+    let inherited = if upgrade {
+        take_over(&settings).await?
+    } else {
+        Inherited::default()
+    };
     let signals = Signals::install().map_err(AppError::Signals)?;
-    let app = App::start(settings).await?;
+    let nodes = inherited.nodes;
+    let app = App::start_inheriting(settings, inherited).await?;
+    app.nodes_are_back(nodes).await;
     let phase = app.phase();
     let (certificates, limits) = (Arc::clone(&app.certificates), Arc::clone(&app.limits));
     let renew = || {
@@ -86,14 +110,30 @@ pub async fn serve(
     }
 }
 
+/// Waits for the end of the proxy that runs, and takes its listeners.
+async fn take_over(settings: &Settings) -> Result<Inherited, AppError> {
+    let (state_dir, grace) = (settings.server.state_dir.clone(), settings.server.grace);
+    let taken = spawn_blocking(move || handover::take_over(&state_dir, grace)).await;
+    let taken = taken
+        .map_err(std::io::Error::other)
+        .and_then(|taken| taken)
+        .map_err(AppError::Upgrade)?;
+    if taken.is_none() {
+        tracing::info!("no proxy runs here that could be taken over from: starting as usual");
+    }
+    Ok(taken.unwrap_or_default())
+}
+
 /// A proxy that is bound and ready to run.
 pub struct App {
     front: Front,
+    fleet: Arc<Fleet>,
     gateway: Arc<Gateway>,
     certificates: Arc<Certificates>,
     limits: Arc<ArcSwap<Limits>>,
     phase: watch::Sender<Phase>,
     reports: Arc<ReportDesk>,
+    house: House,
     tunnel: Tunnel,
     crew: Crew,
 }
@@ -101,17 +141,41 @@ pub struct App {
 impl App {
     /// Builds everything and binds every listener: store, authenticator, tunnel, nodes, edge. Serves nobody yet.
     pub async fn start(settings: Settings) -> Result<Self, AppError> {
+        Self::start_inheriting(settings, Inherited::default()).await
+    }
+
+    /// The same with what another process handed over.
+    pub async fn start_inheriting(
+        settings: Settings,
+        inherited: Inherited,
+    ) -> Result<Self, AppError> {
         let ground = Ground::lay(&settings).await?;
-        Self::raise(settings, ground).await
+        Self::raise(settings, ground, inherited).await
+    }
+
+    /// Waits until so many nodes have reported, or for a while: whoever waits in the queue of a listener waits for them too.
+    pub async fn nodes_are_back(&self, nodes: usize) {
+        let back = async {
+            let mut changes = self.fleet.changes();
+            let count = || self.fleet.with(|router| router.registry().nodes().count());
+            while count() < nodes && changes.changed().await.is_ok() {}
+        };
+        if timeout(NODES_BACK_MAX, back).await.is_err() {
+            tracing::warn!(nodes, "not all nodes are back yet");
+        }
     }
 
     /// The same on a store that is open already, whatever the settings name.
     pub async fn start_on(settings: Settings, store: Arc<dyn Store>) -> Result<Self, AppError> {
         let ground = Ground::lay_on(&settings, store, Arc::new(Metrics::new())).await?;
-        Self::raise(settings, ground).await
+        Self::raise(settings, ground, Inherited::default()).await
     }
 
-    async fn raise(settings: Settings, ground: Ground) -> Result<Self, AppError> {
+    async fn raise(
+        settings: Settings,
+        ground: Ground,
+        inherited: Inherited,
+    ) -> Result<Self, AppError> {
         let (phase, seen) = watch::channel(Phase::default());
         let crew = Crew::default();
         let readiness = ground.readiness();
@@ -131,7 +195,17 @@ impl App {
             guard_burst: limits.guard_burst,
             table_max: limits.table_max,
         };
-        let front = Front::new(front, handler, seen)?;
+        ground.peers.inherit(&inherited.estate).await;
+        let front = Front::inheriting(front, inherited.listeners, handler, seen)?;
+        let fleet = Arc::clone(&ground.fleet);
+        let offer = Offer::bind(&settings.server.state_dir)
+            .and_then(|offer| Ok((offer, front.listeners_again()?)))
+            .map_err(AppError::Upgrade)?;
+        let count = {
+            let fleet = Arc::clone(&fleet);
+            move || fleet.with(|router| router.registry().nodes().count())
+        };
+        crew.employ(offer.0.serve(offer.1, count, phase.clone()));
         let certificates = Arc::clone(front.certificates());
         let edge = EdgeFacts {
             certificates: Arc::clone(&certificates),
@@ -139,21 +213,33 @@ impl App {
         };
         let told = (&readiness, admin);
         ground.manage(&settings, told, (edge, &crew)).await?;
-        let (members, fleet) = (Arc::clone(&ground.members), Arc::clone(&ground.fleet));
-        let reports = Arc::new(ReportDesk::new(members, fleet));
+        let members = Arc::clone(&ground.members);
+        let hubs = Arc::clone(&ground.hubs);
+        hubs.be(Some(HubPlace {
+            url: settings.server.public_url.clone(),
+            pin: certificates.pin(),
+        }));
+        let (store, peers) = (Arc::clone(&ground.store), Arc::clone(&ground.peers));
+        crew.employ(Arc::clone(&hubs).keep(Arc::clone(&store)));
+        let reports = ReportDesk::new(members, Arc::clone(&fleet)).telling(Arc::clone(&hubs));
+        let reports = Arc::new(reports);
         let listener = ground.tunnel.listen(REPORT_PORT).await?;
         crew.employ(Arc::clone(&reports).serve(listener));
         let limits = Arc::clone(&ground.limits);
         let tunnel = ground.tunnel.clone();
-        ground.background(settings.usage).start(&crew);
+        let pulse = pulse::Rules::from(&settings.routing);
+        ground.look_outside(&settings, &crew);
+        ground.background((settings.usage, pulse)).start(&crew);
         tracing::info!(udp = %tunnel.local_addr(), "the tunnel is up");
         Ok(Self {
             front,
+            fleet,
             gateway,
             certificates,
             limits,
             phase,
             reports,
+            house: House { hubs, store, peers },
             tunnel,
             crew,
         })
@@ -186,14 +272,18 @@ impl App {
             gateway,
             phase,
             reports,
+            house,
             tunnel,
             crew,
             ..
         } = self;
+        house.peers.open();
         let mut seen = phase.subscribe();
         let farewell = async {
             reached(&mut seen, Phase::Draining).await;
             reports.drain();
+            house.hubs.say(&*house.store, true).await;
+            house.hubs.be(None);
             std::future::pending::<()>().await;
         };
         let drained = tokio::select! {
@@ -202,10 +292,19 @@ impl App {
         };
         // What the last answers used is charged before the store closes.
         gateway.settle(SETTLE_MAX).await;
+        let estate = house.peers.estate().await;
         crew.dismiss().await;
         tunnel.shutdown().await;
+        handover::bequeath(&estate);
         Ok(drained?)
     }
+}
+
+/// What concerns the other proxies and the nodes at the start and the end of this one.
+struct House {
+    hubs: Arc<Hubs>,
+    store: Arc<dyn Store>,
+    peers: Arc<Peers>,
 }
 
 /// What the management wants to know of the edge.

@@ -174,7 +174,7 @@ impl Rooms {
             Change::Key(id) => self.keys.forget(&id),
             Change::User(id) => self.people.forget(&id),
             Change::Denials => self.denials.reload().await,
-            Change::Node(_) => {}
+            Change::Node(_) | Change::Breaker { .. } | Change::Hub { .. } => {}
             Change::Everything => {
                 self.keys.doubt_all();
                 self.people.doubt_all();

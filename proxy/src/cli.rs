@@ -8,6 +8,7 @@ mod nodes;
 mod people;
 mod print;
 mod reach;
+mod route;
 mod store;
 mod tools;
 
@@ -22,7 +23,7 @@ use crate::admin::client::ClientError;
 use crate::store::StoreError;
 
 pub use args::{Cli, Command};
-use args::{ConfigCommand, NodeCommand, Output, PlanCommand, RouteCommand, StoreCommand};
+use args::{ConfigCommand, Output, PlanCommand, StoreCommand};
 use reach::Reach;
 
 /// Why a command failed.
@@ -65,55 +66,56 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
 }
 
 async fn dispatch(cli: Cli) -> Result<(), CliError> {
-    let file = cli.config.as_deref();
     let output = if cli.json { Output::Json } else { cli.output };
-    match &cli.command {
-        Command::Serve => return Err(CliError::Failed("serve is started by main".into())),
-        Command::Config(ConfigCommand::Check { file: named }) => {
-            return tools::check_settings(named.as_deref().or(file));
-        }
-        Command::Route(RouteCommand::Explain { text }) => {
-            return tools::explain(&settings(file)?, text, output);
-        }
-        Command::Health { url } => {
-            return match url {
-                Some(url) => tools::health_of_url(url, cli.insecure).await,
-                None => tools::health(&settings(file)?).await,
-            };
-        }
-        Command::Completions { shell } => return tools::completions(*shell),
-        Command::Store(StoreCommand::Export { file: to }) => {
-            return store::export(&settings(file)?, to, output).await;
-        }
-        Command::Store(StoreCommand::Import { file: from }) => {
-            return store::import(&settings(file)?, from, output).await;
-        }
-        Command::Key(_)
-        | Command::Node(_)
-        | Command::User(_)
-        | Command::Plan(_)
-        | Command::Store(_)
-        | Command::Usage(_)
-        | Command::Audit(_)
-        | Command::Status => {}
+    if let Some(done) = without_operations(&cli, output).await {
+        return done;
     }
     let reach = &mut Reach::open(&cli).await?;
     match cli.command {
         Command::Key(command) => keys::run(reach, command, output).await,
-        Command::Node(NodeCommand::Invite(wanted)) => nodes::invite(reach, wanted, output).await,
-        Command::Node(NodeCommand::List) => nodes::list(reach, output).await,
-        Command::Node(NodeCommand::Revoke { node }) => nodes::revoke(reach, &node, output).await,
+        Command::Node(command) => nodes::run(reach, command, output).await,
         Command::User(command) => people::run(reach, command, output).await,
         Command::Plan(PlanCommand::List) => keys::list_plans(reach, output).await,
         Command::Store(StoreCommand::Backup { file }) => books::backup(reach, &file, output).await,
         Command::Usage(ask) => books::usage(reach, ask, output).await,
         Command::Audit(command) => books::audit(reach, command, output).await,
         Command::Status => tools::status(reach, output).await,
-        Command::Serve
+        Command::Serve { .. }
         | Command::Config(_)
         | Command::Route(_)
         | Command::Health { .. }
         | Command::Completions { .. }
         | Command::Store(StoreCommand::Export { .. } | StoreCommand::Import { .. }) => Ok(()),
     }
+}
+
+/// Runs a command that is no operation of [`crate::admin::Operations`]. `None`: it is one.
+async fn without_operations(cli: &Cli, output: Output) -> Option<Result<(), CliError>> {
+    let file = cli.config.as_deref();
+    let done = match &cli.command {
+        Command::Serve { .. } => Err(CliError::Failed("serve is started by main".into())),
+        Command::Config(ConfigCommand::Check { file: named }) => {
+            tools::check_settings(named.as_deref().or(file))
+        }
+        Command::Route(command) => route::run(file, command, output).await,
+        Command::Health { url: Some(url) } => tools::health_of_url(url, cli.insecure).await,
+        Command::Health { url: None } => match settings(file) {
+            Ok(settings) => tools::health(&settings).await,
+            Err(error) => Err(error),
+        },
+        Command::Completions { shell } => tools::completions(*shell),
+        Command::Store(StoreCommand::Export { file: to }) => store::export(file, to, output).await,
+        Command::Store(StoreCommand::Import { file: from }) => {
+            store::import(file, from, output).await
+        }
+        Command::Key(_)
+        | Command::Node(_)
+        | Command::User(_)
+        | Command::Plan(_)
+        | Command::Store(StoreCommand::Backup { .. })
+        | Command::Usage(_)
+        | Command::Audit(_)
+        | Command::Status => return None,
+    };
+    Some(done)
 }

@@ -38,6 +38,7 @@ mod decoration;
 mod edge;
 pub mod gate;
 mod guard;
+pub mod handover;
 mod head;
 pub mod lifecycle;
 mod plain;
@@ -140,12 +141,25 @@ impl Front {
         handler: Arc<dyn Handler>,
         phase: watch::Receiver<Phase>,
     ) -> Result<Self, FrontError> {
+        Self::inheriting(settings, Vec::new(), handler, phase)
+    }
+
+    /// The same with listeners of another process, wherever the settings name their addresses.
+    pub fn inheriting(
+        settings: FrontSettings,
+        mut inherited: Vec<TcpListener>,
+        handler: Arc<dyn Handler>,
+        phase: watch::Receiver<Phase>,
+    ) -> Result<Self, FrontError> {
         let server = settings.server;
         let certificates = Certificates::from_settings(&settings.tls, &server.state_dir)?;
         let sockets = server
             .listen
             .iter()
-            .map(bind)
+            .map(|address| match inherited_at(&mut inherited, *address) {
+                Some(listener) => Ok(listener),
+                None => bind(address),
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
         let shared = Shared {
@@ -201,6 +215,12 @@ impl Front {
     /// Where it really listens: port 0 has become a port.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.sockets.iter().map(|socket| socket.0).collect()
+    }
+
+    /// The same sockets once more, for whoever takes over.
+    pub fn listeners_again(&self) -> std::io::Result<Vec<TcpListener>> {
+        let sockets = self.sockets.iter();
+        sockets.map(|(_, socket)| socket.try_clone()).collect()
     }
 
     /// The certificate in use, for reloading and for join links.
@@ -279,6 +299,21 @@ impl Front {
         }
         Ok(listeners)
     }
+}
+
+/// An inherited listener for this address; port 0 takes any port of its host.
+fn inherited_at(
+    inherited: &mut Vec<TcpListener>,
+    wanted: SocketAddr,
+) -> Option<(SocketAddr, TcpListener)> {
+    let index = inherited.iter().position(|listener| {
+        let address = listener.local_addr().ok();
+        address.is_some_and(|address| {
+            address == wanted || (wanted.port() == 0 && address.ip() == wanted.ip())
+        })
+    })?;
+    let listener = inherited.remove(index);
+    Some((listener.local_addr().ok()?, listener))
 }
 
 fn bind(address: &SocketAddr) -> Result<(SocketAddr, TcpListener), FrontError> {

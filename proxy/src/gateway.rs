@@ -4,6 +4,7 @@
 pub mod account;
 pub mod admission;
 pub mod body;
+pub(crate) mod classify;
 pub mod dispatch;
 pub mod events;
 pub mod exchange;
@@ -12,9 +13,12 @@ mod infer;
 pub mod models;
 pub mod operation;
 pub mod page;
+pub mod prefix;
+pub mod progress;
 pub mod relay;
 pub mod reply;
 mod tally;
+pub mod waiting;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -93,6 +97,8 @@ pub struct Figures {
     pub request_timeout: Duration,
     /// Where the classifier's score becomes a tier.
     pub thresholds: Thresholds,
+    /// By what a conversation is known again.
+    pub prefixes: prefix::Prefixes,
     /// For `/config.json`.
     pub auth: Auth,
     /// `created` of every model: when this proxy started, Unix seconds.
@@ -188,6 +194,9 @@ impl Gateway {
             HeaderValue::from_static("application/json"),
         );
         exchange.record.refusal = reply.refusal;
+        if let Some(reason) = reply.refusal {
+            rooms.metrics.node_refused(reason);
+        }
         exchange.reply(reply.status, headers, reply.body).await
     }
 
@@ -273,6 +282,7 @@ impl Gateway {
             Look::Health => health::health(exchange, &listed()).await,
             Look::Profile => account::profile(self, asking, exchange).await,
             Look::Usage => account::usage(self, call, asking, exchange).await,
+            Look::Classify => classify::answer(call, self.figures.thresholds, exchange).await,
             Look::Metrics => {
                 let mut headers = HeaderMap::new();
                 headers.insert(

@@ -8,4 +8,5 @@ pub mod front;
 pub mod gateway;
 pub mod nodes;
 pub mod observe;
+pub mod remote;
 pub mod store;

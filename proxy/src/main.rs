@@ -12,6 +12,10 @@ const FAILED: u8 = 1;
 const MISUSED: u8 = 64;
 
 fn main() -> ExitCode {
+    // Before anything else: the tunnel's helper must not have threads.
+    if let Some(done) = tunnel::netns::helper_main() {
+        return done;
+    }
     if rustls::crypto::ring::default_provider()
         .install_default()
         .is_err()
@@ -38,9 +42,9 @@ fn misused(error: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    if !matches!(cli.command, Command::Serve) {
+    let Command::Serve { upgrade } = cli.command else {
         return Ok(proxy::cli::run(cli)?);
-    }
+    };
     let file = cli.config;
     let settings = proxy::cli::settings(file.as_deref())?;
     proxy::observe::log::init(&settings.log)?;
@@ -57,7 +61,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         .build()
         .context("the runtime cannot start")?;
     let drained = runtime
-        .block_on(proxy::app::serve(settings, reload))
+        .block_on(proxy::app::serve(settings, upgrade, reload))
         .context("the proxy cannot run")?;
     tracing::info!(cut = drained.cut, "stopped");
     Ok(())

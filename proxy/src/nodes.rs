@@ -4,9 +4,12 @@
 pub mod derive;
 pub mod endpoints;
 pub mod fleet;
+pub mod gossip;
+pub mod hubs;
 pub mod members;
 pub mod nonce;
 pub mod peers;
+pub mod pulse;
 pub mod register;
 pub mod report;
 pub mod upstream;

@@ -186,7 +186,7 @@ async fn the_state_is_told_to_people_and_to_scripts() {
             "Prove step by step that there are infinitely many primes, then analyse the complexity of the sieve and refactor this code: fn f() {}",
         ],
     );
-    assert_eq!(easy["verdict"]["tier"], Value::from("fast"), "{easy}");
+    assert_eq!(easy["verdict"]["class"], Value::from("fast"), "{easy}");
     assert!(
         hard.contains("tier     heavy") && hard.contains("reasons  "),
         "{hard}"

@@ -12,8 +12,8 @@ use tests::wait::until;
 
 const NAMES: [&str; 2] = ["attic", "den"];
 
-/// A second of silence, one and a half for the question whether the node still lives, and the rest for a busy machine.
-const GAP_MAX: Duration = Duration::from_secs(8);
+/// Three quarters of a second until a silent node is believed gone, and the rest for a busy machine.
+const GAP_MAX: Duration = Duration::from_secs(4);
 
 fn long(extra: &Value) -> Value {
     let mut body = json!({
@@ -209,7 +209,7 @@ async fn the_only_node_goes_on_with_its_answer_when_its_worker_is_back() {
     let unbroken = whole(&friend, &body).await;
 
     let (stream, _) = begin(&friend, &body, 5).await;
-    let workers = den.process().children();
+    let workers = den.process().workers();
     assert_eq!(workers.len(), 1, "one tier, one worker");
     process::send("KILL", workers[0]);
     let transcript = stream.collect().await;

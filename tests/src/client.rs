@@ -19,17 +19,24 @@ pub struct Client {
 impl Client {
     /// Trusts exactly the proxy's certificate.
     pub fn new(base: &str, certificate_pem: &str, bearer: Option<&str>) -> Self {
+        let mut client = Self::patient(base, certificate_pem, Duration::from_mins(1));
+        client.bearer = bearer.map(ToOwned::to_owned);
+        client
+    }
+
+    /// One that waits so long for the end of an answer, without a credential.
+    pub fn patient(base: &str, certificate_pem: &str, patience: Duration) -> Self {
         let certificate = Certificate::from_pem(certificate_pem.as_bytes())
             .expect("the proxy's certificate is PEM");
         let http = reqwest::Client::builder()
             .tls_certs_only([certificate])
-            .timeout(Duration::from_mins(1))
+            .timeout(patience)
             .build()
             .expect("a client can be built");
         Self {
             http,
             base: base.to_owned(),
-            bearer: bearer.map(ToOwned::to_owned),
+            bearer: None,
         }
     }
 
@@ -218,6 +225,8 @@ pub struct Stream {
     pub status: u16,
     /// Response headers.
     pub headers: HeaderMap,
+    /// The connection ended before the answer did.
+    pub is_cut: bool,
     bytes: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     rest: Vec<u8>,
     ready: VecDeque<String>,
@@ -229,6 +238,7 @@ impl Stream {
         Self {
             status: response.status().as_u16(),
             headers,
+            is_cut: false,
             bytes: response.bytes_stream().boxed(),
             rest: Vec::new(),
             ready: VecDeque::new(),
@@ -243,8 +253,11 @@ impl Stream {
             }
             let piece = tokio::time::timeout(Duration::from_mins(1), self.bytes.next())
                 .await
-                .expect("a stream goes on or ends")?
-                .ok()?;
+                .expect("a stream goes on or ends")?;
+            let Ok(piece) = piece else {
+                self.is_cut = true;
+                return None;
+            };
             self.rest.extend_from_slice(&piece);
             while let Some(end) = self.rest.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = self.rest.drain(..end + 2).collect();
@@ -257,6 +270,15 @@ impl Stream {
                 );
             }
         }
+    }
+
+    /// The whole body as text, for an answer that is no stream.
+    pub async fn rest(mut self) -> String {
+        let mut all = Vec::new();
+        while let Some(Ok(piece)) = self.bytes.next().await {
+            all.extend_from_slice(&piece);
+        }
+        String::from_utf8_lossy(&all).into_owned()
     }
 
     /// Takes events back that were read already.

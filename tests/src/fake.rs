@@ -22,7 +22,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tunnel::{Peer, PresharedKey, PrivateKey, Settings, Tunnel};
+use tunnel::{Peer, PrivateKey, Settings, Tunnel};
 
 /// Makes the answer to one request's body.
 pub type Answer = Arc<dyn Fn(Bytes) -> Response<Full<Bytes>> + Send + Sync>;
@@ -52,7 +52,11 @@ impl FakeNode {
             Ed25519KeyPair::from_pkcs8(identity.as_ref()).map_err(|_| "no identity key")?;
         let node_id = api.enroll(token, &identity).await?.node_id;
         let wireguard = PrivateKey::generate();
-        let reply = api.register(&node_id, &wireguard, &identity).await?;
+        let asking = tunnel::kem::Asking::new();
+        let reply = api
+            .register(&node_id, (&wireguard, &asking), &identity)
+            .await?;
+        let node_key = wireguard.public_key();
 
         let tunnel = Tunnel::start(Settings::new(
             "127.0.0.1:0".parse()?,
@@ -60,7 +64,7 @@ impl FakeNode {
             reply.address,
         ))
         .await?;
-        let psk: [u8; 32] = STANDARD
+        let of_pair: [u8; 32] = STANDARD
             .decode(&reply.preshared_key)?
             .try_into()
             .map_err(|_| "a key of another length")?;
@@ -69,9 +73,12 @@ impl FakeNode {
         } else {
             reply.hub.endpoint.clone()
         };
+        let ciphertext = STANDARD.decode(&reply.kem_ciphertext)?;
+        let shared = asking.open(&ciphertext).ok_or("no ciphertext")?;
+        let hub_key = reply.hub.public_key.parse()?;
         let hub = Peer {
-            public_key: reply.hub.public_key.parse()?,
-            preshared_key: Some(PresharedKey::from_bytes(psk)),
+            public_key: hub_key,
+            preshared_key: Some(shared.preshared_key(&of_pair, node_key, hub_key)),
             address: reply.hub.address,
             endpoint: Some(endpoint.parse()?),
             keepalive: Some(Duration::from_secs(15)),
@@ -91,6 +98,7 @@ impl FakeNode {
             draining: false,
             memory: Memory::default(),
             tiers: vec![tier(model)],
+            wake: None,
         };
         tokio::spawn(keep_reporting(tunnel.clone(), reply, report));
         Ok(Self { tunnel })
@@ -114,6 +122,9 @@ fn tier(model: ModelReport) -> TierReport {
         queue_max: 1024,
         tokens_per_second: 1000.0,
         prompt_tokens_per_second: 10_000.0,
+        elsewhere: false,
+        wakes_in_ms: 0,
+        prefixes: Vec::new(),
     }
 }
 
@@ -230,24 +241,21 @@ impl Api {
     async fn register(
         &self,
         node_id: &config::ids::NodeId,
-        key: &PrivateKey,
+        (key, asking): (&PrivateKey, &tunnel::kem::Asking),
         identity: &Ed25519KeyPair,
     ) -> Result<RegisterReply, Failure> {
         let nonce: NonceReply = self.post("nonce", &serde_json::json!({})).await?;
-        let wireguard_key = key.public_key().to_string();
-        let signature = STANDARD.encode(identity.sign(&register_message(
-            node_id,
-            &wireguard_key,
-            &nonce.nonce,
-        )));
-        let request = RegisterRequest {
+        let mut request = RegisterRequest {
             version: VERSION,
             node_id: node_id.clone(),
-            wireguard_key,
+            wireguard_key: key.public_key().to_string(),
+            start: format!("{:032x}", rand::random::<u128>()),
+            kem_key: STANDARD.encode(asking.public()),
             nonce: nonce.nonce,
-            signature,
+            signature: String::new(),
             agent_version: "fake".to_owned(),
         };
+        request.signature = STANDARD.encode(identity.sign(&register_message(&request)));
         self.post("register", &request).await
     }
 }

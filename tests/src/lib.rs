@@ -7,4 +7,5 @@ pub mod node;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod shaper;
 pub mod wait;

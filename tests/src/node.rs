@@ -46,6 +46,13 @@ impl Builder {
         self
     }
 
+    /// Lines of a section of its own, before the tiers.
+    #[must_use]
+    pub fn section(mut self, lines: &str) -> Self {
+        self.tiers = format!("{lines}\n\n{}", self.tiers);
+        self
+    }
+
     /// Serves the tiny model of this tier.
     #[must_use]
     pub fn tier(self, tier: &str) -> Self {
@@ -139,6 +146,16 @@ impl Node {
             String::from_utf8_lossy(&joined.stdout),
             String::from_utf8_lossy(&joined.stderr)
         );
+    }
+
+    /// `hearth-node join`, which may wait for somebody; the thread ends with all that it said.
+    pub fn join_in_background(&self, link: &str) -> std::thread::JoinHandle<String> {
+        let mut command = self.command(&["join", link]);
+        std::thread::spawn(move || {
+            let joined = command.output().expect("hearth-node runs");
+            let said = [joined.stdout, joined.stderr].concat();
+            String::from_utf8_lossy(&said).into_owned()
+        })
     }
 
     /// What `hearth-node join` says when it is refused.

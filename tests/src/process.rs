@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 /// A program of this workspace in the folder of the build that made the tests.
 pub fn program(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("a test knows its own file");
-    let folder = tests
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests run from target/<profile>/deps");
+    let folder = tests.parent().expect("a file lies in a folder");
+    // Tests run from target/<profile>/deps, benchmarks from target/<profile>.
+    let folder = match folder.parent() {
+        Some(profile) if folder.ends_with("deps") => profile,
+        Some(_) | None => folder,
+    };
     let path = folder.join(name);
     assert!(
         path.exists(),
@@ -140,6 +142,16 @@ impl Process {
             pids.collect::<Vec<u32>>()
         });
         pids.collect()
+    }
+
+    /// Its children that run a model; the one that holds the tunnel's namespace is none.
+    pub fn workers(&self) -> Vec<u32> {
+        let all = self.children().into_iter();
+        let works = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"worker")
+        };
+        all.filter(works).collect()
     }
 
     /// Waits for the end; panics after the deadline.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub struct Builder {
     store: String,
     log: String,
     plans: String,
+    tunnel: String,
 }
 
 impl Builder {
@@ -55,6 +57,13 @@ impl Builder {
     #[must_use]
     pub fn routing(mut self, line: &str) -> Self {
         writeln!(self.routing, "{line}").expect("a string grows");
+        self
+    }
+
+    /// One line of `[tunnel]`.
+    #[must_use]
+    pub fn tunnel(mut self, line: &str) -> Self {
+        writeln!(self.tunnel, "{line}").expect("a string grows");
         self
     }
 
@@ -107,7 +116,7 @@ impl Builder {
             "[server]\nlisten = [\"127.0.0.1:{port}\"]\nadmin_listen = \"127.0.0.1:{admin_port}\"\nstate_dir = \"{state}\"\n\
              public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
              [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"127.0.0.1\"]\n\n\
-             [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
+             [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n{tunnel}\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
              [routing]\n{routing}\n{log}\n{store}\n{plans}\n{issuers}",
             state = folder.path().join("state").display(),
             server = self.server,
@@ -116,6 +125,7 @@ impl Builder {
             log = self.log,
             store = self.store,
             plans = self.plans,
+            tunnel = self.tunnel,
             issuers = self.issuers,
         );
         fs::write(folder.path().join("proxy.toml"), settings).expect("settings can be written");
@@ -123,6 +133,7 @@ impl Builder {
             folder,
             port,
             admin_port,
+            udp_port,
             process: None,
         };
         proxy.restart().await;
@@ -137,6 +148,7 @@ pub struct Proxy {
     folder: TempDir,
     port: u16,
     admin_port: u16,
+    udp_port: u16,
 }
 
 impl Proxy {
@@ -185,6 +197,16 @@ impl Proxy {
         .await;
     }
 
+    /// Starts the program again while it runs: the new process takes over from the old one, which is returned. Does not wait.
+    pub fn upgrade(&mut self) -> Process {
+        let mut command = Command::new(program("hearth-proxy"));
+        command
+            .args(["serve", "--upgrade", "--config"])
+            .arg(self.config());
+        let next = Process::start("proxy-next", &mut command, self.folder.path());
+        self.process.replace(next).expect("the proxy was started")
+    }
+
     /// The process itself, for signals.
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("the proxy was started")
@@ -208,6 +230,11 @@ impl Proxy {
     /// The address of the TLS listener.
     pub fn address(&self) -> (&'static str, u16) {
         ("127.0.0.1", self.port)
+    }
+
+    /// Where its end of the tunnel listens.
+    pub fn hub(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.udp_port))
     }
 
     /// The certificate it made for itself.

@@ -7,7 +7,7 @@
 //!
 //! Options: `--mib N` per direction (256), `--requests N` (3000), `--bytes N` per request (256),
 //! `--streams N` bulk streams at once (1), `--mtu N` (1280), `--buffer N` bytes (262144),
-//! `--udp-buffer N` bytes (4194304),
+//! `--udp-buffer N` bytes (4194304), `--backend auto|netns|embedded` (embedded),
 //! `--threads N` runtime workers (2), `--dials N` connections one after the other (500),
 //! `--soak-secs N` seconds of a small request every 50 ms afterwards (0; more than 120 cross a rekey).
 //!
@@ -20,7 +20,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tunnel::{Bounds, Peer, PresharedKey, PrivateKey, Settings, Stream, Tunnel};
+use tunnel::{Backend, Bounds, Peer, PresharedKey, PrivateKey, Settings, Stream, Tunnel};
 
 const HUB: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 1);
 const NODE: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 2);
@@ -63,6 +63,11 @@ impl Options {
         }
     }
 
+    fn backend(&self) -> Result<Backend, Failure> {
+        let name = self.get("backend", "embedded".to_owned())?;
+        Backend::parse(&name).ok_or_else(|| format!("--backend cannot be {name}").into())
+    }
+
     fn bounds(&self) -> Result<Bounds, Failure> {
         let default = Bounds::default();
         Ok(Bounds {
@@ -75,6 +80,9 @@ impl Options {
 }
 
 fn main() -> Result<(), Failure> {
+    if tunnel::netns::helper_main().is_some() {
+        return Ok(());
+    }
     let options = Options::read()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(options.get("threads", 2)?)
@@ -102,6 +110,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
 async fn hub(bind: SocketAddr, options: &Options) -> Result<Tunnel, Failure> {
     let mut settings = Settings::new(bind, PrivateKey::from_bytes(HUB_KEY), HUB);
     settings.bounds = options.bounds()?;
+    settings.backend = options.backend()?;
     let hub = Tunnel::start(settings).await?;
     hub.set_peer(Peer {
         public_key: PrivateKey::from_bytes(NODE_KEY).public_key(),
@@ -118,6 +127,7 @@ async fn hub(bind: SocketAddr, options: &Options) -> Result<Tunnel, Failure> {
 async fn node(bind: SocketAddr, hub: SocketAddr, options: &Options) -> Result<Tunnel, Failure> {
     let mut settings = Settings::new(bind, PrivateKey::from_bytes(NODE_KEY), NODE);
     settings.bounds = options.bounds()?;
+    settings.backend = options.backend()?;
     let node = Tunnel::start(settings).await?;
     node.set_peer(Peer {
         public_key: PrivateKey::from_bytes(HUB_KEY).public_key(),
@@ -192,8 +202,9 @@ async fn measure(hub: &Tunnel, options: &Options) -> Result<(), Failure> {
     let slowest = soak_for(hub, soak).await?;
     let at = |share: usize| trips[(trips.len() - 1) * share / 1000].as_secs_f64() * 1e6;
     println!(
-        "{{\"stack\":\"embedded\",\"down_mbit\":{down:.0},\"up_mbit\":{up:.0},\"streams\":{streams},\
+        "{{\"stack\":\"{}\",\"down_mbit\":{down:.0},\"up_mbit\":{up:.0},\"streams\":{streams},\
          \"cpu_secs_per_gb\":{:.2},\"rtt_p50_us\":{:.0},\"rtt_p99_us\":{:.0},\"rtt_max_us\":{:.0},\"dials_per_sec\":{dials:.0},\"soak_max_ms\":{:.1}}}",
+        hub.backend().name(),
         cpu / (2.0 * gigabytes(bytes)),
         at(500),
         at(990),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::keys::PublicKey;
 use crate::peer::PeerStatus;
@@ -18,6 +18,7 @@ pub(crate) struct Notice {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) streams: usize,
+    pub(crate) round_trip: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +48,7 @@ impl Board {
             rx_bytes: notice.rx_bytes,
             tx_bytes: notice.tx_bytes,
             streams: notice.streams,
+            round_trip: notice.round_trip,
         })
     }
 

@@ -4,21 +4,29 @@
 //! [`Core::poll_timeout`] says when to come back. No I/O and no waiting happen here.
 //! One clock escapes: boringtun reads the system's clock itself for its own timers.
 
+mod inside;
 mod member;
+mod pulse;
 mod wishes;
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
 
-use self::member::Member;
+use self::inside::Inside;
+use self::member::{Member, Promoted};
+use self::pulse::is_echo;
 use crate::agenda::Agenda;
 use crate::board::Board;
 use crate::drops::{DropReason, Drops};
+use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::clock::Clock;
 use crate::netstack::conn::{ConnKey, End};
@@ -27,16 +35,20 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
-use crate::settings::Settings;
+use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
 use crate::wg::gate::{Admission, Gate};
 use crate::wg::message::Message;
-use crate::wg::session::{Datagram, Plain};
+use crate::wg::session::{Datagram, Plain, Session};
 
 /// boringtun wants its timers run at least four times a second.
 const TICK: Duration = Duration::from_millis(250);
+/// While packets come, the board is told that they do so often.
+const POST_EVERY: Duration = Duration::from_millis(50);
 /// Streams of a peer without a session end after this long.
 pub(crate) const SESSIONLESS_MAX: Duration = Duration::from_mins(1);
+/// A peer that has not answered for this long may have lost what it is sent now.
+const DOUBT_AFTER: Duration = Duration::from_millis(500);
 /// No UDP datagram is larger.
 const DATAGRAM_BYTES_MAX: usize = 65_536;
 
@@ -46,6 +58,24 @@ pub(crate) struct Windows {
     pub(crate) board: Arc<Board>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) doorbell: Arc<Doorbell>,
+    /// Counts handshakes that peers began which wait for us to begin them: they have lost what they knew.
+    pub(crate) calls: Arc<watch::Sender<u64>>,
+}
+
+/// What the core has when the kernel does TCP.
+pub(crate) struct Ground {
+    pub(crate) registry: Arc<Registry>,
+    /// Packets for the kernel.
+    inbound: Inbound,
+}
+
+impl Ground {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+        Self {
+            registry,
+            inbound: Inbound::new(),
+        }
+    }
 }
 
 /// The tunnel's state.
@@ -56,10 +86,14 @@ pub(crate) struct Core {
     members: HashMap<PeerId, Member>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
+    /// Sessions whose id is not that of their member, which was made with an earlier one.
+    aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
     agenda: Agenda,
     outbox: Outbox,
     shared: Surroundings,
+    /// `None`: TCP is done here.
+    kernel: Option<Ground>,
     /// Room for one decrypted datagram.
     plain: Vec<u8>,
     /// Room for the doorbell's list.
@@ -69,7 +103,12 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(settings: Settings, windows: Windows, seed: u64, now: Instant) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        windows: Windows,
+        kernel: Option<Ground>,
+        (seed, now): (u64, Instant),
+    ) -> Self {
         let shared = Surroundings {
             clock: Clock::new(now),
             doorbell: Arc::clone(&windows.doorbell),
@@ -83,14 +122,24 @@ impl Core {
             members: HashMap::new(),
             by_address: HashMap::new(),
             by_key: HashMap::new(),
+            aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
             outbox: Outbox::new(),
             shared,
+            kernel,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
             tick_at: now + TICK,
+        }
+    }
+
+    /// Cuts the streams of all peers while they can still be told.
+    pub(crate) fn shut_streams(&mut self, now: Instant) {
+        let all: Vec<PeerId> = self.members.keys().copied().collect();
+        for id in all {
+            self.cut(id, End::TunnelClosed, now);
         }
     }
 
@@ -103,6 +152,9 @@ impl Core {
         for (_, backlog) in self.listeners.drain() {
             backlog.close();
         }
+        if let Some(kernel) = &self.kernel {
+            kernel.registry.close(End::TunnelClosed);
+        }
         self.windows.board.clear();
     }
 
@@ -114,13 +166,79 @@ impl Core {
         }
     }
 
+    /// Takes what the kernel wants to send: one packet or super-segment with its virtio header in `buffer[..length]`.
+    pub(crate) fn handle_kernel(&mut self, buffer: &mut [u8], length: usize, now: Instant) {
+        let Some(to) = buffer
+            .get(FRONT + 24..FRONT + 40)
+            .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok())
+            .map(Ipv6Addr::from)
+        else {
+            return;
+        };
+        let Some(id) = self.by_address.get(&to).copied() else {
+            return;
+        };
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        let Member {
+            session, inside, ..
+        } = member;
+        let Inside::Kernel(kernel) = inside else {
+            return;
+        };
+        let established = session.is_established();
+        let doubtful = session.unanswered(now) >= DOUBT_AFTER;
+        let outbox = &mut self.outbox;
+        split(buffer, length, |packet, length| {
+            if doubtful || !established {
+                kernel.hold(&packet[..length]);
+            }
+            if established {
+                session.seal(packet, length, outbox, now);
+            }
+            ControlFlow::Continue(())
+        });
+        if !established {
+            self.nudge(id, now);
+        }
+    }
+
+    /// Whether [`Core::empty_inbound`] must be called before the next datagram.
+    pub(crate) fn is_inbound_full(&self) -> bool {
+        self.kernel
+            .as_ref()
+            .is_some_and(|kernel| kernel.inbound.is_full())
+    }
+
+    /// Hands over what peers have sent to the kernel, packet by packet, merged where they are of one flow.
+    pub(crate) fn empty_inbound(&mut self, write: impl FnMut(&[IoSlice<'_>])) {
+        if let Some(kernel) = &mut self.kernel
+            && !kernel.inbound.is_empty()
+        {
+            kernel.inbound.empty(write);
+        }
+    }
+
+    /// Whether enough waits to be sent.
+    pub(crate) fn is_outbox_full(&self) -> bool {
+        self.outbox.is_full()
+    }
+
+    /// Cuts a peer's streams while it can still be told.
+    pub(crate) fn cut_streams(&mut self, address: Ipv6Addr, now: Instant) {
+        if let Some(id) = self.by_address.get(&address).copied() {
+            self.cut(id, End::PeerRemoved, now);
+        }
+    }
+
     /// Collects the connections whose streams have rung.
     pub(crate) fn handle_ring(&mut self) {
         let mut rung = std::mem::take(&mut self.rung);
         self.windows.doorbell.take(&mut rung);
         for key in rung.drain(..) {
             if let Some(member) = self.members.get_mut(&key.peer) {
-                member.stack.queue(key.ports, false, &mut self.agenda);
+                member.inside.queue(key.ports, false, &mut self.agenda);
             }
         }
         self.rung = rung;
@@ -130,7 +248,7 @@ impl Core {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some(key) = self.agenda.next_due(now) {
             if let Some(member) = self.members.get_mut(&key.peer) {
-                member.stack.queue(key.ports, true, &mut self.agenda);
+                member.inside.queue(key.ports, true, &mut self.agenda);
             }
         }
         if now >= self.tick_at {
@@ -146,15 +264,9 @@ impl Core {
                 return;
             };
             if let Some(member) = self.members.get_mut(&key.peer) {
-                let mut link = Link {
-                    session: &mut member.session,
-                    outbox: &mut self.outbox,
-                    mtu: self.settings.bounds.mtu,
-                    now,
-                    inbound: None,
-                    credit: 0,
-                };
-                member.stack.serve(key.ports, &mut link, &mut self.agenda);
+                let mtu = self.settings.bounds.mtu;
+                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+                member.inside.serve(key.ports, &mut link, &mut self.agenda);
             }
         }
     }
@@ -191,7 +303,7 @@ impl Core {
         now: Instant,
     ) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
-        let id = match message {
+        let session_id = match message {
             Message::Initiation => match self.gate.admit(source, datagram, now)? {
                 Admission::From(key) => self
                     .by_key
@@ -205,54 +317,114 @@ impl Core {
             },
             Message::Response(id) | Message::Cookie(id) | Message::Data(id) => id,
         };
-        let member = self.members.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
+        let id = self.member_of(session_id);
         let datagram = Datagram {
             message,
             source,
             bytes: datagram,
         };
-        let opened = member
-            .session
-            .open(&datagram, &mut self.plain, &mut self.outbox, now);
+        let (outcome, promoted) = self.take((id, session_id), &datagram, now)?;
+        self.follow_up(id, promoted, now);
+        outcome
+    }
+
+    /// Decrypts a datagram of a peer and gives what was in it to whom it is for. The outer error: there is no such peer or session.
+    fn take(
+        &mut self,
+        (id, session_id): (PeerId, PeerId),
+        datagram: &Datagram<'_>,
+        now: Instant,
+    ) -> Result<(Result<(), DropReason>, Option<Promoted>), DropReason> {
+        let member = self.members.get_mut(&id).ok_or(DropReason::UnknownPeer)?;
+        // The kernel's packets are decrypted where they wait for it.
+        let room = match &mut self.kernel {
+            Some(kernel) if fits_slot(datagram.bytes) => kernel.inbound.room(),
+            Some(_) | None => &mut self.plain,
+        };
+        let session = member.session_mut(session_id);
+        let session = session.ok_or(DropReason::UnknownPeer)?;
+        let opened = session.open(datagram, room, &mut self.outbox, now);
+        let is_call = datagram.message == Message::Initiation && session.peer().initiates;
+        if is_call && opened.is_ok() {
+            self.windows.calls.send_modify(|calls| *calls += 1);
+        }
+        let promoted = member.promote(now);
+        let own = self.settings.address;
         let outcome = match opened {
-            Ok(Some(plain)) => check(&plain, member.session.peer().address, self.settings.address)
-                .and_then(|segment| {
-                    let mut link = Link {
-                        session: &mut member.session,
-                        outbox: &mut self.outbox,
-                        mtu: self.settings.bounds.mtu,
-                        now,
-                        inbound: Some(plain.packet),
-                        credit: 0,
-                    };
-                    let stack = &mut member.stack;
-                    stack.receive(segment, &mut link, &self.listeners, &mut self.agenda)
-                }),
+            Ok(Some(plain)) if is_echo(plain.packet) => {
+                let out = (&mut self.outbox, now);
+                member.pulse.take(&plain, (&mut member.session, own), out)
+            }
+            Ok(Some(plain)) => {
+                let length = plain.packet.len();
+                match check(&plain, member.session.peer().address, own) {
+                    Err(reason) => Err(reason),
+                    Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
+                    Ok(segment) => {
+                        let mtu = self.settings.bounds.mtu;
+                        let session = &mut member.session;
+                        let mut link = Link::idle(session, &mut self.outbox, mtu, now);
+                        link.inbound = Some(plain.packet);
+                        let inside = &mut member.inside;
+                        inside.receive(segment, &mut link, &self.listeners, &mut self.agenda)
+                    }
+                }
+            }
             Ok(None) => Ok(()),
             Err(reason) => Err(reason),
         };
+        Ok((outcome, promoted))
+    }
+
+    /// What else comes of a datagram: connections begun anew, and news on the board.
+    fn follow_up(&mut self, id: PeerId, promoted: Option<Promoted>, now: Instant) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
         if member.session.take_renewed() {
-            member.stack.dial_again(&mut self.agenda);
+            let mtu = self.settings.bounds.mtu;
+            let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+            member.inside.peer_returned(&mut link, &mut self.agenda);
         }
-        if member.session.is_established() != member.open {
+        let is_news = member.session.last_heard() == Some(now)
+            && (member.pulse.is_asked_since(member.posted_at)
+                || now.duration_since(member.posted_at) >= POST_EVERY);
+        if let Some(promoted) = promoted {
+            tracing::info!(peer = %member.session.peer().address, "the tunnel goes on with new keys");
+            if let Some(session) = promoted.forgotten {
+                self.forget_session(&session);
+            }
             self.note_session(id, now);
+        } else if member.session.is_established() != member.open {
+            self.note_session(id, now);
+        } else if is_news {
+            member.posted_at = now;
+            let notice = member.notice(now);
+            let address = member.session.peer().address;
+            self.windows.board.post(address, notice);
         }
-        outcome
     }
 
     fn tick(&mut self, now: Instant) {
         self.gate.tick();
         let mut lost = Vec::new();
+        let mut expired = Vec::new();
         for (id, member) in &mut self.members {
-            let wanted = member.stack.len() > 0;
+            let wanted = member.inside.is_wanted();
             let jitter = self.random.random();
             member.session.tick(wanted, jitter, &mut self.outbox, now);
+            if let Some(next) = &mut member.next {
+                next.tick(false, jitter, &mut self.outbox, now);
+            }
+            expired.extend(member.expired(now));
             if wanted && member.session.sessionless(now) >= SESSIONLESS_MAX {
                 lost.push(*id);
             }
             let established = member.session.is_established();
             if established && !member.open {
-                member.stack.queue_all(&mut self.agenda);
+                let mtu = self.settings.bounds.mtu;
+                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+                member.inside.session_came(&mut link, &mut self.agenda);
             }
             member.open = established;
             let notice = member.notice(now);
@@ -263,13 +435,30 @@ impl Core {
         for id in lost {
             self.cut(id, End::SessionLost, now);
         }
+        for session in expired {
+            self.forget_session(&session);
+        }
+    }
+
+    /// Whose session this is.
+    fn member_of(&self, session: PeerId) -> PeerId {
+        self.aliases.get(&session).copied().unwrap_or(session)
+    }
+
+    /// Nobody finds this session any more.
+    fn forget_session(&mut self, session: &Session) {
+        self.aliases.remove(&session.id());
+        let key = session.peer().public_key.to_bytes();
+        if self.by_key.get(&key) == Some(&session.id()) {
+            self.by_key.remove(&key);
+        }
     }
 
     /// Runs one peer's timers now: something about it has changed.
     fn nudge(&mut self, id: PeerId, now: Instant) {
         let jitter = self.random.random();
         if let Some(member) = self.members.get_mut(&id) {
-            let wanted = member.stack.len() > 0;
+            let wanted = member.inside.is_wanted();
             member.session.tick(wanted, jitter, &mut self.outbox, now);
         }
         self.note_session(id, now);
@@ -283,7 +472,9 @@ impl Core {
         member.open = member.session.is_established();
         let address = member.session.peer().address;
         if member.open {
-            member.stack.queue_all(&mut self.agenda);
+            let mtu = self.settings.bounds.mtu;
+            let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+            member.inside.session_came(&mut link, &mut self.agenda);
         }
         let notice = member.notice(now);
         self.windows.board.post(address, notice);
@@ -294,24 +485,35 @@ impl Core {
         if let Some(member) = self.members.remove(&id) {
             let peer = member.session.peer();
             self.by_address.remove(&peer.address);
-            self.by_key.remove(&peer.public_key.to_bytes());
             self.windows.board.remove(peer.address);
+            for session in member.sessions() {
+                self.forget_session(session);
+            }
         }
     }
 
     fn cut(&mut self, id: PeerId, end: End, now: Instant) {
         if let Some(member) = self.members.get_mut(&id) {
-            let mut link = Link {
-                session: &mut member.session,
-                outbox: &mut self.outbox,
-                mtu: self.settings.bounds.mtu,
-                now,
-                inbound: None,
-                credit: 0,
-            };
-            member.stack.cut_all(end, &mut link, &mut self.agenda);
+            let mtu = self.settings.bounds.mtu;
+            let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+            member.inside.cut_all(end, &mut link, &mut self.agenda);
         }
     }
+}
+
+/// Keeps the packet that was decrypted last for the kernel.
+fn keep(kernel: Option<&mut Ground>, length: usize) -> Result<(), DropReason> {
+    let kept = length <= MTU_MAX && kernel.is_some_and(|kernel| kernel.inbound.keep(length));
+    if kept {
+        Ok(())
+    } else {
+        Err(DropReason::NotTcp)
+    }
+}
+
+/// Whether a datagram, decrypted, fits a place of [`Inbound`].
+fn fits_slot(datagram: &[u8]) -> bool {
+    datagram.len() <= SLOT_BYTES
 }
 
 /// Checks who an overlay packet is from and to. Peers never reach each other through us.

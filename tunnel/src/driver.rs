@@ -13,6 +13,8 @@ use tokio::time::Sleep;
 
 use crate::core::{Core, Windows};
 use crate::error::Error;
+use crate::keys::PrivateKey;
+use crate::netns::Tun;
 use crate::netstack::backlog::Backlog;
 use crate::peer::Peer;
 use crate::socket::Socket;
@@ -20,17 +22,23 @@ use crate::stream::Stream;
 
 /// Receive calls between two rounds of sending; each takes up to 16 x 64 KiB.
 const RECEIVES_PER_ROUND: usize = 2;
+/// Packets of the kernel, of up to 64 KiB each, between two rounds of sending.
+const READS_PER_ROUND: usize = 4;
+/// Packets of the kernel that still leave when a peer is removed: a reset for each stream it may have.
+const DRAIN_READS: usize = 4_096;
 
 type Reply<T> = oneshot::Sender<T>;
 
 /// What a handle asks of the driver.
 pub(crate) enum Command {
     SetPeer(Box<Peer>, Reply<Result<(), Error>>),
+    RenewPeer(Box<(Peer, Option<PrivateKey>)>, Reply<Result<(), Error>>),
     RemovePeer(Ipv6Addr, Reply<bool>),
     Connect(Ipv6Addr, u16, Reply<Result<Stream, Error>>),
     Listen(u16, Reply<Result<Arc<Backlog>, Error>>),
     Handshake(Ipv6Addr, Reply<Result<(), Error>>),
     Streams(Ipv6Addr, Reply<usize>),
+    Echo(Ipv6Addr, Reply<Result<(), Error>>),
     ShutDown(Reply<()>),
 }
 
@@ -38,6 +46,8 @@ pub(crate) enum Command {
 pub(crate) struct Driver {
     core: Core,
     socket: Socket,
+    /// Where the kernel's packets come from, when it does TCP.
+    tun: Option<Tun>,
     windows: Windows,
     commands: mpsc::Receiver<Command>,
     timer: Pin<Box<Sleep>>,
@@ -47,6 +57,7 @@ pub(crate) struct Driver {
 /// Why the driver woke up.
 enum Wake {
     Datagrams,
+    Kernel,
     Command(Option<Command>),
     Ring,
     Timer,
@@ -68,7 +79,7 @@ impl Drop for Driver {
 impl Driver {
     pub(crate) fn new(
         core: Core,
-        socket: Socket,
+        (socket, tun): (Socket, Option<Tun>),
         windows: Windows,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
@@ -76,6 +87,7 @@ impl Driver {
         Self {
             core,
             socket,
+            tun,
             windows,
             commands,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
@@ -95,6 +107,9 @@ impl Driver {
             // Nothing above waits while there is work; let other tasks run too.
             tokio::task::consume_budget().await;
         };
+        self.core.shut_streams(Instant::now());
+        self.drain_kernel(Instant::now());
+        self.send_all().await;
         self.core.shut_down(Instant::now());
         self.send_all().await;
         if let Some(reply) = reply {
@@ -109,6 +124,11 @@ impl Driver {
         }
         if self.socket.poll_readable(context).is_ready() {
             return Poll::Ready(Wake::Datagrams);
+        }
+        if let Some(tun) = &self.tun
+            && tun.poll_readable(context).is_ready()
+        {
+            return Poll::Ready(Wake::Kernel);
         }
         if self.core.has_work() || self.windows.doorbell.poll_rung(context).is_ready() {
             return Poll::Ready(Wake::Ring);
@@ -127,19 +147,31 @@ impl Driver {
             Wake::Datagrams => self.receive(now),
             Wake::Command(Some(command)) => return self.command(command, now),
             Wake::Command(None) => return Then::Stop(None),
-            Wake::Ring | Wake::Timer => {}
+            Wake::Ring | Wake::Timer | Wake::Kernel => {}
         }
+        self.read_kernel(now);
         self.core.handle_ring();
         self.core.handle_timeout(now);
         Then::Continue
     }
 
     fn receive(&mut self, now: Instant) {
-        let Self { socket, core, .. } = self;
+        let Self {
+            socket, core, tun, ..
+        } = self;
+        let hand_over = |core: &mut Core| {
+            if let Some(tun) = tun.as_ref() {
+                core.empty_inbound(|pieces| tun.write(pieces));
+            }
+        };
         for _ in 0..RECEIVES_PER_ROUND {
             let more = socket.receive(|source, datagram| {
                 core.handle_datagram(source, datagram, now);
+                if core.is_inbound_full() {
+                    hand_over(core);
+                }
             });
+            hand_over(core);
             match more {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -149,6 +181,37 @@ impl Driver {
                     return;
                 }
             }
+        }
+    }
+
+    /// Encrypts what the kernel has sent of late, resets of cut streams above all.
+    fn drain_kernel(&mut self, now: Instant) {
+        let Self { core, tun, .. } = self;
+        let Some(tun) = tun else {
+            return;
+        };
+        for _ in 0..DRAIN_READS {
+            let Some((buffer, length)) = tun.read_now() else {
+                return;
+            };
+            core.handle_kernel(buffer, length, now);
+        }
+    }
+
+    /// Encrypts what the kernel wants to send.
+    fn read_kernel(&mut self, now: Instant) {
+        let Self { core, tun, .. } = self;
+        let Some(tun) = tun else {
+            return;
+        };
+        for _ in 0..READS_PER_ROUND {
+            if core.is_outbox_full() {
+                return;
+            }
+            let Some((buffer, length)) = tun.read() else {
+                return;
+            };
+            core.handle_kernel(buffer, length, now);
         }
     }
 
@@ -164,14 +227,25 @@ impl Driver {
     /// Every reply may find that nobody waits for it any more; a stream that nobody takes is reset
     /// by being dropped.
     fn command(&mut self, command: Command, now: Instant) -> Then {
+        if let Command::RemovePeer(address, _) = &command
+            && self.tun.is_some()
+        {
+            // The kernel's resets leave while the peer can still be told.
+            self.core.cut_streams(*address, now);
+            self.drain_kernel(now);
+        }
         let core = &mut self.core;
         match command {
             Command::SetPeer(peer, reply) => drop(reply.send(core.set_peer(*peer, now))),
+            Command::RenewPeer(wish, reply) => {
+                let (peer, private) = *wish;
+                drop(reply.send(core.renew_peer(peer, private, now)));
+            }
             Command::RemovePeer(address, reply) => {
                 let _ = reply.send(core.remove_peer(address, now));
             }
             Command::Connect(address, port, reply) => {
-                drop(reply.send(core.connect(address, port, now).map(Stream::new)));
+                drop(reply.send(core.connect(address, port, now).map(Stream::of_stack)));
             }
             Command::Listen(port, reply) => drop(reply.send(core.listen(port))),
             Command::Handshake(address, reply) => {
@@ -180,6 +254,7 @@ impl Driver {
             Command::Streams(address, reply) => {
                 let _ = reply.send(core.streams(address));
             }
+            Command::Echo(address, reply) => drop(reply.send(core.echo(address, now))),
             Command::ShutDown(reply) => return Then::Stop(Some(reply)),
         }
         Then::Continue

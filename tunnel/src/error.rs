@@ -88,6 +88,24 @@ pub enum Error {
     /// The peer was removed or replaced while the connection was being made.
     #[error("the peer {0} was removed")]
     PeerRemoved(Ipv6Addr),
+    /// The back-end asked for does not work here.
+    #[error(
+        "tunnel back-end netns is not possible here: {0}; set backend to \"auto\" or \"embedded\""
+    )]
+    Backend(io::Error),
+    /// The private network namespace does not do as it should.
+    #[error("the tunnel's network namespace: {0}")]
+    Namespace(io::Error),
+    /// The kernel could not connect.
+    #[error("cannot connect to [{address}]:{port}: {source}")]
+    Dial {
+        /// The peer's overlay address.
+        address: Ipv6Addr,
+        /// The port dialled.
+        port: u16,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A key is not 32 bytes in base64.
     #[error("a WireGuard key is 32 bytes in base64, 44 characters")]
     BadKey,
@@ -96,7 +114,10 @@ pub enum Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Bind { source, .. } => source.kind(),
+            Error::Bind { source, .. }
+            | Error::Dial { source, .. }
+            | Error::Backend(source)
+            | Error::Namespace(source) => source.kind(),
             Error::Closed | Error::PeerRemoved(_) => io::ErrorKind::ConnectionAborted,
             Error::UnknownPeer(_) | Error::NoEndpoint(_) => io::ErrorKind::AddrNotAvailable,
             Error::NoSession { .. } | Error::ConnectTimeout { .. } => io::ErrorKind::TimedOut,

@@ -33,7 +33,7 @@
 //!
 //! # What it does not do
 //!
-//! - It carries nothing but TCP over IPv6: no UDP, no ICMP, no fragments, no routing between peers.
+//! - It carries nothing but TCP over IPv6, and answers `ICMPv6` echo: no UDP, no fragments, no routing between peers.
 //! - smoltcp's loss recovery is weak: no SACK at the sender, no tail-loss probe, and a retransmission
 //!   timeout of at least one second. A lost packet at the end of a request costs that second; bulk
 //!   transfers over a lossy path are slow. Token streams are not affected much.
@@ -52,8 +52,11 @@ mod core;
 mod driver;
 mod drops;
 mod error;
+pub mod kem;
 mod keys;
 mod listener;
+#[cfg_attr(not(target_os = "linux"), path = "netns_elsewhere.rs")]
+pub mod netns;
 mod netstack;
 mod outbox;
 mod peer;
@@ -67,10 +70,11 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::core::{Core, Windows};
+use crate::core::{Core, Ground, Windows};
 use crate::driver::{Command, Driver};
+use crate::netns::{Entrance, Limits, Plan, Registry, Tun};
 use crate::netstack::conn::{End, Failure};
 use crate::socket::Socket;
 
@@ -79,7 +83,7 @@ pub use crate::error::Error;
 pub use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 pub use crate::listener::Listener;
 pub use crate::peer::{Peer, PeerStatus};
-pub use crate::settings::{Bounds, Settings};
+pub use crate::settings::{Backend, Bounds, Settings};
 pub use crate::stream::Stream;
 
 /// Commands that may wait for the driver; more senders wait themselves.
@@ -99,27 +103,30 @@ struct Facts {
     public_key: PublicKey,
     address: Ipv6Addr,
     windows: Windows,
+    /// `None`: TCP is done by the driver.
+    kernel: Option<Arc<Registry>>,
 }
 
 impl Tunnel {
     /// Binds the UDP socket and starts the driver on the current tokio runtime.
-    #[expect(
-        clippy::unused_async,
-        reason = "must run on a tokio runtime, which an async function makes hard to forget"
-    )]
     pub async fn start(settings: Settings) -> Result<Self, Error> {
         settings.bounds.check()?;
         let socket = Socket::bind(settings.bind, settings.bounds.udp_buffer_bytes)?;
         let windows = Windows::default();
+        let ground = choose(&settings, &windows).await?;
+        let (kernel, tun) = ground.unzip();
         let facts = Facts {
             local_addr: socket.local_addr(),
             public_key: settings.private_key.public_key(),
             address: settings.address,
             windows: windows.clone(),
+            kernel: kernel.clone(),
         };
         let (sender, receiver) = mpsc::channel(COMMANDS_MAX);
-        let core = Core::new(settings, windows.clone(), rand::random(), Instant::now());
-        tokio::spawn(Driver::new(core, socket, windows, receiver).run());
+        let ground = kernel.map(Ground::new);
+        let seed = (rand::random(), Instant::now());
+        let core = Core::new(settings, windows.clone(), ground, seed);
+        tokio::spawn(Driver::new(core, (socket, tun), windows, receiver).run());
         Ok(Self {
             commands: sender,
             facts: Arc::new(facts),
@@ -129,6 +136,14 @@ impl Tunnel {
     /// The bound UDP address.
     pub fn local_addr(&self) -> SocketAddr {
         self.facts.local_addr
+    }
+
+    /// Who does TCP: `netns` or `embedded`.
+    pub fn backend(&self) -> Backend {
+        match self.facts.kernel {
+            Some(_) => Backend::Netns,
+            None => Backend::Embedded,
+        }
     }
 
     /// Our public key.
@@ -146,6 +161,24 @@ impl Tunnel {
     pub async fn set_peer(&self, peer: Peer) -> Result<(), Error> {
         self.ask(|reply| Command::SetPeer(Box::new(peer), reply))
             .await?
+    }
+
+    /// Changes the keys with a peer while streams run: a second session is made beside the first, takes over with the first authenticated
+    /// word that the peer says in it, and the first is still heard for three minutes. A peer that is new here is added. `private_key` is
+    /// our own key from now on, for a tunnel with one peer; [`Tunnel::public_key`] goes on to name the first.
+    pub async fn renew_peer(
+        &self,
+        peer: Peer,
+        private_key: Option<PrivateKey>,
+    ) -> Result<(), Error> {
+        self.ask(|reply| Command::RenewPeer(Box::new((peer, private_key)), reply))
+            .await?
+    }
+
+    /// Counts handshakes begun by a peer that waits for us to begin them, as a hub does that has restarted and lost its sessions: what
+    /// it knew of us may be gone.
+    pub fn calls(&self) -> watch::Receiver<u64> {
+        self.facts.windows.calls.subscribe()
     }
 
     /// Forgets a peer and cuts its streams at once; false when there was none.
@@ -177,8 +210,11 @@ impl Tunnel {
 
     /// Opens a port to all peers.
     pub async fn listen(&self, port: u16) -> Result<Listener, Error> {
+        if let Some(kernel) = &self.facts.kernel {
+            return Ok(Listener::of_kernel(kernel.listen(port).await?));
+        }
         let backlog = self.ask(|reply| Command::Listen(port, reply)).await??;
-        Ok(Listener::new(backlog))
+        Ok(Listener::of_stack(backlog))
     }
 
     /// What is known about a peer; `None` when there is no such peer.
@@ -191,9 +227,22 @@ impl Tunnel {
         self.ask(|reply| Command::Handshake(address, reply)).await?
     }
 
+    /// Asks a peer for a sign of life and does not wait for it: [`PeerStatus::since_heard`] and [`PeerStatus::round_trip`] tell.
+    /// Answered by the peer's tunnel itself, so a busy program and a waiting TCP do not matter. Asked often, it is sent
+    /// at most every 10 ms.
+    pub async fn echo(&self, address: Ipv6Addr) -> Result<(), Error> {
+        self.ask(|reply| Command::Echo(address, reply)).await?
+    }
+
     /// Connections with a peer at this moment, those included whose streams are gone but whose last
     /// bytes are still to be delivered. [`PeerStatus::streams`] is up to a quarter of a second old.
     pub async fn streams_now(&self, address: Ipv6Addr) -> Result<usize, Error> {
+        if let Some(kernel) = &self.facts.kernel {
+            if self.commands.is_closed() {
+                return Err(Error::Closed);
+            }
+            return Ok(kernel.len_with_lingering(address).await);
+        }
         self.ask(|reply| Command::Streams(address, reply)).await
     }
 
@@ -210,10 +259,16 @@ impl Tunnel {
     }
 
     async fn dial(&self, address: Ipv6Addr, port: u16) -> Result<Stream, Error> {
+        if let Some(kernel) = &self.facts.kernel {
+            if self.commands.is_closed() {
+                return Err(Error::Closed);
+            }
+            return Ok(Stream::of_kernel(kernel.connect(address, port).await?));
+        }
         let stream = self
             .ask(|reply| Command::Connect(address, port, reply))
             .await??;
-        match poll_fn(|context| stream.conn().poll_connected(context)).await {
+        match poll_fn(|context| stream.poll_connected(context)).await {
             Ok(()) => Ok(stream),
             Err(Failure::Refused) => Err(Error::Refused { address, port }),
             Err(Failure::Cut(End::PeerRemoved)) => Err(Error::PeerRemoved(address)),
@@ -240,5 +295,40 @@ impl Tunnel {
             .await
             .map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
+    }
+}
+
+/// Who does TCP, said once in the log with the reason.
+async fn choose(
+    settings: &Settings,
+    windows: &Windows,
+) -> Result<Option<(Arc<Registry>, Tun)>, Error> {
+    if settings.backend == Backend::Embedded {
+        tracing::info!("tunnel back-end embedded: TCP is done in this process, as set");
+        return Ok(None);
+    }
+    let plan = Plan {
+        helper: settings.helper.clone(),
+        address: settings.address,
+        mtu: settings.bounds.mtu,
+    };
+    match Entrance::open(&plan).await {
+        Ok((entrance, tun, how)) => {
+            tracing::info!("tunnel back-end netns: the kernel's TCP in {how}");
+            let limits = Limits {
+                sockets_max: settings.bounds.sockets_per_peer_max,
+                backlog_max: settings.bounds.backlog_max,
+                mtu: settings.bounds.mtu,
+            };
+            let drops = Arc::clone(&windows.drops);
+            Ok(Some((Registry::new(entrance, drops, limits), tun)))
+        }
+        Err(error) if settings.backend == Backend::Auto => {
+            tracing::info!(
+                "tunnel back-end embedded: TCP is done in this process, because netns is not possible here: {error}"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(Error::Backend(error)),
     }
 }

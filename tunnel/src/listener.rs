@@ -5,29 +5,47 @@ use std::net::SocketAddrV6;
 use std::sync::Arc;
 
 use crate::error::Error;
+use crate::netns::Acceptor;
 use crate::netstack::backlog::Backlog;
 use crate::stream::Stream;
 
 /// A port open to all peers. Dropping it closes the port and resets what nobody accepted.
 #[derive(Debug)]
-pub struct Listener {
-    backlog: Arc<Backlog>,
+pub struct Listener(Kind);
+
+/// Who does its TCP.
+#[derive(Debug)]
+enum Kind {
+    Stack(Arc<Backlog>),
+    Kernel(Acceptor),
 }
 
 impl Listener {
-    pub(crate) fn new(backlog: Arc<Backlog>) -> Self {
-        Self { backlog }
+    pub(crate) fn of_stack(backlog: Arc<Backlog>) -> Self {
+        Self(Kind::Stack(backlog))
+    }
+
+    pub(crate) fn of_kernel(acceptor: Acceptor) -> Self {
+        Self(Kind::Kernel(acceptor))
     }
 
     /// The overlay port.
     pub fn port(&self) -> u16 {
-        self.backlog.port()
+        match &self.0 {
+            Kind::Stack(backlog) => backlog.port(),
+            Kind::Kernel(acceptor) => acceptor.port(),
+        }
     }
 
     /// Waits for the next connection. Cancel-safe. Fails only when the tunnel is shut down.
     pub async fn accept(&self) -> Result<(Stream, SocketAddrV6), Error> {
-        let conn = poll_fn(|context| self.backlog.poll_next(context)).await;
-        let stream = Stream::new(conn.ok_or(Error::Closed)?);
+        let stream = match &self.0 {
+            Kind::Stack(backlog) => {
+                let conn = poll_fn(|context| backlog.poll_next(context)).await;
+                Stream::of_stack(conn.ok_or(Error::Closed)?)
+            }
+            Kind::Kernel(acceptor) => Stream::of_kernel(acceptor.accept().await?),
+        };
         let peer = stream.peer_addr();
         Ok((stream, peer))
     }
@@ -35,6 +53,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.backlog.close();
+        if let Kind::Stack(backlog) = &self.0 {
+            backlog.close();
+        }
     }
 }

@@ -37,7 +37,7 @@ impl Peer {
     }
 }
 
-/// What the tunnel knows about a peer; byte counts lag by at most a quarter second.
+/// What the tunnel knows about a peer; byte counts lag by at most a quarter second, `since_heard` by a twentieth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PeerStatus {
     /// The peer's key.
@@ -54,4 +54,6 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// Streams open with the peer.
     pub streams: usize,
+    /// The way there and back, measured by [`crate::Tunnel::echo`]; `None` until the peer answered one.
+    pub round_trip: Option<Duration>,
 }

@@ -1,6 +1,7 @@
 //! What a tunnel is built from, with the bounds that keep it small.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::keys::PrivateKey;
@@ -24,6 +25,43 @@ pub struct Settings {
     pub address: Ipv6Addr,
     /// How large the tunnel may become.
     pub bounds: Bounds,
+    /// Who does TCP inside the tunnel. [`Backend::Embedded`] unless set.
+    pub backend: Backend,
+    /// The program that is [`crate::netns::helper_main`] when started with `__netns`; `None`: this one. Only for `netns`.
+    pub helper: Option<PathBuf>,
+}
+
+/// Who does TCP inside the tunnel. Both ends choose for themselves: the wire is the same.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Backend {
+    /// The kernel where this host lets us, otherwise the tunnel itself. The program must call [`crate::netns::helper_main`] first.
+    Auto,
+    /// The kernel, in a network namespace of its own; an error where that is not possible. Linux only.
+    Netns,
+    /// The tunnel itself.
+    #[default]
+    Embedded,
+}
+
+impl Backend {
+    /// By its name in the settings: `auto`, `netns` or `embedded`.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "netns" => Some(Self::Netns),
+            "embedded" => Some(Self::Embedded),
+            _ => None,
+        }
+    }
+
+    /// Its name in the settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Netns => "netns",
+            Self::Embedded => "embedded",
+        }
+    }
 }
 
 impl Settings {
@@ -34,6 +72,8 @@ impl Settings {
             private_key,
             address,
             bounds: Bounds::default(),
+            backend: Backend::default(),
+            helper: None,
         }
     }
 }

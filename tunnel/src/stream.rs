@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::netstack::conn::Conn;
+use crate::netns::KernelConn;
+use crate::netstack::conn::{Conn, Failure};
 
 /// A TCP connection inside the tunnel.
 ///
@@ -16,33 +17,55 @@ use crate::netstack::conn::Conn;
 /// any more; bytes not yet acknowledged are lost. After [`AsyncWrite::poll_shutdown`] a drop is in
 /// order instead: what was written is still delivered in the background.
 #[derive(Debug)]
-pub struct Stream {
-    conn: Arc<Conn>,
+pub struct Stream(Kind);
+
+/// Who does its TCP.
+#[derive(Debug)]
+enum Kind {
+    Stack(Arc<Conn>),
+    Kernel(Arc<KernelConn>),
 }
 
 impl Stream {
-    pub(crate) fn new(conn: Arc<Conn>) -> Self {
-        Self { conn }
+    pub(crate) fn of_stack(conn: Arc<Conn>) -> Self {
+        Self(Kind::Stack(conn))
+    }
+
+    pub(crate) fn of_kernel(conn: Arc<KernelConn>) -> Self {
+        Self(Kind::Kernel(conn))
     }
 
     /// Overlay address and port of the other side.
     pub fn peer_addr(&self) -> SocketAddrV6 {
-        self.conn.remote()
+        match &self.0 {
+            Kind::Stack(conn) => conn.remote(),
+            Kind::Kernel(conn) => conn.remote(),
+        }
     }
 
     /// Overlay address and port of this side.
     pub fn local_addr(&self) -> SocketAddrV6 {
-        self.conn.local()
+        match &self.0 {
+            Kind::Stack(conn) => conn.local(),
+            Kind::Kernel(conn) => conn.local(),
+        }
     }
 
-    pub(crate) fn conn(&self) -> &Conn {
-        &self.conn
+    /// Ready when a connection that was begun is made or has failed.
+    pub(crate) fn poll_connected(&self, context: &Context<'_>) -> Poll<Result<(), Failure>> {
+        match &self.0 {
+            Kind::Stack(conn) => conn.poll_connected(context),
+            Kind::Kernel(_) => Poll::Ready(Ok(())),
+        }
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.conn.abandon();
+        // The kernel resets a socket of ours that is closed without a shutdown.
+        if let Kind::Stack(conn) = &self.0 {
+            conn.abandon();
+        }
     }
 }
 
@@ -55,7 +78,11 @@ impl AsyncRead for Stream {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let read = self.conn.poll_read(context, buffer.initialize_unfilled());
+        let room = buffer.initialize_unfilled();
+        let read = match &self.0 {
+            Kind::Stack(conn) => conn.poll_read(context, room),
+            Kind::Kernel(conn) => conn.poll_read(context, room),
+        };
         read.map_ok(|taken| buffer.advance(taken))
     }
 }
@@ -66,7 +93,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.conn.poll_write(context, &[IoSlice::new(bytes)])
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -74,7 +101,10 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.conn.poll_write(context, slices)
+        match &self.0 {
+            Kind::Stack(conn) => conn.poll_write(context, slices),
+            Kind::Kernel(conn) => conn.poll_write(context, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -87,7 +117,10 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.conn.finish())
+        Poll::Ready(match &self.0 {
+            Kind::Stack(conn) => conn.finish(),
+            Kind::Kernel(conn) => conn.finish(),
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! Settings of hearth-node, resolved.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::Secret;
-use crate::settings::proxy::Log;
+use crate::settings::proxy::{Backend, Log};
 use crate::tier::Tier;
+use crate::wire::wake::{Mac, SecureOn, WAKE_PORT};
 
 /// The whole file.
 #[derive(Clone, Debug)]
@@ -40,6 +41,47 @@ pub struct Node {
     pub metrics_compat: Vec<MetricsCompat>,
     /// SIGTERM: running jobs have this long to finish. Default 30 s.
     pub grace: Duration,
+    /// Life of a WireGuard key; the next one takes over without a cut. Default 24 h.
+    pub rekey: Duration,
+    /// A proxy that says no is asked again only this often. Default 60 s.
+    pub refused_retry: Duration,
+    /// `[wake]`
+    pub wake: Wake,
+    /// `[tunnel] backend`: who does TCP inside the tunnel. Default auto.
+    pub backend: Backend,
+}
+
+/// Sleeping and waking; without a word of it the node can neither be woken nor wakes others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wake {
+    /// Cards that wake this machine (Wake-on-LAN). Default none.
+    pub macs: Vec<Mac>,
+    /// Where packets for it go; `None`: the broadcast addresses of the neighbour's networks.
+    pub broadcast: Option<Ipv4Addr>,
+    /// And to which port. Default 9.
+    pub port: u16,
+    /// The password that the card wants.
+    pub secure_on: Option<SecureOn>,
+    /// From the packet to its first report. Default 60 s.
+    pub takes: Duration,
+    /// Sends packets for its neighbours. Default false.
+    pub wakes_others: bool,
+    /// The name of its place: nodes of one place are neighbours. `None`: those of one network are.
+    pub site: Option<String>,
+}
+
+impl Default for Wake {
+    fn default() -> Self {
+        Self {
+            macs: Vec::new(),
+            broadcast: None,
+            port: WAKE_PORT,
+            secure_on: None,
+            takes: Duration::from_mins(1),
+            wakes_others: false,
+            site: None,
+        }
+    }
 }
 
 /// One tier and its model.
@@ -96,6 +138,8 @@ pub struct Upstream {
     pub model: Option<String>,
     /// Its API key.
     pub key: Option<Secret<String>>,
+    /// Prompts that go there stay at home. Default: whether its address is private.
+    pub local: bool,
 }
 
 impl TierSettings {

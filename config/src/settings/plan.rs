@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::tier::Tier;
+use crate::wire::wishes::Priority;
 pub use crate::zone::Zone;
 
 /// Figures of one person, key, group, tenant or of the service; `None` keeps what stands before it, and where nothing stands
@@ -64,6 +65,12 @@ pub struct Plan {
     /// Where days and months begin.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<Zone>,
+    /// Requests never leave the tiers at home. Whoever says `true` wins: a narrower plan cannot loosen a wider one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_only: Option<bool>,
+    /// The highest class in the queues. Whoever says less wins: a narrower plan cannot loosen a wider one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 /// What happens to a request whose tier's own budget is used up.
@@ -103,6 +110,12 @@ impl Plan {
             micros_per_month: self.micros_per_month.or(base.micros_per_month),
             when_heavy_is_used_up: self.when_heavy_is_used_up.or(base.when_heavy_is_used_up),
             time_zone: self.time_zone.or(base.time_zone),
+            local_only: match (self.local_only, base.local_only) {
+                (Some(true), _) | (_, Some(true)) => Some(true),
+                (own, other) => own.or(other),
+            },
+            // Nothing said is less than every class, and what goes first is less than what goes later.
+            priority: self.priority.max(base.priority),
         }
     }
 

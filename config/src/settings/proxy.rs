@@ -5,11 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use super::classifier::Classifier;
 pub use super::plan::{Plan, Price, Prices, WhenUsedUp, Zone};
+pub use super::remote::{Burst, Fields, Hook, MaxTokensField, Remote, RemoteUrl};
 pub use super::store::{Login, OnFailure, Redis, RedisTls, Servers, Store};
 use crate::ids::Tenant;
 use crate::tier::Tier;
 pub use crate::units::Cidr;
+use crate::wire::wishes::Priority;
 
 /// The whole file. Each room receives only its section.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct Settings {
     pub store: Store,
     /// `[routing]`
     pub routing: Routing,
+    /// `[[remote]]`, each name once.
+    pub remotes: Vec<Remote>,
     /// `[log]`
     pub log: Log,
 }
@@ -107,6 +112,33 @@ pub struct Tunnel {
     pub silent_after: Duration,
     /// Nodes at most. Default 1,000.
     pub nodes_max: usize,
+    /// Who does TCP inside the tunnel. Default auto.
+    pub backend: Backend,
+    /// Which nodes come in by their join token alone. Default auto.
+    pub approve: Approve,
+    /// A node that nobody has seen for so many days must be approved again. Default 90.
+    pub unseen_days: u32,
+}
+
+/// Who does TCP inside the tunnel.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Backend {
+    /// The kernel where this host lets us, otherwise we.
+    #[default]
+    Auto,
+    /// The kernel, in a network namespace of our own.
+    Netns,
+    /// We.
+    Embedded,
+}
+
+/// Which nodes come in by their join token alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Approve {
+    /// Those of links for one machine; of links for several, and of links made with `--approve`, an administrator approves each.
+    Auto,
+    /// None: an administrator approves each.
+    Manual,
 }
 
 /// Who may enter.
@@ -252,7 +284,14 @@ pub struct Routing {
     pub first_byte_timeout: Duration,
     /// Silence within a stream. Default 60 s.
     pub idle_timeout: Duration,
-    /// Silence within a stream after which its node is asked whether it still lives; zero: never. Default 1 s.
+    /// Silence of a node with requests under way after which it is asked for a sign of life inside the tunnel; zero: never.
+    /// Default 250 ms.
+    pub silence: Duration,
+    /// So long a sign of life is waited for before the node counts as gone; where the way is far, half of it and three round trips.
+    /// Default 500 ms.
+    pub silence_patience: Duration,
+    /// Silence within a stream after which its node is asked whether it still serves, and after which another goes on if there is
+    /// one and this one writes twenty times as slowly as before; zero: never. Default 2 s.
     pub stall_after: Duration,
     /// So long somebody is looked for who goes on with an answer that broke off; zero: nobody is. Default 10 s.
     pub migration_patience: Duration,
@@ -264,6 +303,76 @@ pub struct Routing {
     pub fallback: bool,
     /// Idle connections kept per node. Default 128.
     pub pool_max: usize,
+    /// Requests that wait for each tier while all of its nodes are full. Default 64; 0: none.
+    pub queue_max: usize,
+    /// So long each of them waits at most; zero: none waits. Default 60 s.
+    pub queue_wait: Duration,
+    /// How long a request waits for a tier that sleeps while another one is warm.
+    pub wake: WakePatience,
+    /// Asking a second backend when the first is slower than usual.
+    pub hedge: Hedge,
+    /// `[routing.classifier]`
+    pub classifier: Classifier,
+}
+
+/// `[routing.hedge]`: when a backend is slower to its first token than 95 of 100 times before, another one is asked too; the first with
+/// content answers, the other is cancelled.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Hedge {
+    /// Default false: it costs work.
+    pub enabled: bool,
+    /// Of a hundred requests of the last minute, so many are asked twice at most. Default 5.
+    pub budget_percent: u32,
+    /// So often a backend must have answered before it is known what is slow for it. Default 50.
+    pub min_samples: u32,
+    /// Default: fast alone.
+    pub tiers: Vec<Tier>,
+    /// Longer prompts are never asked twice. Default 2048.
+    pub prompt_tokens_max: u32,
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            budget_percent: 5,
+            min_samples: 50,
+            tiers: vec![Tier::Fast],
+            prompt_tokens_max: 2_048,
+        }
+    }
+}
+
+/// How long a request of each class waits for a machine or a tier to wake up before it goes to a warm one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct WakePatience {
+    /// Somebody looks at the screen. Default 10 s.
+    pub interactive: Duration,
+    /// Default 60 s.
+    pub normal: Duration,
+    /// Default 600 s.
+    pub batch: Duration,
+}
+
+impl Default for WakePatience {
+    fn default() -> Self {
+        Self {
+            interactive: Duration::from_secs(10),
+            normal: Duration::from_mins(1),
+            batch: Duration::from_mins(10),
+        }
+    }
+}
+
+impl WakePatience {
+    /// Of this class.
+    pub const fn of(&self, priority: Priority) -> Duration {
+        match priority {
+            Priority::Interactive => self.interactive,
+            Priority::Normal => self.normal,
+            Priority::Batch => self.batch,
+        }
+    }
 }
 
 /// How logs look.

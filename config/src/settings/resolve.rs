@@ -9,8 +9,10 @@ mod issuer;
 mod limits;
 pub(super) mod node;
 pub(super) mod proxy;
+mod remote;
 mod store;
 mod tls;
+mod wake;
 
 const FORMATS: [(&str, LogFormat); 3] = [
     ("auto", LogFormat::Auto),

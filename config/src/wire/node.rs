@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
 use crate::tier::Tier;
+use crate::wire::wake::WakeReport;
 
 /// Version of these messages; a proxy refuses another one with `version_unsupported`.
 pub const VERSION: u32 = 1;
@@ -13,6 +14,14 @@ pub const VERSION: u32 = 1;
 pub const HUB_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd48, 0x6561, 0x7274, 0, 0, 0, 0, 1);
 /// The member of a node's request with the beginning of its answer: `{"tokens": [1, 2, 3]}`.
 pub const RESUME: &str = "_resume";
+/// The member of a node's request with the text that another model has said already: `{"text": "..."}`. Whoever gets it goes on from there.
+pub const CONTINUE: &str = "_continue";
+/// The links of a request's conversation, 16 hex digits each, oldest first, with commas between them; at most [`LINKS_MAX`].
+pub const PREFIX: &str = "x-hearth-prefix";
+/// Links in one request.
+pub const LINKS_MAX: usize = 32;
+/// Links in one tier's report.
+pub const PREFIXES_MAX: usize = 256;
 /// Path on the node under which the usage of a request that has ended is found by its completion id.
 pub const REQUESTS_PATH: &str = "/requests/";
 /// The port of the node's HTTP server inside the tunnel.
@@ -27,6 +36,9 @@ pub struct NonceReply {
     pub nonce: String,
     /// Life in seconds.
     pub expires_secs: u64,
+    /// The proxy's clock, Unix milliseconds.
+    #[serde(default)]
+    pub server_time_ms: u64,
 }
 
 /// `POST /v1/nodes/enroll`: a join token against a place in the house.
@@ -52,6 +64,13 @@ pub struct EnrollRequest {
 pub struct EnrollReply {
     /// The node's name for ever.
     pub node_id: NodeId,
+    /// False: an administrator must approve it first, `hearth-proxy node approve`.
+    #[serde(default = "yes")]
+    pub approved: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// `POST /v1/nodes/register`: a fresh WireGuard key for a known identity.
@@ -62,8 +81,12 @@ pub struct RegisterRequest {
     pub version: u32,
     /// From [`EnrollReply`].
     pub node_id: NodeId,
-    /// Base64 of the WireGuard public key of this start.
+    /// Base64 of the node's present WireGuard public key.
     pub wireguard_key: String,
+    /// Random, 32 hex digits, the same as long as the agent runs: another key of the same start goes on with the same streams.
+    pub start: String,
+    /// Base64 of an ML-KEM-768 encapsulation key of this registration alone (FIPS 203).
+    pub kem_key: String,
     /// From [`NonceReply`].
     pub nonce: String,
     /// Base64 of the Ed25519 signature over [`register_message`].
@@ -79,8 +102,10 @@ pub struct RegisterReply {
     pub address: Ipv6Addr,
     /// Whom to dial.
     pub hub: Hub,
-    /// Base64 of the WireGuard pre-shared key.
+    /// Base64 of the secret of this pair of WireGuard keys; with the shared secret of `kem_ciphertext` it makes the pre-shared key.
     pub preshared_key: String,
+    /// Base64 of the ML-KEM-768 ciphertext for the request's `kem_key`.
+    pub kem_ciphertext: String,
     /// Bearer token for both directions inside the tunnel.
     pub agent_token: String,
     /// Port of the report service on the hub.
@@ -89,6 +114,19 @@ pub struct RegisterReply {
     pub heartbeat_secs: u64,
     /// The proxy's clock, Unix milliseconds.
     pub server_time_ms: u64,
+    /// All proxies of the house that live now, this one included if it knows its own address: the node registers at each.
+    #[serde(default)]
+    pub hubs: Vec<HubPlace>,
+}
+
+/// Where a proxy of the house takes registrations.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct HubPlace {
+    /// `https://host[:port]`.
+    pub url: String,
+    /// `sha256-...` of its key, if its certificate is self-signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
 }
 
 /// The proxy's end of the tunnel.
@@ -110,10 +148,17 @@ pub fn enroll_message(token_id: &str, identity: &str, nonce: &str) -> Vec<u8> {
 }
 
 /// The bytes that a registering node signs.
-pub fn register_message(node_id: &NodeId, wireguard_key: &str, nonce: &str) -> Vec<u8> {
-    ["hearth-register-v1", node_id.as_str(), wireguard_key, nonce]
-        .join("\0")
-        .into_bytes()
+pub fn register_message(request: &RegisterRequest) -> Vec<u8> {
+    [
+        "hearth-register-v1",
+        request.node_id.as_str(),
+        &request.wireguard_key,
+        &request.start,
+        &request.kem_key,
+        &request.nonce,
+    ]
+    .join("\0")
+    .into_bytes()
 }
 
 /// `POST /v1/report` inside the tunnel, every few seconds and on every change.
@@ -131,6 +176,9 @@ pub struct Report {
     pub memory: Memory,
     /// One entry a configured tier.
     pub tiers: Vec<TierReport>,
+    /// How it is woken when it sleeps, and whether it wakes others; a node whose settings say nothing of it reports nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<WakeReport>,
 }
 
 /// Memory of the machine, in bytes.
@@ -165,6 +213,15 @@ pub struct TierReport {
     pub tokens_per_second: f64,
     /// Prompt processing speed lately; 0 when unknown.
     pub prompt_tokens_per_second: f64,
+    /// Prompts of this tier leave the house: another server answers, and it is not at home.
+    #[serde(default)]
+    pub elsewhere: bool,
+    /// How long a sleeping tier takes until it answers, milliseconds; 0 when nobody has measured it.
+    #[serde(default)]
+    pub wakes_in_ms: u64,
+    /// Links of the conversations that lie in its caches, 16 hex digits each, newest last; at most [`PREFIXES_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<String>,
 }
 
 /// Whether a tier can answer.
@@ -225,10 +282,16 @@ pub struct ModelReport {
 }
 
 /// Answer to a [`Report`].
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ReportReply {
     /// The proxy's clock, Unix milliseconds.
     pub server_time_ms: u64,
     /// The proxy is going away: finish nothing new through it.
     pub draining: bool,
+    /// Somebody said that this node gets no new work, until it is said otherwise.
+    #[serde(default)]
+    pub drain: bool,
+    /// All proxies of the house that live now, as in [`RegisterReply`].
+    #[serde(default)]
+    pub hubs: Vec<HubPlace>,
 }

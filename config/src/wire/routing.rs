@@ -26,6 +26,53 @@ pub struct Routing {
     pub attempts: Vec<Attempt>,
     /// The detour, as `heavy->primary`, or null.
     pub fallback: Option<String>,
+    /// Where the answer went on elsewhere, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub continued: Vec<Continued>,
+    /// Where the time went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
+}
+
+/// A place where an answer broke off and went on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Continued {
+    /// The node that was lost, by name.
+    pub from: String,
+    /// The node that went on, by name.
+    pub to: String,
+    /// The model that went on.
+    pub model: String,
+    /// Tokens of the answer before it.
+    pub at_token: u64,
+    /// Token for token, or from the text.
+    pub how: ContinuedHow,
+}
+
+/// How an answer went on.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContinuedHow {
+    /// The same model, token for token: nobody can tell.
+    Tokens,
+    /// Another model, from the text that was said.
+    Text,
+}
+
+/// Where the time of a request went, milliseconds. Together they are `latency_ms`, but for rounding and for answers that went on
+/// elsewhere.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Timing {
+    /// In the proxy, until the node that answered was asked; tries that failed count here.
+    pub edge_ms: f64,
+    /// To the node and back, and whatever nobody else accounts for.
+    pub tunnel_ms: f64,
+    /// Waiting for a slot, in the proxy and on the node.
+    pub queue_ms: f64,
+    /// Reading the prompt.
+    pub prefill_ms: f64,
+    /// Writing the answer.
+    pub decode_ms: f64,
 }
 
 /// One try at one backend.

@@ -1,6 +1,8 @@
 //! Server-sent events, both directions: an incremental decoder that gives the same events for every split of the bytes, and a
 //! writer in the one form that all clients accept (LF, one space, no BOM). Holds at most one event; knows nothing of its content.
 
+use super::progress::Progress;
+
 /// The end of an OpenAI stream.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 /// The payload of [`DONE`].
@@ -51,6 +53,7 @@ pub struct Decoder {
     has_data: bool,
     name: Option<String>,
     tokens: Vec<i32>,
+    progress: Option<Progress>,
     skip_lf: bool,
     at_start: bool,
     max: usize,
@@ -72,6 +75,7 @@ impl Decoder {
             has_data: false,
             name: None,
             tokens: Vec::new(),
+            progress: None,
             skip_lf: false,
             at_start: true,
             max: event_bytes_max,
@@ -110,6 +114,11 @@ impl Decoder {
     /// Whether bytes of an unfinished event are held: at the end of a stream this means that it was cut.
     pub fn is_mid_event(&self) -> bool {
         !self.line.is_empty() || self.has_data || self.name.is_some()
+    }
+
+    /// How far the request is, if comments said so since this was asked last.
+    pub const fn progress(&mut self) -> Option<Progress> {
+        self.progress.take()
     }
 
     fn grow(&mut self, piece: &[u8]) -> Result<(), TooLarge> {
@@ -159,7 +168,11 @@ impl Decoder {
             }
             b"event" => self.name = Some(String::from_utf8_lossy(value).into_owned()),
             // A comment.
-            b"" => self.tokens.extend(tokens_of(value)),
+            b"" => {
+                self.tokens.extend(tokens_of(value));
+                let said = std::str::from_utf8(value).ok().and_then(Progress::parse);
+                self.progress = said.or(self.progress);
+            }
             // `id` and `retry` serve reconnection, which POST streams do not have.
             _ => {}
         }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::tier::Tier;
 use crate::wire::chat::{Message, ResponseFormat, StreamOptions, Tool, ToolChoice};
+use crate::wire::wishes::Wishes;
 
 mod ask;
 mod chat;
@@ -17,7 +18,7 @@ mod json;
 mod media;
 mod message;
 mod options;
-mod read;
+pub(super) mod read;
 mod sampling;
 mod tools;
 
@@ -212,6 +213,8 @@ pub struct ValidChat {
     pub chat_template_kwargs: Map<String, Value>,
     /// `context_overflow: "slide"`: leave out the oldest turns rather than refuse a conversation that is too long.
     pub slides: bool,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// The caller's notes; stay on the proxy.

@@ -58,7 +58,7 @@ async fn run(worker: &Worker, spec: GenerateSpec) -> Result<(u32, Duration, Dura
             }
             Event::Refused(refusal) => return Err(refusal.into()),
             Event::Done { usage, .. } => made = usage.completion_tokens,
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Progress(_) => {}
         }
     }
     Ok((made, first.unwrap_or_default(), gap))

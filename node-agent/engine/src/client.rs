@@ -61,6 +61,11 @@ const PART_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a request may wait for the worker to read it.
 const SEND_MAX: Duration = Duration::from_secs(10);
 
+/// Events of one answer that wait for its reader.
+const EVENTS_MAX: usize = PIECES_WINDOW as usize + 4;
+/// Of its progress; more is left out.
+const PROGRESS_MAX: usize = 4;
+
 /// A worker process with a loaded model. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Worker {
@@ -134,7 +139,7 @@ impl Worker {
     pub async fn generate(&self, spec: GenerateSpec) -> Result<Generation, Refusal> {
         check::generate(&spec)?;
         // All pieces in flight, the start and the end, so that the reader task never waits for this receiver.
-        let (sender, events) = mpsc::channel(PIECES_WINDOW as usize + 4);
+        let (sender, events) = mpsc::channel(EVENTS_MAX + PROGRESS_MAX);
         let job = self.link.add_job(sender)?;
         let generation = Generation {
             job,
@@ -316,7 +321,7 @@ impl Generation {
             None => Event::Refused(self.link.gone()),
         };
         match &event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Progress(_) => {}
             Event::Piece { .. } => self.take_piece(),
             Event::Done { .. } | Event::Refused(_) => self.state = State::Ended,
         }

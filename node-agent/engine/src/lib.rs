@@ -54,6 +54,8 @@ pub use spec::MirostatVersion;
 pub use spec::ModelCard;
 pub use spec::PROMPT_CACHE_BYTES;
 pub use spec::Pooling;
+pub use spec::Priority;
+pub use spec::Progress;
 pub use spec::Prompt;
 pub use spec::Refusal;
 pub use spec::Resume;

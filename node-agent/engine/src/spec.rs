@@ -21,6 +21,7 @@ use crate::media::Segment;
 pub use event::Event;
 pub use event::Finish;
 pub use event::LogprobEntry;
+pub use event::Progress;
 pub use event::Timings;
 pub use event::TokenLogprob;
 pub use event::Usage;
@@ -274,6 +275,9 @@ pub struct GenerateSpec {
     pub deadline: Option<Duration>,
     /// Whose request this is: fairness in the queue, and the wall around reused prefixes unless there is a salt.
     pub principal: u64,
+    /// Before whom it goes in the queue.
+    #[serde(default)]
+    pub priority: Priority,
     /// Requests with the same salt may reuse what the others have read; two salts never share anything.
     pub cache_salt: Option<String>,
     /// Never end at an end-of-generation token.
@@ -288,6 +292,19 @@ pub struct GenerateSpec {
     /// An answer that another machine has begun.
     #[serde(default)]
     pub resume: Option<Resume>,
+}
+
+/// A class in the queue.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Somebody looks at the screen.
+    Interactive,
+    /// As usual.
+    #[default]
+    Normal,
+    /// Nobody waits for it.
+    Batch,
 }
 
 /// The beginning of an answer, made elsewhere: only what comes after it is made and told.
@@ -318,6 +335,7 @@ impl GenerateSpec {
             logprobs: None,
             deadline: None,
             principal: 0,
+            priority: Priority::Normal,
             cache_salt: None,
             ignore_eos: false,
             cache_prompt: true,

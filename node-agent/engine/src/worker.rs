@@ -11,6 +11,7 @@ mod intake;
 mod log;
 mod media;
 mod outbox;
+mod progress;
 mod reuse;
 mod saved;
 mod serve;

@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use fair::Class;
+
 /// Number of a job, unique within one worker.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct JobId(pub u64);
@@ -28,6 +30,8 @@ pub struct Job<T> {
     pub id: JobId,
     /// Whose it is.
     pub principal: Principal,
+    /// Before whom it goes.
+    pub class: Class,
     /// Who may reuse its prompt.
     pub wall: Wall,
     /// The tokens to read, never empty.

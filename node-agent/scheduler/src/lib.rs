@@ -19,6 +19,7 @@ mod stats;
 mod text;
 
 pub use drafting::Drafting;
+pub use fair::Class;
 pub use job::Admission;
 pub use job::Job;
 pub use job::JobId;

@@ -7,7 +7,7 @@ use config::wire::chat::{
     ToolCallDelta, ToolKind,
 };
 use config::wire::sse;
-use engine::Event;
+use engine::{Event, Finish, Progress};
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
@@ -71,9 +71,10 @@ impl Choice {
 impl ChatStream {
     /// A stream of `choices` answers.
     pub fn new(envelope: Envelope, rules: &SplitRules, choices: usize) -> Self {
+        let goes_on = envelope.goes_on;
         let choice = |_index| Choice {
             splitter: Splitter::new(rules.clone()),
-            begun: false,
+            begun: goes_on,
             logprobs: Vec::new(),
             unnamed: Vec::new(),
             silent: 0,
@@ -129,7 +130,8 @@ impl ChatStream {
                 if let Some(clock) = &mut self.clock {
                     clock.tokens += u64::try_from(told.len()).unwrap_or(u64::MAX);
                 }
-                if self.progress && told.is_empty() {
+                self.progress &= told.is_empty();
+                if self.progress {
                     let progress = json!({
                         "total": prompt_tokens,
                         "cache": cached_tokens,
@@ -164,25 +166,33 @@ impl ChatStream {
                 usage,
                 timings,
             } => {
-                let mut parts = Vec::new();
-                state.splitter.finish(&mut parts);
-                // Nobody could go on from the end.
-                state.unnamed.clear();
-                let calls = state.splitter.calls();
-                let rest = std::mem::take(&mut state.logprobs);
-                self.begin(choice, out);
-                self.parts(choice, parts, out);
                 self.tally.add(choice, self.envelope.n, *usage, *timings);
-                let end = ChunkChoice {
-                    index: index(choice),
-                    delta: Delta::default(),
-                    logprobs: logprobs(rest),
-                    finish_reason: Some(finish_reason(*finish, calls)),
-                };
-                self.write(vec![end], out);
+                self.finish(choice, *finish, out);
             }
+            Event::Progress(progress) => self.progress(choice, *progress, out),
             Event::Refused(_) => {}
         }
+    }
+
+    fn finish(&mut self, choice: usize, finish: Finish, out: &mut Vec<u8>) {
+        let Some(state) = self.choices.get_mut(choice) else {
+            return;
+        };
+        let mut parts = Vec::new();
+        state.splitter.finish(&mut parts);
+        // Nobody could go on from the end.
+        state.unnamed.clear();
+        let calls = state.splitter.calls();
+        let rest = std::mem::take(&mut state.logprobs);
+        self.begin(choice, out);
+        self.parts(choice, parts, out);
+        let end = ChunkChoice {
+            index: index(choice),
+            delta: Delta::default(),
+            logprobs: logprobs(rest),
+            finish_reason: Some(finish_reason(finish, calls)),
+        };
+        self.write(vec![end], out);
     }
 
     /// Appends the usage chunk, if asked for, and `[DONE]`.
@@ -194,6 +204,22 @@ impl ChatStream {
             put(&chunk, out);
         }
         out.extend_from_slice(sse::DONE);
+    }
+
+    /// Prefill for those who asked for `prompt_progress`; everybody else learns it from comments.
+    fn progress(&mut self, choice: usize, progress: Progress, out: &mut Vec<u8>) {
+        let Progress::Prefill { done, total } = progress else {
+            return;
+        };
+        let Some(state) = self.choices.get(choice).filter(|_state| self.progress) else {
+            return;
+        };
+        let progress = json!({
+            "total": total,
+            "cache": state.cached_tokens,
+            "processed": done,
+        });
+        self.tell_progress(choice, progress, out);
     }
 
     fn tell_progress(&mut self, choice: usize, progress: Value, out: &mut Vec<u8>) {

@@ -78,7 +78,7 @@ impl ChatWhole {
                 gathered.finish = finish_reason(*finish, gathered.splitter.calls());
                 self.tally.add(choice, self.envelope.n, *usage, *timings);
             }
-            Event::Started { .. } | Event::Refused(_) => {}
+            Event::Started { .. } | Event::Progress(_) | Event::Refused(_) => {}
         }
         for part in parts {
             gathered.take(part, |call| call_id(&self.envelope.id, choice, call));

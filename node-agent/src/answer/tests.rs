@@ -27,6 +27,7 @@ fn envelope() -> Envelope {
         watts: None,
         dropped: 0,
         names_tokens: false,
+        goes_on: false,
     }
 }
 

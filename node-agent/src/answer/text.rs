@@ -115,7 +115,7 @@ impl TextAnswer {
                 }
                 None
             }
-            Event::Refused(_) => None,
+            Event::Progress(_) | Event::Refused(_) => None,
         }
     }
 

@@ -23,6 +23,8 @@ fn setting(template: &Template) -> Setting<'_> {
         defaults: &DEFAULTS,
         modalities: Modalities::default(),
         deadline: Duration::from_secs(9),
+        priority: Priority::default(),
+        said: None,
         principal: 7,
         max_tokens: None,
         now: UNIX_EPOCH,

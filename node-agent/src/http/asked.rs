@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use config::settings::node::SamplingDefaults;
 use config::wire::chat::{Content, Message, Role};
-use config::wire::node::RESUME;
+use config::wire::node::{CONTINUE, RESUME};
 use config::wire::valid::{ChatRequest, CompletionRequest, ValidChat, ValidCompletion};
 use engine::{Event, Prompt, Refusal, Resume};
 use http::Response;
@@ -78,12 +78,14 @@ impl Task {
         let dropped = shorter.as_ref().map_or(0, |(_chat, dropped)| *dropped);
         let shorter = shorter.map(|(chat, _dropped)| Checked::Chat(Box::new(chat)));
         let asked = shorter.as_ref().unwrap_or(&self.asked.body);
-        let mut plan = asked.plan(&self.ready, &self.room, &self.call)?;
+        let said = self.asked.said.as_deref();
+        let mut plan = asked.plan(&self.ready, &self.room, (&self.call, said))?;
         if let (Some(begun), [only]) = (self.asked.begun.clone(), plan.specs.as_mut_slice()) {
             only.resume = Some(begun);
         }
         let mut envelope = asked.envelope(&self.call, &self.room);
         envelope.dropped = dropped;
+        envelope.goes_on = said.is_some();
         envelope.names_tokens = self.call.resumable && plan.specs.len() == 1;
         let output = asked.output(envelope, &plan);
         Ok((plan, output))
@@ -99,6 +101,8 @@ pub(super) struct Asked {
     system: Option<String>,
     /// The beginning of its answer, which another node made.
     begun: Option<Resume>,
+    /// How it begins, said by another model.
+    said: Option<String>,
 }
 
 impl Asked {
@@ -116,26 +120,29 @@ impl Asked {
             bytes,
             system: None,
             begun: None,
+            said: None,
         })
     }
 
     /// The same with the beginning of its answer, if the body has one.
     pub(super) fn resumed(mut self) -> Result<Self, Refused> {
         // Bodies without it are not parsed twice.
-        let name = RESUME.as_bytes();
-        if self.bytes.windows(name.len()).any(|part| part == name) {
+        if has(&self.bytes, RESUME) || has(&self.bytes, CONTINUE) {
             let body: Begun =
                 serde_json::from_slice(&self.bytes).map_err(|_error| Refused::Unsupported {
                     param: RESUME.to_owned(),
-                    message: "expected {\"tokens\": [integers]}".to_owned(),
+                    message: "expected {\"tokens\": [integers]}, and _continue {\"text\": \"...\"}"
+                        .to_owned(),
                 })?;
-            if body.begun.is_some() && self.choices() > 1 {
+            let goes_on = body.begun.is_some() || body.said.is_some();
+            if goes_on && self.choices() > 1 {
                 return Err(Refused::Unsupported {
                     param: RESUME.to_owned(),
                     message: format!("only one answer can go on, not {}", self.choices()),
                 });
             }
             self.begun = body.begun;
+            self.said = body.said.map(|said| said.text);
         }
         Ok(self)
     }
@@ -164,7 +171,8 @@ impl Asked {
         room: &TierRoom,
         call: &Call,
     ) -> Result<Vec<Prompt>, Refused> {
-        let plan = self.body.plan(ready, room, call)?;
+        let said = self.said.as_deref();
+        let plan = self.body.plan(ready, room, (call, said))?;
         let mut prompts: Vec<Prompt> = plan.specs.into_iter().map(|spec| spec.prompt).collect();
         prompts.dedup();
         Ok(prompts)
@@ -209,6 +217,19 @@ pub(super) fn tell(chat: &mut ValidChat, system: &str) -> bool {
 struct Begun {
     #[serde(rename = "_resume")]
     begun: Option<Resume>,
+    #[serde(rename = "_continue")]
+    said: Option<Said>,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    text: String,
+}
+
+fn has(bytes: &[u8], name: &str) -> bool {
+    bytes
+        .windows(name.len())
+        .any(|part| part == name.as_bytes())
 }
 
 fn system_message(text: &str) -> Message {
@@ -233,6 +254,8 @@ pub(super) fn setting<'a>(
         modalities: ready.card.modalities,
         deadline: call.time_left().ok_or(Refused::Deadline)?,
         principal: call.principal,
+        priority: call.priority,
+        said: None,
         max_tokens: call.max_tokens,
         now: SystemTime::now(),
     })
@@ -263,9 +286,17 @@ impl Checked {
         .map_err(Refused::Body)
     }
 
-    fn plan(&self, ready: &Ready, room: &TierRoom, call: &Call) -> Result<Plan, Refused> {
+    fn plan(
+        &self,
+        ready: &Ready,
+        room: &TierRoom,
+        (call, said): (&Call, Option<&str>),
+    ) -> Result<Plan, Refused> {
         let settings = room.settings();
-        let setting = setting(ready, &settings.sampling, call)?;
+        let setting = Setting {
+            said,
+            ..setting(ready, &settings.sampling, call)?
+        };
         match self {
             Self::Chat(chat) => chat::plan(chat, &setting),
             Self::Text(text) => chat::plan_completion(text, &setting, ready.card.fim),
@@ -300,6 +331,7 @@ impl Checked {
             watts: room.watts_each(),
             dropped: 0,
             names_tokens: false,
+            goes_on: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use config::tier::Tier;
+use config::wire::wishes::{self, Priority};
 use http::HeaderMap;
 use rand::Rng;
 use rand::distr::Alphanumeric;
@@ -15,6 +16,7 @@ const TIER: &str = "x-hearth-tier";
 const DEADLINE: &str = "x-hearth-deadline-ms";
 const COMPLETION_ID: &str = "x-hearth-completion-id";
 const PRINCIPAL: &str = "x-hearth-principal";
+const PRIORITY: &str = wishes::PRIORITY;
 const MAX_TOKENS: &str = "x-hearth-max-tokens";
 const TOKENS: &str = "x-hearth-tokens";
 const CREATED: &str = "x-hearth-created";
@@ -33,6 +35,8 @@ pub(super) struct Call {
     pub(super) request_id: String,
     /// Fairness in the queue, and the wall around reused prefixes.
     pub(super) principal: u64,
+    /// Its class in the queue.
+    pub(super) priority: Priority,
     /// Tokens that each answer may have, whatever the body says.
     pub(super) max_tokens: Option<u32>,
     /// Name the tokens of the answer, so that another node can go on with it; the body may hold its beginning.
@@ -75,13 +79,20 @@ impl Call {
             ends_at: began + left,
             request_id: id(headers, REQUEST_ID)?.unwrap_or_default(),
             principal: text(headers, PRINCIPAL)?.map_or(0, hashed),
+            priority: match text(headers, PRIORITY)? {
+                None => Priority::default(),
+                Some(text) => text.parse().map_err(|_unknown| Refused::Header(PRIORITY))?,
+            },
             completion_id: id(headers, COMPLETION_ID)?,
         })
     }
 
     /// The proxy's id for the answer.
-    pub(super) fn given_id(&self) -> Option<&str> {
-        self.completion_id.as_deref()
+    pub(super) const fn given_id(&self) -> Option<&str> {
+        match &self.completion_id {
+            Some(id) => Some(id.as_str()),
+            None => None,
+        }
     }
 
     /// `None` when the deadline has passed.
@@ -148,6 +159,7 @@ mod tests {
             (&[(TIER, "fast"), (REQUEST_ID, "")], REQUEST_ID),
             (&[(TIER, "fast"), (MAX_TOKENS, "0")], MAX_TOKENS),
             (&[(TIER, "fast"), (CREATED, "now")], CREATED),
+            (&[(TIER, "fast"), (PRIORITY, "urgent")], PRIORITY),
             (&[(TIER, "fast"), (MAX_TOKENS, "all")], MAX_TOKENS),
         ] {
             let refused = Call::read(&headers(pairs)).err();
@@ -163,12 +175,14 @@ mod tests {
             (COMPLETION_ID, "chatcmpl-1"),
             (PRINCIPAL, "u:0011"),
             (MAX_TOKENS, "37"),
+            (PRIORITY, "batch"),
         ]))
         .expect("reads");
         assert_eq!(call.tier, Tier::Heavy);
         assert_eq!(call.ends_at - call.began, DEADLINE_MAX, "bounded");
         assert_eq!(call.completion_id("chatcmpl-"), "chatcmpl-1");
         assert_ne!(call.principal, 0);
+        assert_eq!(call.priority, Priority::Batch);
         assert_eq!(call.max_tokens, Some(37));
     }
 }

@@ -148,7 +148,7 @@ impl Flow {
                 self.has_read(choice);
             }
             Event::Piece { .. } => self.has_read(choice),
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Progress(_) => {}
         }
         (choice, event)
     }

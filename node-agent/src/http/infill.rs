@@ -77,7 +77,7 @@ impl Front {
                     tally.add(0, 1, usage, timings);
                     end = finish;
                 }
-                Event::Started { .. } => {}
+                Event::Started { .. } | Event::Progress(_) => {}
             }
         }
         record.complete();

@@ -1,6 +1,7 @@
 //! One request from its tier to its answer. Holds its place in the tier as long as anything of the answer is left.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Response;
 use tokio::time::timeout_at;
@@ -9,11 +10,16 @@ use super::Body;
 use super::asked::{Asked, Gatherer, Output, Task};
 use super::call::Call;
 use super::flow::Flow;
+use super::progress::Teller;
 use super::record::Record;
 use super::stream::Live;
 use crate::reply::Refused;
 use crate::tiers::{InUse, Serving, TierRoom};
 use crate::work::InFlight;
+
+/// A dead tier can still become a real status until then.
+const HEAD_AFTER: Duration = Duration::from_secs(3);
+const HEAD_AFTER_FOR_PROXY: Duration = Duration::from_secs(1);
 
 /// A checked request whose tier is known.
 pub(super) struct Job {
@@ -70,7 +76,7 @@ impl Job {
         Recorded { job: self, record }
     }
 
-    async fn generate(self, record: &mut Record) -> Result<Made, Refused> {
+    async fn generate(self, record: &mut Record, teller: &Teller) -> Result<Made, Refused> {
         let Self {
             asked,
             call,
@@ -79,7 +85,8 @@ impl Job {
         } = self;
         let ends_at = call.ends_at;
         // A sleeping model is loaded first.
-        let in_use = timeout_at(ends_at, room.acquire()).await;
+        let loading = teller.while_loading(&room, room.acquire());
+        let in_use = timeout_at(ends_at, loading).await;
         let in_use = in_use.map_err(|_elapsed| Refused::Deadline)??;
         let serving = in_use.serving().clone();
         let held = Held {
@@ -109,7 +116,7 @@ impl Job {
         let flow = flow.map_err(about)?;
         let made = match output {
             Output::Stream(writer) => {
-                let live = Live::open(flow, writer, held, record).await;
+                let live = Live::open(flow, writer, held, (record, teller)).await;
                 live.map(|live| Made::Streaming(Box::new(live)))
             }
             Output::Whole(gatherer) => gather(flow, gatherer, record).await.map(Made::Whole),
@@ -119,10 +126,19 @@ impl Job {
 }
 
 impl Recorded {
+    /// How long its head waits for its first token: the proxy can still answer with a status when a node's head is out.
+    pub(super) const fn head_after(&self) -> Duration {
+        if self.job.call.given_id().is_some() {
+            HEAD_AFTER_FOR_PROXY
+        } else {
+            HEAD_AFTER
+        }
+    }
+
     /// The answer, and its line in the log however it ends.
-    pub(super) async fn run(self) -> Result<Made, Refused> {
+    pub(super) async fn run(self, teller: Teller) -> Result<Made, Refused> {
         let Self { job, mut record } = self;
-        match job.generate(&mut record).await {
+        match job.generate(&mut record, &teller).await {
             Ok(Made::Whole(response)) => Ok(Made::Whole(response)),
             Ok(Made::Streaming(mut live)) => {
                 live.attach(record);

@@ -167,6 +167,7 @@ impl Line {
                     self.metrics.first_token(self.tier.as_str(), took);
                 }
             }
+            Event::Progress(_) => {}
             Event::Refused(refusal) => {
                 refusal.as_str().clone_into(&mut self.outcome);
                 log_fault(self.tier, &self.request_id, refusal);

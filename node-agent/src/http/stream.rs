@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::Body;
 use super::flow::Flow;
 use super::job::Held;
+use super::progress::Teller;
 use super::record::Record;
 use crate::answer::chat_stream::ChatStream;
 use crate::answer::text::TextAnswer;
@@ -64,12 +65,12 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Waits for the first token; how long that may take is the caller's to say.
+    /// Waits for the first token; how long that may take is the caller's to say. Tells meanwhile how far it is.
     pub(super) async fn open(
         flow: Flow,
         writer: Writer,
         held: Held,
-        record: &mut Record,
+        (record, teller): (&mut Record, &Teller),
     ) -> Result<Self, Refused> {
         let mut live = Self {
             flow,
@@ -85,6 +86,7 @@ impl Live {
                 break;
             };
             record.see(choice, &event);
+            teller.hear(&event);
             if let Event::Refused(refusal) = event {
                 return Err(Refused::Engine(refusal));
             }

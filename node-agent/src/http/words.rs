@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::SystemTime;
 
 use config::wire::valid::ChatRequest;
+use config::wire::wishes::Priority;
 use engine::{Refusal, Worker};
 use http::{Request, Response};
 use serde::Deserialize;
@@ -112,6 +113,8 @@ impl Front {
                 modalities: ready.card.modalities,
                 deadline,
                 principal: 0,
+                priority: Priority::default(),
+                said: None,
                 max_tokens: None,
                 now: SystemTime::now(),
             };

@@ -44,6 +44,7 @@ fn every_refusal_has_its_status_and_code() {
             reason: "its worker is down",
         },
         Refused::Draining,
+        Refused::NotWoken(NotSent::Unwilling),
         Refused::Engine(context),
         Refused::Engine(engine::Refusal::QueueFull { waiting: 8 }),
         Refused::Engine(engine::Refusal::DeadlineExceeded),

@@ -12,6 +12,7 @@ use config::wire::node::{ModelReport, TierReport, TierState};
 use engine::{Modalities, ModelCard, Stats, Worker};
 use tokio::sync::{Notify, watch};
 
+use super::pace::Pace;
 use super::remote::Remote;
 use super::shelf::{Place, Shelf};
 use crate::models::Gguf;
@@ -99,6 +100,8 @@ pub struct TierRoom {
     pub(super) shelf: Arc<Shelf>,
     /// The machine's sensors, once known.
     power: OnceLock<Arc<Power>>,
+    /// How long its model takes to load.
+    pace: Pace,
 }
 
 /// A worker in use by one request, until dropped.
@@ -188,6 +191,7 @@ impl TierRoom {
             changes,
             shelf,
             power: OnceLock::new(),
+            pace: Pace::default(),
         }
     }
 
@@ -426,6 +430,12 @@ impl TierRoom {
             queue_max: settings.queue_max,
             tokens_per_second: finite(stats.tokens_per_second),
             prompt_tokens_per_second: finite(stats.prompt_tokens_per_second),
+            elsewhere: settings
+                .upstream
+                .as_ref()
+                .is_some_and(|upstream| !upstream.local),
+            wakes_in_ms: 0,
+            prefixes: Vec::new(),
         }
     }
 
@@ -509,7 +519,20 @@ impl TierRoom {
         }
     }
 
+    /// How far its model is that is being loaded, in percent; `None`: none is. An estimate.
+    pub fn load_percent(&self) -> Option<u8> {
+        let size = self.last().map_or(0, |model| model.size_bytes);
+        self.pace.percent(size, Instant::now())
+    }
+
     pub(super) fn enter(&self, phase: Phase) {
+        match &phase {
+            Phase::Loading { .. } => self.pace.begin(Instant::now()),
+            Phase::Ready(_) => self.pace.end(true, Instant::now()),
+            Phase::Remote(_) | Phase::Sleeping | Phase::Down { .. } => {
+                self.pace.end(false, Instant::now());
+            }
+        }
         self.phase.send_replace(phase);
         self.changed();
     }

@@ -1,18 +1,20 @@
 //! One tunnel with one key: answers the proxy's connections, reports, and repairs itself as long as it can. Two lost reports force a
 //! handshake, ten seconds without one a registration, and a registration that does not help ends the session.
 
+use std::convert::Infallible;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use config::wire::node::{NODE_PORT, Report};
+use config::settings::proxy::Backend;
+use config::wire::node::{NODE_PORT, Report, ReportReply};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tunnel::{Listener, PrivateKey, Settings, Tunnel};
 
-use super::{REFUSED_PAUSE, Standing, Uplink};
+use super::{Standing, Uplink};
 use crate::register::{Backoff, Place};
 use crate::report::{ReportError, Reporter, Reports};
 
@@ -28,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(100);
 /// A registration with the same key that brought nothing is followed by one with a new key.
 const REPAIRS_MAX: u32 = 2;
+/// So long a call may take to become a session: a round trip.
+const CALL_PATIENCE: Duration = Duration::from_millis(150);
 /// How long the last bytes may take when the node goes down.
 const LINGER: Duration = Duration::from_secs(2);
 /// How often that is looked at.
@@ -63,6 +67,8 @@ pub(super) struct Session<'a> {
     lost: u32,
     heard_at: Instant,
     register_at: Instant,
+    /// When the present key is old.
+    rekey_at: Instant,
     backoff: Backoff,
     try_count: &'a mut usize,
     _door: Door,
@@ -75,13 +81,20 @@ impl<'a> Session<'a> {
         place: Place,
         try_count: &'a mut usize,
     ) -> Result<Self, tunnel::Error> {
-        let settings = Settings::new(uplink.bind, key.clone(), place.address);
+        let mut settings = Settings::new(uplink.bind, key.clone(), place.address);
+        settings.backend = match uplink.backend {
+            Backend::Auto => tunnel::Backend::Auto,
+            Backend::Netns => tunnel::Backend::Netns,
+            Backend::Embedded => tunnel::Backend::Embedded,
+        };
         let tunnel = Tunnel::start(settings).await?;
         let listener = tunnel.listen(NODE_PORT).await?;
         let hub = place.hub.address;
         tunnel.set_peer(place.hub).await?;
+        uplink.look_into(Some((tunnel.clone(), hub)));
         let now = Instant::now();
         Ok(Self {
+            rekey_at: now + uplink.rekey,
             uplink,
             key,
             reporter: Reporter::new(tunnel.clone(), hub, place.report_port, uplink.token.clone()),
@@ -99,45 +112,82 @@ impl<'a> Session<'a> {
     }
 
     pub(super) async fn run(mut self, reports: &mut Reports, stop: &CancellationToken) -> End {
+        let ended = stop.run_until_cancelled(self.live(reports)).await;
+        if let Some(Err(worn)) = ended {
+            return self.worn(worn).await;
+        }
+        self.uplink.look_into(None);
+        self.close().await;
+        End::Stopped
+    }
+
+    /// Reports, and repairs what breaks, until nothing helps any more; then the reason.
+    async fn live(&mut self, reports: &mut Reports) -> Result<Infallible, &'static str> {
         let mut changes = self.uplink.tiers.changes();
         let mut drained = self.uplink.work.is_draining();
+        let (tunnel, hub) = (self.tunnel.clone(), self.hub);
+        let mut calls = tunnel.calls();
         loop {
             changes.mark_unchanged();
             let report = reports.next(&self.uplink.tiers, &self.uplink.work);
-            let sent = stop.run_until_cancelled(self.reporter.send(&report)).await;
-            let Some(sent) = sent else {
-                break;
+            let sent = tokio::select! {
+                sent = self.reporter.send(&report) => sent,
+                () = called(&mut calls, &tunnel, hub) => Err(ReportError::Called),
             };
             let next = match sent {
-                Ok(_reply) => self.heard(&report),
-                Err(error) => match stop.run_until_cancelled(self.missed(&error)).await {
-                    None => break,
-                    Some(Ok(next)) => next,
-                    Some(Err(worn)) => {
-                        self.tunnel.shutdown().await;
-                        return End::Worn(worn);
-                    }
-                },
+                Ok(reply) => self.answered(&reply, &report),
+                Err(error) => self.missed(&error).await?,
             };
-            let waited = stop
-                .run_until_cancelled(due(next, &mut changes, &self.uplink.work, &mut drained))
-                .await;
-            if waited.is_none() {
-                break;
+            self.rekey_if_due().await;
+            let next = next.min(self.rekey_at);
+            let is_called = tokio::select! {
+                () = due(next, &mut changes, &self.uplink.work, &mut drained) => false,
+                () = called(&mut calls, &tunnel, hub) => true,
+            };
+            if is_called {
+                self.missed(&ReportError::Called).await?;
             }
         }
-        self.close().await;
-        End::Stopped
+    }
+
+    /// Takes what the proxy says to a report; when to report next.
+    fn answered(&mut self, reply: &ReportReply, report: &Report) -> Instant {
+        self.uplink.hear_of(&reply.hubs);
+        self.rest(reply.drain);
+        let next = self.heard(report);
+        // Whoever takes over for it must hear of this node at once.
+        if reply.draining {
+            Instant::now() + RETRY
+        } else {
+            next
+        }
+    }
+
+    async fn worn(self, reason: &'static str) -> End {
+        self.uplink.look_into(None);
+        self.tunnel.shutdown().await;
+        End::Worn(reason)
+    }
+
+    /// Whether the proxy wants this node to take work.
+    fn rest(&self, resting: bool) {
+        if self.uplink.work.rest(resting) {
+            tracing::info!(resting, "the proxy says whether this node takes work");
+        }
     }
 
     fn heard(&mut self, report: &Report) -> Instant {
         let now = Instant::now();
         if report.draining {
             self.uplink.farewell.cancel();
+            self.uplink.stirred.notify_one();
         }
         self.uplink.metrics.report("ok");
         self.lost = 0;
         self.repairs = 0;
+        let (tunnel, hub) = (self.tunnel.clone(), self.hub);
+        // Its answer tells the round trip.
+        tokio::spawn(async move { drop(tunnel.echo(hub).await) });
         self.heard_at = now;
         self.register_at = now;
         self.backoff.reset();
@@ -157,13 +207,18 @@ impl<'a> Session<'a> {
         } else {
             tracing::debug!(%error, lost = self.lost, "a report did not get through");
         }
+        let is_called = matches!(error, ReportError::Called);
         let stranger = matches!(error, ReportError::Stranger(_));
         if self.lost.is_multiple_of(LOST_BEFORE_HANDSHAKE) {
             self.handshake().await;
         }
         let silent = self.heard_at.elapsed() >= SILENCE_MAX;
-        if (stranger || silent) && Instant::now() >= self.register_at {
+        if is_called || (stranger || silent) && Instant::now() >= self.register_at {
             self.repair().await?;
+            // A proxy that has just begun knows nothing of us until it has our report.
+            if is_called {
+                return Ok(Instant::now());
+            }
         }
         Ok(Instant::now() + RETRY)
     }
@@ -192,16 +247,16 @@ impl<'a> Session<'a> {
                     place.report_port,
                     self.uplink.token.clone(),
                 );
-                if let Err(error) = self.tunnel.set_peer(place.hub).await {
+                // If the proxy had not lost us, what runs goes on.
+                if let Err(error) = self.tunnel.renew_peer(place.hub, None).await {
                     tracing::warn!(%error, "the tunnel did not take the hub");
                     return Err("the tunnel did not take the hub");
                 }
-                self.handshake().await;
                 self.register_at = Instant::now() + SILENCE_MAX;
             }
             Err(lasting) => {
                 let pause = if lasting {
-                    REFUSED_PAUSE
+                    self.uplink.refused_retry
                 } else {
                     self.backoff.pause()
                 };
@@ -209,6 +264,27 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A new key for the same tunnel: what runs goes on under it, and does not notice. A proxy that is not there now gets it later.
+    async fn rekey_if_due(&mut self) {
+        if Instant::now() < self.rekey_at {
+            return;
+        }
+        let key = PrivateKey::generate();
+        let registered = self.uplink.register(&key, self.try_count).await;
+        self.rekey_at = Instant::now() + self.uplink.rekey;
+        let Ok(place) = registered else {
+            self.rekey_at = Instant::now() + self.uplink.rekey.min(self.uplink.refused_retry);
+            return;
+        };
+        if place.address != self.tunnel.address() || place.hub.address != self.hub {
+            return;
+        }
+        match self.tunnel.renew_peer(place.hub, Some(key.clone())).await {
+            Ok(()) => self.key = key,
+            Err(error) => tracing::warn!(%error, "the tunnel did not take its new key"),
+        }
     }
 
     /// Lets the last bytes out, then closes: a tunnel that is shut down resets what is under way, and a reset costs the other side
@@ -235,6 +311,23 @@ impl<'a> Session<'a> {
             tracing::debug!("streams were cut");
         }
         tunnel.shutdown().await;
+    }
+}
+
+/// Resolves when the proxy calls and does not know us: it has restarted, and only a registration brings the tunnel back.
+async fn called(calls: &mut watch::Receiver<u64>, tunnel: &Tunnel, hub: Ipv6Addr) {
+    loop {
+        if calls.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(CALL_PATIENCE).await;
+        let heard = tunnel
+            .peer_status(hub)
+            .and_then(|status| status.since_heard);
+        // A proxy that still has our keys has a session by now.
+        if heard.is_none_or(|heard| heard > CALL_PATIENCE) {
+            return;
+        }
     }
 }
 
@@ -293,6 +386,11 @@ async fn accept(accepting: Accepting, listener: Listener, hub: Ipv6Addr) {
 }
 
 impl Uplink {
+    /// What the status command sees of the tunnel.
+    fn look_into(&self, tunnel: Option<(Tunnel, Ipv6Addr)>) {
+        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
+    }
+
     fn stand_lost(&self, error: &ReportError) -> bool {
         let was_connected = *self.standing.borrow() == Standing::Connected;
         // A refusal stays what the person at the node sees.

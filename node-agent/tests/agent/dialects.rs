@@ -75,7 +75,7 @@ async fn written(worker: &Worker, gbnf: String, seed: u64) -> Option<String> {
             Some(Event::Piece { text: more, .. }) => text.push_str(&more),
             Some(Event::Done { finish, .. }) => return (finish == Finish::Stop).then_some(text),
             Some(Event::Refused(refusal)) => panic!("the grammar is refused: {refusal:?}"),
-            Some(Event::Started { .. }) => {}
+            Some(Event::Started { .. } | Event::Progress(_)) => {}
             None => panic!("ended without an answer"),
         }
     }

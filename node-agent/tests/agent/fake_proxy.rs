@@ -50,6 +50,8 @@ struct State {
     hub_key: PrivateKey,
     hub: Mutex<Option<Tunnel>>,
     hub_address: Mutex<SocketAddr>,
+    /// Who registered last while no hub ran: the next hub knows it from the start.
+    waiting: Mutex<Option<Peer>>,
     told: watch::Sender<Told>,
     orders: Mutex<Orders>,
 }
@@ -97,6 +99,7 @@ impl FakeProxy {
             hub_key: PrivateKey::generate(),
             hub: Mutex::default(),
             hub_address: Mutex::new("127.0.0.1:0".parse().expect("an address")),
+            waiting: Mutex::default(),
             told: watch::Sender::default(),
             orders: Mutex::default(),
         });
@@ -155,11 +158,9 @@ impl FakeProxy {
         hub.expect("runs").shutdown().await;
     }
 
-    /// The hub knows the node's key from its store, but neither session nor endpoint.
+    /// The hub knows nobody but who registered while it was down: the keys of its nodes were in its memory.
     pub(crate) async fn start_hub(&self) {
         self.state.start_hub().await;
-        let key = self.told().wireguard_keys.last().cloned();
-        self.state.add_peer(&key.expect("was registered")).await;
     }
 
     /// A connection to the node's HTTP server, through the tunnel.
@@ -185,6 +186,10 @@ impl State {
             .expect("a tunnel");
         *self.hub_address.lock().expect("unpoisoned") = hub.local_addr();
         let listener = hub.listen(REPORT_PORT).await.expect("listens");
+        let waiting = self.waiting.lock().expect("unpoisoned").take();
+        if let Some(peer) = waiting {
+            hub.set_peer(peer).await.expect("a peer");
+        }
         *self.hub.lock().expect("unpoisoned") = Some(hub);
         let state = self.clone();
         tokio::spawn(async move {
@@ -194,16 +199,20 @@ impl State {
         });
     }
 
-    async fn add_peer(&self, key: &str) {
+    async fn add_peer(&self, key: &str, preshared_key: PresharedKey) {
         let peer = Peer {
             public_key: key.parse().expect("a key"),
-            preshared_key: Some(PresharedKey::from_bytes(PSK)),
+            preshared_key: Some(preshared_key),
             address: NODE_ADDRESS,
             endpoint: None,
             keepalive: None,
             initiates: false,
         };
-        self.tunnel().set_peer(peer).await.expect("a peer");
+        let hub = self.hub.lock().expect("unpoisoned").clone();
+        match hub {
+            Some(hub) => hub.set_peer(peer).await.expect("a peer"),
+            None => *self.waiting.lock().expect("unpoisoned") = Some(peer),
+        }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -225,6 +234,7 @@ impl State {
                 &NonceReply {
                     nonce: "nonce-1".to_owned(),
                     expires_secs: 60,
+                    server_time_ms: 0,
                 },
             ),
             ("/v1/nodes/enroll" | "/v1/nodes/register", Some(code)) => json(
@@ -244,6 +254,8 @@ impl State {
                     &ReportReply {
                         server_time_ms: 0,
                         draining: false,
+                        drain: false,
+                        hubs: Vec::new(),
                     },
                 )
             }
@@ -262,6 +274,7 @@ impl State {
             StatusCode::CREATED,
             &EnrollReply {
                 node_id: NodeId::new(NODE),
+                approved: true,
             },
         )
     }
@@ -269,12 +282,14 @@ impl State {
     async fn register(&self, body: &[u8]) -> Response<Full<Bytes>> {
         let request: RegisterRequest = serde_json::from_slice(body).expect("a registration");
         let identity = self.told.borrow().identity.clone().expect("enrolled");
-        let message = register_message(&request.node_id, &request.wireguard_key, &request.nonce);
+        let message = register_message(&request);
         verify(&identity, &message, &request.signature);
         self.orders.lock().expect("unpoisoned").stranger = false;
-        if self.hub.lock().expect("unpoisoned").is_some() {
-            self.add_peer(&request.wireguard_key).await;
-        }
+        let kem_key = STANDARD.decode(&request.kem_key).expect("base64");
+        let (ciphertext, shared) = tunnel::kem::answer(&kem_key).expect("a key");
+        let node_key = request.wireguard_key.parse().expect("a key");
+        let preshared_key = shared.preshared_key(&PSK, node_key, self.hub_key.public_key());
+        self.add_peer(&request.wireguard_key, preshared_key).await;
         self.told
             .send_modify(|told| told.wireguard_keys.push(request.wireguard_key));
         let port = self.hub_address.lock().expect("unpoisoned").port();
@@ -288,6 +303,8 @@ impl State {
                     address: HUB_ADDRESS,
                 },
                 preshared_key: STANDARD.encode(PSK),
+                kem_ciphertext: STANDARD.encode(ciphertext),
+                hubs: Vec::new(),
                 agent_token: TOKEN.to_owned(),
                 report_port: REPORT_PORT,
                 heartbeat_secs: 1,

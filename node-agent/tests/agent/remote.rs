@@ -79,6 +79,7 @@ fn remote(address: SocketAddr, model: Option<&str>) -> TierSettings {
         model: std::path::PathBuf::new(),
         model_id: "ours".to_owned(),
         upstream: Some(Upstream {
+            local: true,
             url: format!("http://{address}/v1"),
             model: model.map(ToOwned::to_owned),
             key: None,
@@ -215,6 +216,7 @@ async fn a_stream_that_breaks_off_ends_with_an_error_and_no_done() {
     let address = breaks_off().await;
     let settings = TierSettings {
         upstream: Some(Upstream {
+            local: true,
             url: format!("http://{address}/v1"),
             model: None,
             key: Some(Secret::new("a key".to_owned())),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use config::settings::node::{Node as NodeSettings, Settings};
+use config::settings::node::{Node as NodeSettings, Settings, Wake};
 use config::settings::proxy::{Log, LogFormat};
 use config::tier::Tier;
 use config::wire::node::TierState;
@@ -32,8 +32,12 @@ fn settings(state_dir: &Path) -> Settings {
             api_listen: None,
             memory_max: None,
             grace: Duration::from_secs(10),
+            rekey: Duration::from_hours(24),
+            backend: config::settings::proxy::Backend::default(),
+            refused_retry: Duration::from_mins(1),
             watts: None,
             metrics_compat: Vec::new(),
+            wake: Wake::default(),
         },
         tiers: vec![tiny_fast()],
         log: Log {
@@ -319,7 +323,8 @@ async fn a_revoked_node_says_so_once_and_stops_cleanly() {
 async fn join_once(link: &str, state_dir: &Path) -> Result<Member, JoinError> {
     let identity = Identity::open(state_dir).expect("an identity");
     let link = JoinLink::parse(link).expect("a link");
-    join::join(&link, &identity, "den", state_dir).await
+    let joined = join::join(&link, &identity, "den", state_dir).await?;
+    Ok(joined.member)
 }
 
 #[tokio::test]

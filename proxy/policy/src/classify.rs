@@ -1,14 +1,16 @@
 //! Guesses how strong a model a request needs, from a table of rules over one pass of the text. Sees the request only while it
 //! looks; features and verdict hold numbers and rule names, never text.
 
+mod lexicon;
 mod request;
 mod scan;
+mod weigh;
 mod words;
 
-use config::settings::proxy::Routing;
-use config::tier::Tier;
 use config::wire::valid::{ValidChat, ValidCompletion};
 use serde::Serialize;
+
+pub use weigh::{Category, Reason, Thresholds, Verdict, classify};
 
 /// Who said a piece of text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -76,8 +78,18 @@ pub struct Features {
     pub thorough: usize,
     /// Wishes for little.
     pub brief: usize,
-    /// Words of lookups and simple transformations.
+    /// Words of lookups.
     pub lookup: usize,
+    /// Words for other words: translate, rephrase, correct.
+    pub rewrite: usize,
+    /// Words for making a text shorter.
+    pub summarize: usize,
+    /// The kind of work that is named first.
+    pub first: Option<Category>,
+    /// Numbers.
+    pub numbers: usize,
+    /// Words that announce something to know.
+    pub notice: usize,
     /// Greetings and thanks.
     pub greeting: usize,
     /// Question marks.
@@ -129,9 +141,27 @@ impl Features {
 
     /// Nothing but hello.
     fn is_greeting(&self) -> bool {
-        let other =
-            self.reason + self.maths + self.code + self.lookup + self.explain + self.compose;
-        self.greeting > 0 && other == 0 && self.words <= 6 && self.media == 0
+        self.greeting > 0 && !self.asks() && self.words <= 8
+    }
+
+    /// Something is told, and nothing asked.
+    fn is_notice(&self) -> bool {
+        self.notice > 0 && !self.asks() && self.questions == 0 && self.words <= 80
+    }
+
+    /// Whether there is any sign of work to do.
+    const fn asks(&self) -> bool {
+        let signs = self.reason
+            + self.maths
+            + self.code
+            + self.lookup
+            + self.explain
+            + self.compose
+            + self.rewrite
+            + self.summarize
+            + self.thorough
+            + self.media;
+        signs > 0
     }
 }
 
@@ -163,184 +193,6 @@ fn user_turns(turns: &[Turn<'_>]) -> usize {
         before = Some(turn.speaker);
     }
     count
-}
-
-/// The guess.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Verdict {
-    /// The tier to use.
-    pub tier: Tier,
-    /// 0 (trivial) to 1 (hard).
-    pub score: f64,
-    /// The rules that fired, the strongest first.
-    pub reasons: Vec<&'static str>,
-}
-
-/// Where the score turns into a tier.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Thresholds {
-    /// Up to here it is fast.
-    pub fast_to: f64,
-    /// From here it is heavy.
-    pub heavy_from: f64,
-}
-
-impl From<&Routing> for Thresholds {
-    fn from(routing: &Routing) -> Self {
-        Self {
-            fast_to: routing.fast_to,
-            heavy_from: routing.heavy_from,
-        }
-    }
-}
-
-/// One rule: its name and how far it moves the score; 0 = does not fire.
-struct Rule {
-    name: &'static str,
-    weigh: fn(&Features) -> f64,
-}
-
-/// Where a request without any mark starts: a short sentence that says nothing is the fast tier's.
-const BASE: f64 = 0.24;
-
-/// The rules. Weights were set by hand against the corpus in the tests: two clear marks of difficulty make a heavy request, one
-/// makes a primary one.
-const RULES: &[Rule] = &[
-    Rule {
-        name: "length",
-        weigh: |f| match f.bytes {
-            0..=90 => 0.0,
-            91..=240 => 0.06,
-            241..=800 => 0.12,
-            801..=3_000 => 0.18,
-            3_001..=10_000 => 0.24,
-            _ => 0.32,
-        },
-    },
-    Rule {
-        name: "reasoning",
-        weigh: |f| steps(f.reason, 0.26, 0.10, 0.46),
-    },
-    Rule {
-        name: "explanation",
-        weigh: |f| steps(f.explain, 0.12, 0.04, 0.18),
-    },
-    Rule {
-        name: "maths",
-        weigh: |f| steps(f.maths, 0.16, 0.05, 0.30),
-    },
-    Rule {
-        name: "code",
-        weigh: |f| steps(f.code, 0.12, 0.04, 0.30),
-    },
-    Rule {
-        name: "code_block",
-        weigh: |f| if f.fences > 0 { 0.12 } else { 0.0 },
-    },
-    Rule {
-        name: "composition",
-        weigh: |f| steps(f.compose, 0.12, 0.04, 0.18),
-    },
-    Rule {
-        name: "thorough",
-        weigh: |f| steps(f.thorough, 0.22, 0.06, 0.30),
-    },
-    Rule {
-        name: "brief",
-        weigh: |f| -steps(f.brief, 0.16, 0.04, 0.22),
-    },
-    Rule {
-        name: "lookup",
-        weigh: |f| -steps(f.lookup, 0.10, 0.02, 0.14),
-    },
-    Rule {
-        name: "list_of_demands",
-        weigh: |f| steps((f.items + f.questions).saturating_sub(2), 0.06, 0.03, 0.18),
-    },
-    Rule {
-        name: "depth",
-        weigh: |f| match f.user_turns {
-            0..=2 => 0.0,
-            3..=7 => 0.06,
-            _ => 0.12,
-        },
-    },
-    Rule {
-        name: "context",
-        weigh: |f| match f.context_bytes {
-            0..=8_000 => 0.0,
-            8_001..=40_000 => 0.10,
-            _ => 0.18,
-        },
-    },
-    Rule {
-        name: "tools",
-        weigh: |f| steps(f.tools, 0.14, 0.02, 0.24),
-    },
-    Rule {
-        name: "schema",
-        weigh: |f| if f.schema { 0.10 } else { 0.0 },
-    },
-    Rule {
-        name: "media",
-        weigh: |f| steps(f.media, 0.16, 0.04, 0.28),
-    },
-    Rule {
-        name: "effort_high",
-        weigh: |f| if f.effort_high { 0.40 } else { 0.0 },
-    },
-    Rule {
-        name: "answer_length",
-        weigh: |f| match f.max_tokens {
-            Some(0..=16) => -0.10,
-            Some(4_096..) => 0.08,
-            Some(17..=4_095) | None => 0.0,
-        },
-    },
-];
-
-/// `first` for the first find, `more` for each further one, `most` at most.
-fn steps(found: usize, first: f64, more: f64, most: f64) -> f64 {
-    let Some(further) = found.checked_sub(1) else {
-        return 0.0;
-    };
-    let further = u32::try_from(further).unwrap_or(u32::MAX);
-    (first + more * f64::from(further)).min(most)
-}
-
-/// Weighs what was found.
-pub fn classify(features: &Features, thresholds: Thresholds) -> Verdict {
-    if features.is_greeting() {
-        return Verdict {
-            tier: Tier::Fast,
-            score: 0.0,
-            reasons: vec!["greeting"],
-        };
-    }
-    let mut fired: Vec<(&'static str, f64)> = RULES
-        .iter()
-        .map(|rule| (rule.name, (rule.weigh)(features)))
-        .filter(|(_, weight)| *weight != 0.0)
-        .collect();
-    let sum: f64 = fired.iter().map(|(_, weight)| weight).sum();
-    let score = (BASE + sum).clamp(0.0, 1.0);
-    fired.sort_by(|(_, a), (_, b)| b.abs().total_cmp(&a.abs()));
-    let tier = if score >= thresholds.heavy_from {
-        Tier::Heavy
-    } else if score > thresholds.fast_to {
-        Tier::Primary
-    } else {
-        Tier::Fast
-    };
-    let mut reasons: Vec<&'static str> = fired.into_iter().map(|(name, _)| name).collect();
-    if reasons.is_empty() {
-        reasons.push("plain");
-    }
-    Verdict {
-        tier,
-        score,
-        reasons,
-    }
 }
 
 #[cfg(test)]

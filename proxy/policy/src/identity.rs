@@ -96,6 +96,8 @@ pub struct Principal {
     pub overrides: Plan,
     /// Figures of the key itself, counted besides the person's; `None` = the key has no limits of its own.
     pub key_plan: Option<Plan>,
+    /// What it asks never leaves the tiers at home; its plans may say so too.
+    pub local_only: bool,
     /// Whether the key may name end users (`x-hearth-user`, `user`, `safety_identifier`).
     pub may_act_as: bool,
     /// The key's owner, while `user` is an end user that a trusted front end named.
@@ -126,6 +128,7 @@ impl Principal {
             plan,
             overrides: Plan::default(),
             key_plan: None,
+            local_only: false,
             may_act_as: false,
             acts_for: None,
             admin: false,

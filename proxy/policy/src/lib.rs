@@ -12,6 +12,7 @@ pub mod calendar;
 pub mod claims;
 pub mod classify;
 pub mod gcra;
+pub mod hedge;
 pub mod identity;
 pub mod ledger;
 pub mod limit;
@@ -26,3 +27,5 @@ pub mod router;
 #[cfg(test)]
 mod testing;
 pub mod usage;
+pub mod waiting;
+pub mod waking;

@@ -10,6 +10,7 @@ use config::ids::Tenant;
 use config::settings::plan::{Plan, WhenUsedUp};
 use config::settings::proxy::{Limits, PerMinute};
 use config::tier::Tier;
+use config::wire::wishes::Priority;
 
 use crate::calendar::{Calendar, Today};
 use crate::gcra::Rate;
@@ -68,6 +69,30 @@ fn own_figures(principal: &Principal, limits: &Limits) -> Plan {
         .copied()
         .unwrap_or_default();
     principal.overrides.over(principal.plan).over(named)
+}
+
+/// Whether what the principal asks must stay at home: one of its plans says so, or its key, or a plan that bounds it together with
+/// others. Nobody narrower can take that back.
+pub fn is_local_only(principal: &Principal, limits: &Limits) -> bool {
+    let says = |plan: &Plan| plan.local_only == Some(true);
+    let groups = principal.groups.iter();
+    let of_groups = groups.filter_map(|group| limits.groups.get(group.as_ref()));
+    let of_tenant = limits.tenants.get(principal.tenant().as_str());
+    principal.local_only
+        || says(&of_person(principal, limits))
+        || principal.key_plan.as_ref().is_some_and(says)
+        || of_groups.chain(of_tenant).any(says)
+        || limits.service.as_ref().is_some_and(says)
+}
+
+/// The class of a request in the queues: what it wishes, and no more than its plans allow.
+pub fn priority(principal: &Principal, limits: &Limits, wished: Priority) -> Priority {
+    let of_key = principal.key_plan.and_then(|plan| plan.priority);
+    let of_person = of_person(principal, limits).priority;
+    let groups = principal.groups.iter();
+    let of_groups = groups.filter_map(|group| limits.groups.get(group.as_ref())?.priority);
+    let allowed = of_key.into_iter().chain(of_person).chain(of_groups);
+    allowed.fold(wished, Priority::max)
 }
 
 /// The local date for which a person's request counts, `2026-11-21`.

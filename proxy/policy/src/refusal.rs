@@ -197,10 +197,12 @@ pub enum Refusal {
         retry_after: Duration,
     },
     /// Nobody can answer now.
-    #[error("{}", no_tier(*wanted))]
+    #[error("{}", no_tier(*wanted, *local_only))]
     NoTierAvailable {
         /// The tier wanted, if the request came to that.
         wanted: Option<Tier>,
+        /// Somebody else could, but the request must stay at home.
+        local_only: bool,
         /// When a breaker lets a probe through, at the earliest.
         retry_after: Duration,
     },
@@ -498,11 +500,17 @@ fn not_found(hint: Option<&str>) -> String {
     )
 }
 
-fn no_tier(wanted: Option<Tier>) -> String {
-    wanted.map_or_else(
+fn no_tier(wanted: Option<Tier>, local_only: bool) -> String {
+    let wanted = wanted.map_or_else(
         || "no model can answer now".to_owned(),
         |tier| format!("no tier can answer now (wanted: {tier})"),
-    )
+    );
+    if local_only {
+        return format!(
+            "{wanted}: this request may not leave the tiers at home (local_only), and none of those can answer it"
+        );
+    }
+    wanted
 }
 
 #[cfg(test)]

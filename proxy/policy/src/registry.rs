@@ -1,6 +1,8 @@
 //! The nodes as they reported themselves: tiers, models, load. Believes a report about load and readiness only; whether a
 //! backend really answers is the breaker's business.
 
+mod ranked;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,8 @@ use config::ids::{BackendId, NodeId};
 use config::settings::proxy::tier_of_model;
 use config::tier::Tier;
 use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
+use config::wire::wake::WakeReport;
+use ranked::Nodes;
 use serde::Serialize;
 
 /// Model ids remembered after their nodes left, so that a model that is merely away is "unavailable", not "unknown".
@@ -65,7 +69,55 @@ pub struct Node {
     pub tiers: Vec<TierReport>,
     /// When the last report came.
     pub reported_at: Instant,
+    /// It is at home. A server outside the tunnel may be elsewhere, whatever is reported of it.
+    pub local: bool,
+    /// It is a server of somebody else, not a node of ours: it speaks `OpenAI`'s API alone.
+    pub foreign: bool,
+    /// How it is woken, as it said itself.
+    pub wake: Option<WakeReport>,
+    /// It went silent and can be woken: cold, not down.
+    pub asleep: Option<Asleep>,
     seq: u64,
+}
+
+/// A machine that sleeps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Asleep {
+    /// When it was noticed.
+    pub since: Instant,
+    /// It did not wake up: until then nobody tries again.
+    pub gives_up_until: Option<Instant>,
+}
+
+impl Node {
+    /// Goes to sleep with what it last said of its tiers.
+    /// Until when a sleeping node is given up; `false`: it does not sleep.
+    const fn wakes_until(&mut self, until: Option<Instant>) -> bool {
+        match &mut self.asleep {
+            Some(asleep) => {
+                asleep.gives_up_until = until;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn fall_asleep(&mut self, takes: Duration, now: Instant) {
+        self.asleep = Some(Asleep {
+            since: now,
+            gives_up_until: None,
+        });
+        // Whoever is woken does not know any more that it was about to go.
+        self.draining = false;
+        self.tiers.retain(|tier| tier.model.is_some());
+        for tier in &mut self.tiers {
+            tier.state = TierState::Sleeping;
+            tier.reason = None;
+            tier.slots_busy = 0;
+            tier.queue_depth = 0;
+            tier.wakes_in_ms = u64::try_from(takes.as_millis()).unwrap_or(u64::MAX);
+        }
+    }
 }
 
 /// One backend: one tier of one node.
@@ -78,6 +130,11 @@ pub struct Backend<'a> {
 }
 
 impl Backend<'_> {
+    /// Whether prompts for it stay at home.
+    pub const fn is_local(&self) -> bool {
+        self.node.local && !self.tier.elsewhere
+    }
+
     /// Its id.
     pub fn id(&self) -> BackendId {
         BackendId {
@@ -118,6 +175,8 @@ pub enum ListedState {
     Unavailable,
     /// A backend is starting.
     Loading,
+    /// No backend is awake, but one wakes up for the next request.
+    Sleeping,
     /// At least one backend answers.
     Ready,
 }
@@ -144,7 +203,8 @@ pub struct Listed {
 impl Listed {
     fn of(id: &str, kind: ListedKind, backends: &[Backend<'_>]) -> Self {
         let state = |backend: &Backend<'_>| match backend.tier.state {
-            // A sleeping tier answers too, later.
+            TierState::Sleeping if backend.tier.wakes_in_ms > 0 => ListedState::Sleeping,
+            // A tier that only reads its model again answers too, a little later.
             TierState::Ready | TierState::Sleeping if !backend.node.draining => ListedState::Ready,
             TierState::Ready | TierState::Sleeping | TierState::Loading => ListedState::Loading,
             TierState::Down => ListedState::Unavailable,
@@ -169,7 +229,9 @@ impl Listed {
 /// All nodes.
 #[derive(Debug)]
 pub struct Registry {
-    nodes: BTreeMap<NodeId, Node>,
+    nodes: Nodes,
+    /// Servers outside the tunnel, and whether they are at home all the same.
+    foreign: BTreeMap<NodeId, bool>,
     silent_after: Duration,
     nodes_max: usize,
     remembered: BTreeMap<String, Tier>,
@@ -177,13 +239,19 @@ pub struct Registry {
 
 impl Registry {
     /// An empty registry; a node that says nothing for `silent_after` leaves it.
-    pub const fn new(silent_after: Duration, nodes_max: usize) -> Self {
+    pub fn new(silent_after: Duration, nodes_max: usize) -> Self {
         Self {
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
+            foreign: BTreeMap::new(),
             silent_after,
             nodes_max,
             remembered: BTreeMap::new(),
         }
+    }
+
+    /// From now on this name stands for a server outside the tunnel, at home or not. Say so before its first report.
+    pub fn place_outside(&mut self, node: NodeId, local: bool) {
+        self.foreign.insert(node, local);
     }
 
     /// Takes a report of the node that people call `name`. The caller has checked who speaks.
@@ -209,18 +277,27 @@ impl Registry {
             memory: report.memory,
             tiers: report.tiers,
             reported_at: now,
+            local: self.foreign.get(&report.node_id).copied().unwrap_or(true),
+            foreign: self.foreign.contains_key(&report.node_id),
+            wake: report.wake,
+            asleep: None,
             seq: report.seq,
         };
-        self.nodes.insert(report.node_id, node);
+        self.nodes.put(node);
         Ok(changes)
     }
 
     /// The node was started anew: its count begins again, and until it reports nothing of it is believed.
     pub fn forget(&mut self, node: &NodeId) -> bool {
-        self.nodes.remove(node).is_some()
+        self.nodes.take(node).is_some()
     }
 
-    /// Drops nodes that were silent for too long.
+    /// The node gets no new work; its next report says it too, or not.
+    pub fn drain(&mut self, node: &NodeId) {
+        self.nodes.change(node, |node| node.draining = true);
+    }
+
+    /// Drops nodes that were silent for too long and returns them. Those that can be woken stay, asleep.
     pub fn expire(&mut self, now: Instant) -> Vec<NodeId> {
         let silent: Vec<NodeId> = self
             .nodes
@@ -229,15 +306,76 @@ impl Registry {
             .map(|node| node.id.clone())
             .collect();
         for id in &silent {
-            self.nodes.remove(id);
+            let Some(mut node) = self.nodes.take(id) else {
+                continue;
+            };
+            let wake = node.wake.as_ref().filter(|wake| wake.can_be_woken());
+            let takes = wake.map(|wake| Duration::from_secs(u64::from(wake.takes_secs.max(1))));
+            if let Some(takes) = takes {
+                node.fall_asleep(takes, now);
+                self.nodes.put(node);
+            }
         }
+        self.forgive(now);
         silent
+    }
+
+    /// Nodes that did not wake up may be tried again when their time is over.
+    fn forgive(&mut self, now: Instant) {
+        let is_due = |node: &&Node| {
+            let until = node.asleep.and_then(|asleep| asleep.gives_up_until);
+            until.is_some_and(|until| until <= now)
+        };
+        let due = self.nodes.values().filter(is_due);
+        let due: Vec<NodeId> = due.map(|node| node.id.clone()).collect();
+        for id in due {
+            self.nodes.change(&id, |node| {
+                node.wakes_until(None);
+                for tier in &mut node.tiers {
+                    tier.state = TierState::Sleeping;
+                    tier.reason = None;
+                }
+            });
+        }
+    }
+
+    /// A node that sleeps did not wake up: until then it is down.
+    pub fn overslept(&mut self, node: &NodeId, until: Instant) {
+        self.nodes.change(node, |node| {
+            if node.wakes_until(Some(until)) {
+                for tier in &mut node.tiers {
+                    tier.state = TierState::Down;
+                    tier.reason = Some("it did not wake up".to_owned());
+                }
+            }
+        });
+    }
+
+    /// A node that slept when this process started, as another one remembers it. Ignored once the node has spoken for itself.
+    pub fn recall(&mut self, name: &str, report: Report, now: Instant) -> bool {
+        let can_be_woken = report.wake.as_ref().is_some_and(WakeReport::can_be_woken);
+        if !can_be_woken || self.nodes.get(&report.node_id).is_some() {
+            return false;
+        }
+        let id = report.node_id.clone();
+        if self.report(name, Report { seq: 0, ..report }, now).is_err() {
+            return false;
+        }
+        self.nodes.change(&id, |node| {
+            let takes = node.wake.as_ref().map_or(1, |wake| wake.takes_secs.max(1));
+            node.fall_asleep(Duration::from_secs(u64::from(takes)), now);
+        });
+        true
     }
 
     /// When [`Self::expire`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let oldest = self.nodes.values().map(|node| node.reported_at).min()?;
-        Some(oldest + self.silent_after)
+        let awake = self.nodes.values().filter(|node| node.asleep.is_none());
+        let silent = awake.map(|node| node.reported_at + self.silent_after);
+        let asleep = self.nodes.values().filter_map(|node| node.asleep);
+        silent
+            .chain(asleep.filter_map(|asleep| asleep.gives_up_until))
+            .min()
     }
 
     /// All nodes, by id.
@@ -252,35 +390,39 @@ impl Registry {
 
     /// Whether the node's last report is too old, even if [`Self::expire`] was not called since.
     pub fn is_silent(&self, node: &Node, now: Instant) -> bool {
-        now.saturating_duration_since(node.reported_at) >= self.silent_after
+        node.asleep.is_none()
+            && now.saturating_duration_since(node.reported_at) >= self.silent_after
     }
 
     /// All backends, by node and tier.
     pub fn backends(&self) -> impl Iterator<Item = Backend<'_>> {
-        self.nodes
-            .values()
-            .flat_map(|node| node.tiers.iter().map(move |tier| Backend { node, tier }))
+        self.nodes.backends()
+    }
+
+    /// The backends of a tier; by their last reports the best first.
+    pub fn of_tier(&self, tier: Tier) -> impl Iterator<Item = Backend<'_>> {
+        self.nodes.of_tier(tier)
+    }
+
+    /// The backends whose model has this name; by their last reports the best first.
+    pub fn named(&self, model: &str) -> impl Iterator<Item = Backend<'_>> {
+        self.nodes.named(model)
     }
 
     /// One backend.
     pub fn backend(&self, id: &BackendId) -> Option<Backend<'_>> {
-        let node = self.nodes.get(&id.node)?;
-        let tier = node.tiers.iter().find(|tier| tier.tier == id.tier)?;
-        Some(Backend { node, tier })
+        self.nodes.backend(id)
     }
 
     /// Whether any node has the tier, able to answer or not.
     pub fn has_tier(&self, tier: Tier) -> bool {
-        self.backends().any(|backend| backend.tier.tier == tier)
+        self.of_tier(tier).next().is_some()
     }
 
     /// The tier of a model that some node has, or had.
     pub fn tier_of_model(&self, model: &str) -> Option<Tier> {
-        self.backends()
-            .find(|backend| backend.model_id() == Some(model))
-            .or_else(|| self.backends().find(|backend| backend.answers_to(model)))
-            .map(|backend| backend.tier.tier)
-            .or_else(|| self.remembered.get(model).copied())
+        let known = self.nodes.tier_of_model(model);
+        known.or_else(|| self.remembered.get(model).copied())
     }
 
     /// What `GET /v1/models` lists: `auto`, the tiers that exist, then the models, each once.

@@ -2,6 +2,7 @@
 
 mod load;
 mod order;
+pub mod warm;
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,14 @@ use crate::refusal::Refusal;
 use crate::registry::{Backend, Registry};
 use load::{Candidate, full};
 use order::Order;
+pub use warm::Predicted;
+pub use warm::Prompt;
 
 /// Backends of one tier that are tried before the next tier is: a request is not a tour through a large house.
 const STEPS_PER_GROUP_MAX: usize = 4;
+/// Backends of a group that are looked at before it is asked whether they are enough, and before fewer are.
+const LOOK_MIN: usize = 32;
+const LOOK_MAX: usize = 128;
 /// Retry hint when no breaker says when: a node that comes back reports within seconds.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Retry hints for full queues stay within these.
@@ -61,6 +67,8 @@ pub struct Needs {
     pub audio: bool,
     /// What is wanted.
     pub craft: Craft,
+    /// Only a node of ours can do it: it is not in `OpenAI`'s API.
+    pub native: bool,
 }
 
 impl Needs {
@@ -109,6 +117,14 @@ pub struct Ask<'a> {
     pub needs: Needs,
     /// Whether another tier may answer.
     pub fallback: bool,
+    /// Full queues are no reason to leave a backend out.
+    pub past_queues: bool,
+    /// Only tiers at home may answer.
+    pub local_only: bool,
+    /// How long it waits for a tier that sleeps while another one is warm.
+    pub patience: Duration,
+    /// What is to be read before the first token.
+    pub prompt: Prompt<'a>,
 }
 
 /// One entry of a route.
@@ -124,8 +140,12 @@ pub struct Step {
     pub file_sha256: String,
     /// Tokens a request may use there.
     pub n_ctx: u32,
+    /// It sleeps, and has to be woken first.
+    pub cold: bool,
     /// How long the request would wait for a slot.
     pub wait: Duration,
+    /// How long it probably takes to its first token.
+    pub predicted: Predicted,
 }
 
 /// Why a backend is not in the route.
@@ -158,6 +178,8 @@ pub enum SkipReason {
     },
     /// The model does not take the request's pictures or sound.
     NoModality,
+    /// It is not at home, and the request must stay there.
+    NotLocal,
 }
 
 impl SkipReason {
@@ -173,6 +195,7 @@ impl SkipReason {
             Self::Probing { .. } => "probing",
             Self::QueueFull { .. } => "queue_full",
             Self::NoModality => "no_modality",
+            Self::NotLocal => "not_local",
         }
     }
 }
@@ -214,7 +237,8 @@ impl Route {
             | SkipReason::Down
             | SkipReason::BreakerOpen { .. }
             | SkipReason::Probing { .. }
-            | SkipReason::NoModality => None,
+            | SkipReason::NoModality
+            | SkipReason::NotLocal => None,
         });
         if let Some(wait) = full.min() {
             return Refusal::QueueFull {
@@ -223,8 +247,15 @@ impl Route {
         }
         Refusal::NoTierAvailable {
             wanted: self.wanted,
+            local_only: self.stays_home(),
             retry_after: self.retry_after(),
         }
+    }
+
+    /// Whether somebody was left out because the request must stay at home.
+    pub fn stays_home(&self) -> bool {
+        let mut reasons = self.skipped.iter().map(|(_, reason)| *reason);
+        reasons.any(|reason| reason == SkipReason::NotLocal)
     }
 
     /// When a breaker of a skipped backend lets a probe through, at the earliest.
@@ -238,7 +269,8 @@ impl Route {
             | SkipReason::Loading
             | SkipReason::Down
             | SkipReason::QueueFull { .. }
-            | SkipReason::NoModality => None,
+            | SkipReason::NoModality
+            | SkipReason::NotLocal => None,
         });
         waits.min().unwrap_or(RETRY_AFTER)
     }
@@ -261,13 +293,31 @@ pub struct Local {
     pub in_flight: u32,
     /// Its breaker.
     pub phase: Phase,
+    /// Tokens of the prompt that are probably cached there.
+    pub cached_tokens: u32,
+    /// The way there and back; `None`: nobody has measured it.
+    pub round_trip: Option<Duration>,
+    /// Conversations that it has lately.
+    pub talks: usize,
 }
 
-/// Plans a route. `local` says what we know of each backend ourselves.
+/// Whether looking at more backends of the group is pointless: they come by their reports, the best first. That several could begin
+/// at once settles it; where none could, a few times as many are looked at.
+fn is_enough(seen: usize, candidates: &[Candidate]) -> bool {
+    let at_once = candidates.iter().filter(|one| one.step.wait.is_zero());
+    let wanted = if seen < LOOK_MAX {
+        at_once.count()
+    } else {
+        candidates.len()
+    };
+    seen.is_multiple_of(LOOK_MIN) && wanted >= STEPS_PER_GROUP_MAX
+}
+
+/// Plans a route. `first` are looked at in any case: they hold the beginning of the conversation. `local` says what we know of each backend ourselves.
 pub fn plan(
     ask: &Ask<'_>,
     registry: &Registry,
-    local: impl Fn(&BackendId) -> Local,
+    (first, local): (&[BackendId], impl Fn(&BackendId) -> Local),
     now: Instant,
 ) -> Route {
     let order = Order::of(ask, registry);
@@ -281,21 +331,39 @@ pub fn plan(
         steps: Vec::new(),
         skipped: Vec::new(),
     };
-    for backends in order.grouped(registry) {
+    let mut asleep = Vec::new();
+    for backends in order.grouped(registry, first) {
         let mut candidates = Vec::new();
-        for backend in backends {
+        for (seen, backend) in backends.enumerate() {
+            if seen >= first.len() + LOOK_MIN && is_enough(seen, &candidates) {
+                break;
+            }
             let id = backend.id();
             let ours = local(&id);
             let silent = registry.is_silent(backend.node, now);
             match skip(&backend, ask, silent, ours, now) {
                 Some(reason) => route.skipped.push((id, reason)),
-                None => candidates.push(Candidate::new(&backend, ours)),
+                None => candidates.push(Candidate::new(&backend, ours, ask.prompt)),
             }
         }
-        candidates.sort_by(Candidate::compare);
+        // What would take longer to wake up than the request waits comes after everything that is warm, in whatever tier.
+        let is_late = |candidate: &mut Candidate| candidate.waking > ask.patience;
+        asleep.extend(candidates.extract_if(.., is_late));
+        load::order(&mut candidates);
         let steps = candidates.into_iter().map(|candidate| candidate.step);
         route.steps.extend(steps.take(STEPS_PER_GROUP_MAX));
     }
+    if ask.local_only {
+        // Tiers that are only elsewhere are in no group: they are named all the same, so that the answer says why there is none.
+        let away = registry.backends().filter(|backend| !backend.is_local());
+        for id in away.map(|backend| backend.id()) {
+            if !route.skipped.iter().any(|(known, _)| *known == id) {
+                route.skipped.push((id, SkipReason::NotLocal));
+            }
+        }
+    }
+    let last = asleep.into_iter().map(|candidate| candidate.step);
+    route.steps.extend(last.take(STEPS_PER_GROUP_MAX));
     route
 }
 
@@ -313,6 +381,9 @@ fn skip(
     if !model_allowed || !ask.principal.may_use_tier(tier.tier) {
         return Some(SkipReason::NotAllowed);
     }
+    if ask.local_only && !backend.is_local() {
+        return Some(SkipReason::NotLocal);
+    }
     if silent {
         return Some(SkipReason::Silent);
     }
@@ -321,14 +392,14 @@ fn skip(
         (TierState::Loading, _) | (TierState::Ready | TierState::Sleeping, None) => {
             Some(SkipReason::Loading)
         }
-        (TierState::Ready | TierState::Sleeping, Some(_)) => {
-            (!ask.needs.met_by(tier)).then_some(SkipReason::NoModality)
-        }
+        (TierState::Ready | TierState::Sleeping, Some(_)) => (!ask.needs.met_by(tier)
+            || (ask.needs.native && backend.node.foreign))
+            .then_some(SkipReason::NoModality),
     };
     readiness
         .or_else(|| backend.node.draining.then_some(SkipReason::Draining))
         .or_else(|| blocked(local.phase, now))
-        .or_else(|| full(tier, local.in_flight))
+        .or_else(|| full(tier, local.in_flight).filter(|_full| !ask.past_queues))
 }
 
 fn blocked(phase: Phase, now: Instant) -> Option<SkipReason> {

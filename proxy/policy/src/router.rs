@@ -1,18 +1,20 @@
 //! Owns what routing knows: the registry, a breaker per backend, and how many attempts are under way. Every attempt is one
 //! [`Ticket`]: begun once, settled once. Opens no connection.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use config::ids::{BackendId, NodeId};
 use config::settings::proxy::{Routing, tier_of_model};
 use config::tier::Tier;
-use config::wire::node::Report;
+use config::wire::node::{PREFIXES_MAX, Report, TierState};
 
-use crate::breaker::{Breaker, Pass, Phase, Rules, Signal};
+use crate::breaker::{Breaker, News, Pass, Phase, Rules, Signal};
+use crate::hedge::Speed;
 use crate::identity::Principal;
 use crate::refusal::Refusal;
 use crate::registry::{Change, Listed, Registry, ReportRefusal};
+use crate::route::warm::{Link, Warmth};
 use crate::route::{self, Ask, Local, Route};
 
 /// Ids named in the message about an unknown model.
@@ -41,6 +43,8 @@ pub enum Outcome {
     Broken,
     /// The client left, or nobody settled the ticket.
     Abandoned,
+    /// Another backend that was asked too had content first.
+    Outrun,
 }
 
 impl Outcome {
@@ -56,6 +60,7 @@ impl Outcome {
             Self::TimedOut => "timed_out",
             Self::Broken => "broken",
             Self::Abandoned => "abandoned",
+            Self::Outrun => "outrun",
         }
     }
 
@@ -63,7 +68,9 @@ impl Outcome {
     pub const fn signal(self) -> Signal {
         match self {
             Self::Ok => Signal::Success,
-            Self::CallerFault | Self::Overloaded | Self::Abandoned => Signal::Neutral,
+            Self::CallerFault | Self::Overloaded | Self::Abandoned | Self::Outrun => {
+                Signal::Neutral
+            }
             Self::Unavailable
             | Self::ConnectFailed
             | Self::ServerFault
@@ -113,6 +120,10 @@ pub struct Router {
     auto_models: Vec<String>,
     breakers: HashMap<BackendId, Breaker>,
     in_flight: HashMap<BackendId, u32>,
+    /// A moment, and the Unix milliseconds then.
+    clock: Option<(Instant, u64)>,
+    speed: Speed,
+    warmth: Warmth,
 }
 
 impl Router {
@@ -124,7 +135,84 @@ impl Router {
             auto_models: routing.auto_models.clone(),
             breakers: HashMap::new(),
             in_flight: HashMap::new(),
+            clock: None,
+            speed: Speed::new(&routing.hedge),
+            warmth: Warmth::default(),
         }
+    }
+
+    /// From now on this name stands for a server outside the tunnel; see [`Registry::place_outside`].
+    pub fn place_outside(&mut self, node: NodeId, local: bool) {
+        self.registry.place_outside(node, local);
+    }
+
+    /// A node that sleeps did not wake up: until then it is down.
+    pub fn overslept(&mut self, node: &NodeId, until: Instant) {
+        self.registry.overslept(node, until);
+    }
+
+    /// A node that slept when this process started; see [`Registry::recall`].
+    pub fn recall(&mut self, name: &str, report: Report, now: Instant) -> bool {
+        self.registry.recall(name, report, now)
+    }
+
+    /// Something else than an attempt showed that the backend does not work: its breaker opens at once. What the other proxies must
+    /// hear comes back.
+    pub fn trip(&mut self, backend: &BackendId, now: Instant) -> News {
+        let rules = self.rules;
+        let at = (now, self.stamp(now));
+        self.breakers
+            .entry(backend.clone())
+            .or_insert_with(|| Breaker::new(rules))
+            .fail(at)
+    }
+
+    /// Unix milliseconds at one moment, so that terms of breakers can be compared between proxies.
+    pub const fn set_clock(&mut self, at: Instant, unix_ms: u64) {
+        self.clock = Some((at, unix_ms));
+    }
+
+    fn stamp(&self, now: Instant) -> u64 {
+        let Some((at, unix_ms)) = self.clock else {
+            return 0;
+        };
+        let since = now.saturating_duration_since(at).as_millis();
+        unix_ms.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    /// Another proxy has the probe for which this ticket was given: it is given back, and asked for again after `pause`.
+    pub fn stand_back(&mut self, ticket: Ticket, pause: Duration, now: Instant) {
+        let Ticket { backend, pass } = ticket;
+        if let Some(breaker) = self.breakers.get_mut(&backend) {
+            breaker.stand_back(pass, pause, now);
+        }
+        self.leave(&backend);
+    }
+
+    /// The first content of an attempt: a probe need not wait for the end of a long answer.
+    pub fn prove(&mut self, ticket: &mut Ticket, now: Instant) -> Option<News> {
+        let at = (now, self.stamp(now));
+        let breaker = self.breakers.get_mut(&ticket.backend)?;
+        breaker.prove(&mut ticket.pass, at)
+    }
+
+    /// What another proxy says of a backend. Of one that is not known here nothing is kept: the table stays as small as the fleet.
+    pub fn hear(&mut self, backend: &BackendId, news: News, now: Instant) -> bool {
+        let rules = self.rules;
+        if self.registry.backend(backend).is_none() && !self.breakers.contains_key(backend) {
+            return false;
+        }
+        self.breakers
+            .entry(backend.clone())
+            .or_insert_with(|| Breaker::new(rules))
+            .hear(news, now)
+    }
+
+    /// What proxies that heard nothing lately should know.
+    pub fn news(&self, now: Instant) -> Vec<(BackendId, News)> {
+        let all = self.breakers.iter();
+        all.filter_map(|(backend, breaker)| Some((backend.clone(), breaker.news(now)?)))
+            .collect()
     }
 
     /// Takes a report of the node that people call `name`; the caller has checked who speaks.
@@ -134,12 +222,43 @@ impl Router {
         report: Report,
         now: Instant,
     ) -> Result<Vec<Change>, ReportRefusal> {
-        self.registry.report(name, report, now)
+        let node = report.node_id.clone();
+        let held = report.tiers.iter().map(|tier| {
+            let links = tier.prefixes.iter().take(PREFIXES_MAX);
+            let links = links.filter_map(|link| u64::from_str_radix(link, 16).ok());
+            (tier.tier, tier.state, links.collect())
+        });
+        let held: Vec<(Tier, TierState, Vec<u64>)> = held.collect();
+        let changes = self.registry.report(name, report, now)?;
+        for (tier, state, links) in held {
+            let backend = BackendId {
+                node: node.clone(),
+                tier,
+            };
+            match state {
+                TierState::Ready => self.warmth.told(&backend, &links, now),
+                TierState::Loading | TierState::Sleeping | TierState::Down => {
+                    self.warmth.cold(&backend);
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Somebody said that the node gets no new work.
+    pub fn drain_node(&mut self, node: &NodeId) {
+        self.registry.drain(node);
     }
 
     /// The node registered anew: its count of reports begins again, and its open breakers may probe at once.
     pub fn node_restarted(&mut self, node: &NodeId, now: Instant) {
         self.registry.forget(node);
+        self.warmth.forget(node);
+        self.node_heard_again(node, now);
+    }
+
+    /// The node was out of reach and is heard again: its open breakers may probe at once.
+    pub fn node_heard_again(&mut self, node: &NodeId, now: Instant) {
         for (backend, breaker) in &mut self.breakers {
             if backend.node == *node {
                 breaker.restarted(now);
@@ -150,12 +269,17 @@ impl Router {
     /// The node was revoked: nothing of it remains but its tickets.
     pub fn remove_node(&mut self, node: &NodeId) -> bool {
         self.breakers.retain(|backend, _| backend.node != *node);
+        self.speed.forget(node);
+        self.warmth.forget(node);
         self.registry.forget(node)
     }
 
     /// Drops nodes that were silent for too long and returns them. Breakers of theirs stay while they have something to say.
     pub fn expire(&mut self, now: Instant) -> Vec<NodeId> {
         let silent = self.registry.expire(now);
+        for node in &silent {
+            self.warmth.forget(node);
+        }
         let registry = &self.registry;
         self.breakers.retain(|backend, breaker| {
             registry.backend(backend).is_some() || breaker.phase(now) != Phase::Closed
@@ -166,6 +290,11 @@ impl Router {
     /// When [`Self::expire`] has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.registry.poll_timeout()
+    }
+
+    /// When breakers open, and for how long.
+    pub const fn rules(&self) -> Rules {
+        self.rules
     }
 
     /// The nodes.
@@ -218,11 +347,16 @@ impl Router {
 
     /// Plans a route; changes nothing.
     pub fn plan(&self, ask: &Ask<'_>, now: Instant) -> Route {
+        let warm = self.warmth.of(ask.prompt.chain);
         let local = |backend: &BackendId| Local {
             in_flight: self.in_flight(backend),
             phase: self.phase(backend, now),
+            cached_tokens: warm.get(backend).copied().unwrap_or(0),
+            round_trip: self.warmth.round_trip(&backend.node),
+            talks: self.warmth.talks(backend),
         };
-        route::plan(ask, &self.registry, local, now)
+        let first: Vec<BackendId> = warm.keys().map(|id| (*id).clone()).collect();
+        route::plan(ask, &self.registry, (&first, local), now)
     }
 
     /// Begins an attempt; `None` if the breaker says no by now (someone else has the probe, or it has just opened).
@@ -240,28 +374,64 @@ impl Router {
         })
     }
 
-    /// Ends an attempt.
-    pub fn settle(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
+    /// Ends an attempt. What the other proxies must hear of its backend comes back.
+    pub fn settle(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) -> Option<News> {
         let Ticket { backend, pass } = ticket;
-        if let Some(breaker) = self.breakers.get_mut(&backend) {
-            breaker.record(pass, outcome.signal(), now);
-        }
-        if let Some(count) = self.in_flight.get_mut(&backend) {
+        let at = (now, self.stamp(now));
+        self.leave(&backend);
+        let breaker = self.breakers.get_mut(&backend)?;
+        breaker.record(pass, outcome.signal(), at)
+    }
+
+    fn leave(&mut self, backend: &BackendId) {
+        if let Some(count) = self.in_flight.get_mut(backend) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.in_flight.remove(&backend);
+                self.in_flight.remove(backend);
             }
         }
     }
 
     /// Ends an attempt of which nothing is known any more; for the guard's drop.
-    pub fn abandon(&mut self, ticket: Ticket, now: Instant) {
-        self.settle(ticket, Outcome::Abandoned, now);
+    pub fn abandon(&mut self, ticket: Ticket, now: Instant) -> Option<News> {
+        self.settle(ticket, Outcome::Abandoned, now)
+    }
+
+    /// A request with this chain goes there: the next turn of its conversation finds it warm.
+    pub fn sent(&mut self, backend: &BackendId, chain: &[Link], now: Instant) {
+        if self.registry.backend(backend).is_some() {
+            self.warmth.sent(backend, chain, now);
+        }
+    }
+
+    /// A round trip to a node was measured.
+    pub fn took(&mut self, node: &NodeId, round_trip: Duration) {
+        if self.registry.node(node).is_some() {
+            self.warmth.took(node, round_trip);
+        }
+    }
+
+    /// How fast backends begin to answer, and who may be asked besides.
+    pub const fn speed(&self) -> &Speed {
+        &self.speed
+    }
+
+    /// The same, to be changed.
+    pub const fn speed_mut(&mut self) -> &mut Speed {
+        &mut self.speed
     }
 
     /// Attempts under way at a backend.
     pub fn in_flight(&self, backend: &BackendId) -> u32 {
         self.in_flight.get(backend).copied().unwrap_or(0)
+    }
+
+    /// Nodes at which attempts are under way, each once.
+    pub fn busy(&self) -> BTreeSet<NodeId> {
+        self.in_flight
+            .keys()
+            .map(|backend| backend.node.clone())
+            .collect()
     }
 
     /// How a backend's breaker stands.
@@ -283,6 +453,7 @@ impl Router {
         if self.registry.nodes().next().is_none() {
             return Refusal::NoTierAvailable {
                 wanted: None,
+                local_only: false,
                 retry_after: Duration::from_secs(5),
             };
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use config::ids::{BackendId, NodeId};
-use config::settings::proxy::{Limits, PerMinute, Plan, Routing};
+use config::settings::proxy::{Hedge, Limits, PerMinute, Plan, Routing, WakePatience};
 use config::tier::Tier;
 use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
 
@@ -29,12 +29,19 @@ pub(crate) fn routing() -> Routing {
         connect_timeout: Duration::from_secs(3),
         first_byte_timeout: Duration::from_mins(2),
         idle_timeout: Duration::from_mins(1),
-        stall_after: Duration::from_secs(1),
+        silence: Duration::from_millis(250),
+        silence_patience: Duration::from_millis(500),
+        stall_after: Duration::from_secs(2),
         migration_patience: Duration::from_secs(10),
         commit_after: Duration::from_secs(3),
         keepalive: Duration::from_secs(15),
         fallback: true,
         pool_max: 32,
+        queue_max: 64,
+        queue_wait: Duration::ZERO,
+        wake: WakePatience::default(),
+        hedge: Hedge::default(),
+        classifier: config::settings::classifier::Classifier::default(),
     }
 }
 
@@ -101,6 +108,9 @@ pub(crate) fn tier(tier: Tier) -> TierReport {
         queue_max: 64,
         tokens_per_second: 40.0,
         prompt_tokens_per_second: 400.0,
+        elsewhere: false,
+        wakes_in_ms: 0,
+        prefixes: Vec::new(),
     }
 }
 
@@ -112,5 +122,6 @@ pub(crate) fn report(name: &str, seq: u64, tiers: Vec<TierReport>) -> Report {
         draining: false,
         memory: Memory::default(),
         tiers,
+        wake: None,
     }
 }

@@ -25,6 +25,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::SOCKET_NAME;
+use super::explain::RouteAsk;
 use super::operations::{AdminError, Operations};
 use super::routes::{self, Act, Found, Param, Route};
 use super::words::{Page, Problem};
@@ -303,6 +304,18 @@ impl Api {
         answered.unwrap_or_else(|error| problem(&error, &asked.request_id))
     }
 
+    /// Where a request would go.
+    fn planned(&self, query: &Query) -> Result<Answer, AdminError> {
+        let tier = |name| query.get(name).and_then(|tier| tier.parse().ok());
+        let asked = RouteAsk {
+            tier: tier("tier"),
+            model: query.get("model").map(str::to_owned),
+            class: tier("class"),
+            local_only: query.get("local_only") == Some("true"),
+        };
+        Answer::ok(&self.operations.route(&asked)?)
+    }
+
     async fn act(
         &self,
         route: &'static Route,
@@ -319,6 +332,7 @@ impl Api {
         match route.act {
             Act::Describe => Answer::ok(&openapi::description()),
             Act::Status => Answer::ok(&self.operations.status().await),
+            Act::Route => self.planned(&query),
             Act::PlanList => self.plans(),
             Act::Backup => self.backup(&at).await,
             Act::Key(act) => self.act_on_keys(act, &at).await,
@@ -447,6 +461,7 @@ pub fn problem(error: &AdminError, request_id: &RequestId) -> Answer {
         AdminError::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
         AdminError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         AdminError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        AdminError::NotRunning => StatusCode::SERVICE_UNAVAILABLE,
         AdminError::Store(
             StoreError::Unavailable(_)
             | StoreError::Overloaded

@@ -10,8 +10,10 @@ use config::settings::proxy::Plan;
 use config::token::{Token, TokenKind};
 use futures_util::future::BoxFuture;
 use policy::identity::{GROUP_CHARS_MAX, GROUPS_MAX, Scope};
+use policy::refusal::Refusal;
 use ring::hmac;
 
+use super::explain::{RouteAsk, RouteView};
 use super::words::{Invite, InviteOrder, KeyOrder, KeyPatch, KeyView, NodeNow, NodeView, Status};
 use crate::store::{JoinToken, KeyRecord, PEPPER, SecretHash, Store, StoreError};
 
@@ -61,10 +63,16 @@ pub enum AdminError {
     /// More bytes than an order has.
     #[error("an order of more than {0} bytes")]
     TooLarge(usize),
+    /// Only a running proxy can tell.
+    #[error("no proxy runs here: start it with `hearth-proxy serve`, then ask again")]
+    NotRunning,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+/// Finds the route that a request would take now.
+pub type Explain = dyn Fn(&RouteAsk) -> Result<RouteView, Refusal> + Send + Sync;
 
 /// What only a running proxy can tell or do.
 pub struct Live {
@@ -76,6 +84,8 @@ pub struct Live {
     pub failing: Box<dyn Fn() -> BoxFuture<'static, Vec<&'static str>> + Send + Sync>,
     /// Forgets what is remembered of a key.
     pub key_revoked: Box<dyn Fn(&KeyId) + Send + Sync>,
+    /// The route that a request would take.
+    pub route: Box<Explain>,
     /// Cuts a node off.
     pub node_revoked: Box<dyn Fn(&NodeId) + Send + Sync>,
 }
@@ -151,6 +161,7 @@ impl Operations {
             plan: order.plan,
             limits: order.limits,
             act_as: order.act_as,
+            local_only: order.local_only,
             expires_unix: end_of_life(now, order.expires_secs, KEY_SECS_MAX)?,
             ..KeyRecord::plain(id, hash, UserId::new(owner), now)
         })
@@ -180,6 +191,7 @@ impl Operations {
             after.groups = groups(&names)?;
         }
         after.act_as = patch.act_as.unwrap_or(after.act_as);
+        after.local_only = patch.local_only.unwrap_or(after.local_only);
         after.expires_unix = patch.expires_unix.unwrap_or(after.expires_unix);
         Ok(after)
     }
@@ -211,6 +223,7 @@ impl Operations {
             created_unix: now,
             expires_unix: end_of_life(now, Some(life), INVITE_SECS_MAX)?.unwrap_or(now),
             used_by: Vec::new(),
+            approve: order.approve,
         })
     }
 
@@ -242,7 +255,10 @@ impl Operations {
             view.now = now.iter().find(|now| now.id == view.id).cloned();
             view
         };
-        Ok(nodes.into_iter().map(with_now).collect())
+        let mut all: Vec<NodeView> = nodes.into_iter().map(with_now).collect();
+        let outside = now.iter().filter(|now| now.outside).cloned();
+        all.extend(outside.map(NodeView::outside));
+        Ok(all)
     }
 
     /// A node by its id, or by its name if only one has it.
@@ -266,8 +282,56 @@ impl Operations {
         }
     }
 
+    /// From now on a node gets no new work, or gets it again. Stands in the store: every proxy heeds it, after a restart too.
+    pub async fn drain_node(&self, id: &NodeId, draining: bool) -> Result<NodeView, AdminError> {
+        let known = self.store.node(id).await?;
+        let mut record = known.ok_or_else(|| {
+            AdminError::Conflict(format!(
+                "{id} is no home machine: a server of the settings cannot be drained, take its [[remote]] out of them"
+            ))
+        })?;
+        if record.revoked_unix.is_some() {
+            return Err(AdminError::Conflict(format!(
+                "{id} is revoked: it gets no work anyway"
+            )));
+        }
+        if record.draining != draining {
+            record.draining = draining;
+            self.store.put_node(&record).await?;
+        }
+        self.find_node(id.as_str()).await
+    }
+
+    /// Lets a node in that waits for it. One that is in already stays in.
+    pub async fn approve_node(&self, id: &NodeId) -> Result<NodeView, AdminError> {
+        let known = self.store.node(id).await?;
+        let mut record = known.ok_or_else(|| {
+            AdminError::Conflict(format!("{id} is no home machine: it needs no approval"))
+        })?;
+        if record.revoked_unix.is_some() {
+            return Err(AdminError::Conflict(format!(
+                "{id} is revoked, for ever: delete its state directory there and let it join with a new link"
+            )));
+        }
+        if record.pending {
+            record.pending = false;
+            record.approved_unix = Some(now_unix());
+            self.store.put_node(&record).await?;
+        }
+        self.find_node(id.as_str()).await
+    }
+
     /// Cuts a node off for ever.
     pub async fn revoke_node(&self, id: &NodeId) -> Result<NodeView, AdminError> {
+        if self
+            .nodes_now()
+            .iter()
+            .any(|now| now.outside && now.id == *id)
+        {
+            return Err(AdminError::Conflict(format!(
+                "{id} is a server of the settings: take its [[remote]] out of them and restart the proxy"
+            )));
+        }
         let revoked = self.store.revoke_node(id, now_unix()).await?;
         if let Some(live) = &self.live {
             (live.node_revoked)(id);
@@ -317,6 +381,17 @@ impl Operations {
         }
     }
 
+    /// The route that a request would take now.
+    ///
+    /// # Errors
+    /// No proxy runs, or nobody has the model.
+    pub fn route(&self, asked: &RouteAsk) -> Result<RouteView, AdminError> {
+        let Some(live) = &self.live else {
+            return Err(AdminError::NotRunning);
+        };
+        (live.route)(asked).map_err(|refusal| AdminError::NotFound(refusal.to_string()))
+    }
+
     /// The proxy at a glance. A store that fails is part of the answer.
     pub async fn status(&self) -> Status {
         let now = now_unix();
@@ -346,7 +421,7 @@ impl Operations {
                 .iter()
                 .filter(|node| node.revoked_unix.is_none())
                 .count(),
-            nodes_online: self.nodes_now().len(),
+            nodes_online: self.nodes_now().iter().filter(|now| !now.asleep).count(),
         }
     }
 

@@ -87,6 +87,24 @@ const TIER: Param = param(
     r#"{"type":"string","enum":["fast","primary","heavy"]}"#,
     "Only this tier.",
 );
+const PLANNED: &[Param] = &[
+    param(
+        "tier",
+        r#"{"type":"string","enum":["fast","primary","heavy"]}"#,
+        "The request asks for this tier.",
+    ),
+    param("model", TEXT, "The request asks for this model."),
+    param(
+        "class",
+        r#"{"type":"string","enum":["fast","primary","heavy"]}"#,
+        "What the classifier says, where the request leaves it open.",
+    ),
+    param(
+        "local_only",
+        r#"{"type":"string","enum":["true","false"]}"#,
+        "Whether it must stay at home.",
+    ),
+];
 const NODE: Param = param("node", TEXT, "Only this node.");
 const TENANT: Param = param(
     "tenant",
@@ -160,7 +178,7 @@ const PATCH: &str = "PATCH";
 const DELETE: &str = "DELETE";
 
 /// Everything there is.
-pub static ROUTES: [Route; 28] = [
+pub static ROUTES: [Route; 32] = [
     route(
         GET,
         "/openapi.json",
@@ -174,6 +192,16 @@ pub static ROUTES: [Route; 28] = [
         (Act::Status, "status"),
         "The proxy at a glance.",
         (200, "Status"),
+    ),
+    asking(
+        route(
+            GET,
+            "/route",
+            (Act::Route, "route.plan"),
+            "The route that a request would take now; nothing is sent.",
+            (200, "RouteView"),
+        ),
+        PLANNED,
     ),
     asking(
         route(
@@ -353,6 +381,27 @@ pub static ROUTES: [Route; 28] = [
         "/nodes/{id}",
         (Act::Node(NodeAct::Show), "node.show"),
         "One machine, by id or by a name that one has.",
+        (200, "Node"),
+    ),
+    route(
+        POST,
+        "/nodes/{id}/approve",
+        (Act::Node(NodeAct::Approve), "node.approve"),
+        "Lets a machine in that waits for approval; compare its fingerprint first.",
+        (200, "Node"),
+    ),
+    route(
+        POST,
+        "/nodes/{id}/drain",
+        (Act::Node(NodeAct::Drain), "node.drain"),
+        "Gives a machine no new work until it is told otherwise; what runs there finishes.",
+        (200, "Node"),
+    ),
+    route(
+        POST,
+        "/nodes/{id}/undrain",
+        (Act::Node(NodeAct::Undrain), "node.undrain"),
+        "Gives a drained machine work again.",
         (200, "Node"),
     ),
     route(

@@ -47,12 +47,15 @@ impl Desk {
             nodes: Box::new(|| {
                 vec![NodeNow {
                     id: config::ids::NodeId::new("node_1"),
+                    asleep: false,
+                    outside: false,
                     seen_secs_ago: 1,
                     tiers: vec!["fast ready tiny-fast 0/4".into()],
                 }]
             }),
             failing: Box::new(|| Box::pin(async { vec!["tiers"] })),
             key_revoked: Box::new(move |id| keys.lock().unwrap().push(id.to_string())),
+            route: Box::new(|_asked| Err(policy::refusal::Refusal::Internal)),
             node_revoked: Box::new(move |id| nodes.lock().unwrap().push(id.to_string())),
         };
         let operations = Operations::new(
@@ -93,6 +96,9 @@ impl Desk {
             registered_unix: None,
             last_seen_unix: None,
             revoked_unix: None,
+            draining: false,
+            pending: false,
+            approved_unix: None,
         };
         self.store.put_node(&node).await.unwrap();
     }

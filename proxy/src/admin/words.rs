@@ -47,6 +47,9 @@ pub struct KeyOrder {
     /// Whether it may name end users.
     #[serde(default)]
     pub act_as: bool,
+    /// What it asks never leaves the tiers at home.
+    #[serde(default)]
+    pub local_only: bool,
     /// Life in seconds; `None`: for ever.
     #[serde(default)]
     pub expires_secs: Option<u64>,
@@ -80,6 +83,9 @@ pub struct KeyPatch {
     /// Whether it may name end users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act_as: Option<bool>,
+    /// Whether what it asks never leaves the tiers at home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_only: Option<bool>,
     /// Unix seconds.
     #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub expires_unix: Option<Option<i64>>,
@@ -110,6 +116,9 @@ pub struct UserPatch {
     /// Whether the person may not enter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disabled: Option<bool>,
+    /// Whether what the person asks never leaves the tiers at home. Other figures leave it as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_only: Option<bool>,
 }
 
 /// A denial that is wanted.
@@ -330,6 +339,9 @@ pub struct KeyView {
     pub groups: Vec<String>,
     /// Whether it may name end users.
     pub act_as: bool,
+    /// Whether what it asks never leaves the tiers at home; its plans may say so too.
+    #[serde(default)]
+    pub local_only: bool,
     /// Unix seconds until which the secret before the last rotation is good.
     pub previous_until_unix: Option<i64>,
     /// Unix seconds.
@@ -357,6 +369,7 @@ impl From<KeyRecord> for KeyView {
             tenant: key.tenant.to_string(),
             groups: key.groups.iter().map(ToString::to_string).collect(),
             act_as: key.act_as,
+            local_only: key.local_only,
             previous_until_unix: key.previous.map(|previous| previous.until_unix),
             created_unix: key.created_unix,
             expires_unix: key.expires_unix,
@@ -433,6 +446,9 @@ pub struct InviteOrder {
     /// Tiers those nodes may serve; `None`: all.
     #[serde(default)]
     pub tiers: Option<Vec<Tier>>,
+    /// Whether an administrator approves each of them; `None`: if there may be several.
+    #[serde(default)]
+    pub approve: Option<bool>,
 }
 
 /// A fresh join link. The secret in it is nowhere else.
@@ -457,8 +473,11 @@ pub struct NodeView {
     pub id: NodeId,
     /// What people call the machine.
     pub name: String,
-    /// `approved` or `revoked`.
+    /// `approved`, `pending`, `revoked`, or `outside` for a server of the settings.
     pub state: String,
+    /// Six words of its identity, the same as on the machine itself; empty for a server of the settings.
+    #[serde(default)]
+    pub fingerprint: String,
     /// Tiers it may serve; `None`: all.
     pub tiers: Option<Vec<Tier>>,
     /// As the last registration told.
@@ -471,8 +490,31 @@ pub struct NodeView {
     pub last_seen_unix: Option<i64>,
     /// Unix seconds.
     pub revoked_unix: Option<i64>,
+    /// It gets no new work until it is told otherwise.
+    #[serde(default)]
+    pub draining: bool,
     /// How it is now; `None`: this proxy has no report of it, or no proxy runs.
     pub now: Option<NodeNow>,
+}
+
+impl NodeView {
+    /// A server outside the tunnel: it stands in the settings and nowhere else.
+    pub fn outside(now: NodeNow) -> Self {
+        Self {
+            id: now.id.clone(),
+            name: now.id.to_string(),
+            state: "outside".to_owned(),
+            fingerprint: String::new(),
+            tiers: None,
+            agent_version: String::new(),
+            created_unix: 0,
+            registered_unix: None,
+            last_seen_unix: None,
+            revoked_unix: None,
+            draining: false,
+            now: Some(now),
+        }
+    }
 }
 
 /// A node as its last report told.
@@ -482,6 +524,12 @@ pub struct NodeNow {
     pub id: NodeId,
     /// Seconds since the last report.
     pub seen_secs_ago: u64,
+    /// It went silent and wakes up for the next request that needs it.
+    #[serde(default)]
+    pub asleep: bool,
+    /// A server outside the tunnel, named in the settings.
+    #[serde(default)]
+    pub outside: bool,
     /// One for each tier, as `fast ready tiny-fast 1/4`.
     pub tiers: Vec<String>,
 }
@@ -489,19 +537,22 @@ pub struct NodeNow {
 impl From<NodeRecord> for NodeView {
     fn from(node: NodeRecord) -> Self {
         Self {
+            fingerprint: config::fingerprint::words(&node.id).unwrap_or_default(),
             id: node.id,
             name: node.name,
-            state: if node.revoked_unix.is_none() {
-                "approved".to_owned()
-            } else {
-                "revoked".to_owned()
-            },
+            state: match (node.revoked_unix, node.pending) {
+                (Some(_), _) => "revoked",
+                (None, true) => "pending",
+                (None, false) => "approved",
+            }
+            .to_owned(),
             tiers: node.tiers,
             agent_version: node.agent_version,
             created_unix: node.created_unix,
             registered_unix: node.registered_unix,
             last_seen_unix: node.last_seen_unix,
             revoked_unix: node.revoked_unix,
+            draining: node.draining,
             now: None,
         }
     }

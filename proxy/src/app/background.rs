@@ -17,8 +17,10 @@ use tunnel::Tunnel;
 use super::Crew;
 use crate::admin::words::NodeNow;
 use crate::nodes::fleet::Fleet;
+use crate::nodes::gossip;
 use crate::nodes::members::Members;
 use crate::nodes::peers::Peers;
+use crate::nodes::pulse::{self, Pulse};
 use crate::nodes::upstream::Upstream;
 use crate::observe::metrics::{BreakerGauge, Metrics};
 use crate::store::Store;
@@ -47,6 +49,7 @@ pub(super) struct Background {
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Arc<dyn Store>,
     pub(super) usage: Usage,
+    pub(super) pulse_rules: pulse::Rules,
 }
 
 impl Background {
@@ -54,11 +57,26 @@ impl Background {
     pub(super) fn start(self, crew: &Crew) {
         let (syncing, seeing) = (self.clone(), self.clone());
         let (booking, pruning) = (self.clone(), self.clone());
+        let pulse = self.pulse();
+        let gossip = gossip::share(&self.fleet, &self.store);
         crew.employ(async move { self.sweep().await });
         crew.employ(async move { syncing.sync().await });
         crew.employ(async move { seeing.note_seen().await });
         crew.employ(async move { booking.keep_books().await });
         crew.employ(async move { pruning.prune_books().await });
+        crew.employ(pulse.watch());
+        crew.employ(gossip.run());
+    }
+
+    fn pulse(&self) -> Pulse {
+        Pulse {
+            fleet: Arc::clone(&self.fleet),
+            members: Arc::clone(&self.members),
+            upstream: self.upstream.clone(),
+            tunnel: self.tunnel.clone(),
+            metrics: Arc::clone(&self.metrics),
+            rules: self.pulse_rules,
+        }
     }
 
     async fn sweep(&self) {
@@ -172,7 +190,13 @@ async fn node_changed(changes: &mut broadcast::Receiver<Change>) {
     loop {
         match changes::next(changes).await {
             Some(Change::Node(_) | Change::Everything) => break,
-            Some(Change::Key(_) | Change::User(_) | Change::Denials) => {}
+            Some(
+                Change::Key(_)
+                | Change::User(_)
+                | Change::Denials
+                | Change::Breaker { .. }
+                | Change::Hub { .. },
+            ) => {}
             None => std::future::pending().await,
         }
     }
@@ -192,8 +216,9 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
     let phases = fleet.phases(now);
     let (ready, depths) = fleet.with(|router| {
         let registry = router.registry();
-        let is_ready =
-            |node: &&policy::registry::Node| node.tiers.iter().any(|tier| tier.state.answers());
+        let is_ready = |node: &&policy::registry::Node| {
+            node.asleep.is_none() && node.tiers.iter().any(|tier| tier.state.answers())
+        };
         let depth = |tier: Tier| -> u32 {
             let backends = registry
                 .backends()
@@ -223,11 +248,9 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
         metrics.tunnel_drops(reason, packets);
     }
     for member in members.all() {
-        let age = tunnel
-            .peer_status(member.address)
-            .and_then(|status| status.since_handshake);
-        match age {
-            Some(age) => metrics.handshake_age(&member.name, age),
+        let status = tunnel.peer_status(member.address);
+        match status.filter(|status| status.since_handshake.is_some()) {
+            Some(status) => metrics.node(&member.name, &status),
             None => metrics.forget_node(&member.name),
         }
     }
@@ -257,6 +280,8 @@ pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
         nodes
             .map(|node| NodeNow {
                 id: node.id.clone(),
+                asleep: node.asleep.is_some(),
+                outside: node.foreign,
                 seen_secs_ago: now.saturating_duration_since(node.reported_at).as_secs(),
                 tiers: node.tiers.iter().map(tier).collect(),
             })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use config::settings::proxy::{Limits, Settings, Usage};
+use config::settings::proxy::{Approve, Limits, Prices, Routing, Settings, Usage};
 use config::wire::node::HUB_ADDRESS;
 use policy::classify::Thresholds;
 use policy::router::Router;
@@ -13,6 +13,7 @@ use tunnel::{PrivateKey, Tunnel};
 
 use super::background::{self, Background};
 use super::{AppError, Crew, EdgeFacts};
+use crate::admin::explain;
 use crate::admin::server::AdminSocket;
 use crate::admin::{Api, ApiFacts, Live, Operations};
 use crate::auth::Authenticator;
@@ -20,17 +21,25 @@ use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
 use crate::gateway::dispatch::Dispatcher;
 use crate::gateway::health::Readiness;
+use crate::gateway::prefix::Prefixes;
+use crate::gateway::waiting::Waiting;
 use crate::gateway::{Figures, Gateway, Rooms};
 use crate::nodes::endpoints::Endpoints;
 use crate::nodes::fleet::Fleet;
+use crate::nodes::hubs::Hubs;
 use crate::nodes::members::Members;
 use crate::nodes::peers::{self, HubKeys, Peers};
+use crate::nodes::pulse;
 use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
 use crate::nodes::upstream::Upstream;
 use crate::observe::admin_http;
 use crate::observe::metrics::Metrics;
+use crate::remote::wakers::{Memory, Wakers};
+use crate::remote::{self, Remote, Roads};
 use crate::store::{self, PEPPER, Store, StoreError};
 
+/// The key under which conversations are known again.
+const PREFIX_SECRET: &str = "conversation-prefix";
 /// Names of our secrets in the store.
 const WIREGUARD_KEY: &str = "wireguard";
 const HUB_SECRET: &str = "hub";
@@ -50,6 +59,10 @@ pub(super) struct Ground {
     pub(super) members: Arc<Members>,
     pub(super) peers: Arc<Peers>,
     pub(super) desk: Arc<Desk>,
+    pub(super) hubs: Arc<Hubs>,
+    pub(super) remotes: Vec<Arc<Remote>>,
+    pub(super) wakers: Arc<Wakers>,
+    pub(super) prefixes: Prefixes,
 }
 
 impl Ground {
@@ -79,7 +92,9 @@ impl Ground {
             Arc::clone(&metrics),
         )?;
         let tunnel = tunnel(settings, secret(&*store, WIREGUARD_KEY).await?).await?;
-        let upstream = Upstream::new(Arc::new(tunnel.clone()), settings.routing.pool_max);
+        let remotes = Remote::all(&settings.remotes)?;
+        let roads = Roads::new(Arc::new(tunnel.clone()), &remotes);
+        let upstream = Upstream::new(Arc::new(roads), settings.routing.pool_max);
         let fleet = Arc::new(Fleet::new(router(settings)));
         let members = Arc::new(Members::default());
         let rooms = peers::Rooms {
@@ -101,9 +116,18 @@ impl Ground {
             nonce: secret(&*store, NONCE_SECRET).await?,
             pepper: secret(&*store, PEPPER).await?,
         };
-        let facts = facts(settings, &tunnel);
+        let prefixes = Prefixes::new(&secret(&*store, PREFIX_SECRET).await?);
+        Memory::new(&settings.server.state_dir).recall(&fleet, &members);
+        for remote in &remotes {
+            fleet.place_outside(remote.id(), remote.is_local());
+            members.insert(Arc::new(remote.member()));
+        }
+        let wakers = wakers(&tunnel, (&fleet, &members), (&upstream, &metrics));
+        let hubs = Arc::new(Hubs::default());
+        let facts = facts(settings, &tunnel, &hubs);
         let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), &secrets, facts);
         Ok(Self {
+            prefixes,
             store,
             metrics,
             authenticator: Arc::new(authenticator),
@@ -114,6 +138,9 @@ impl Ground {
             members,
             peers,
             desk: Arc::new(desk),
+            hubs,
+            remotes,
+            wakers,
         })
     }
 
@@ -128,7 +155,12 @@ impl Ground {
     /// Administration. Join links get the certificate's pin when the edge is there.
     pub(super) fn admin(&self, settings: &Settings, readiness: &Readiness) -> Arc<Api> {
         let (store, url) = (Arc::clone(&self.store), settings.server.public_url.clone());
-        let operations = Operations::new(store, url, None, Some(self.live(readiness)));
+        let operations = Operations::new(
+            store,
+            url,
+            None,
+            Some(self.live(readiness, &settings.routing)),
+        );
         let facts = ApiFacts {
             limits: Arc::clone(&self.limits),
             prices: settings.prices.clone(),
@@ -150,12 +182,14 @@ impl Ground {
         let rooms = Rooms {
             authenticator: Arc::clone(&self.authenticator),
             admission: Admission::new(store, limits, metrics),
-            prices: settings.prices.clone(),
+            prices: prices(settings),
             reader: Reader::new(settings.server.body_max, settings.server.media_body_max),
             dispatcher: Dispatcher {
                 fleet: Arc::clone(&self.fleet),
                 members: Arc::clone(&self.members),
                 upstream: self.upstream.clone(),
+                wakers: Arc::clone(&self.wakers),
+                waiting: Arc::new(Waiting::new(&settings.routing, Arc::clone(&self.fleet))),
                 rules: settings.routing.clone(),
                 metrics: Arc::clone(&self.metrics),
             },
@@ -167,13 +201,29 @@ impl Ground {
         let figures = Figures {
             request_timeout: settings.server.request_timeout,
             thresholds: Thresholds::from(&settings.routing),
+            prefixes: self.prefixes.clone(),
             auth: settings.auth.clone(),
             started_unix: unix_now(),
         };
         Gateway::new(rooms, figures)
     }
 
-    pub(super) fn background(self, usage: Usage) -> Background {
+    /// Starts to look at the servers outside, and to remember what machines said that may sleep.
+    pub(super) fn look_outside(&self, settings: &Settings, crew: &Crew) {
+        for remote in &self.remotes {
+            let rooms = remote::Rooms {
+                upstream: self.upstream.clone(),
+                fleet: Arc::clone(&self.fleet),
+                store: Arc::clone(&self.store),
+                metrics: Arc::clone(&self.metrics),
+            };
+            crew.employ(remote::watch(Arc::clone(remote), rooms));
+        }
+        let memory = Memory::new(&settings.server.state_dir);
+        crew.employ(memory.keep(Arc::clone(&self.fleet)));
+    }
+
+    pub(super) fn background(self, (usage, pulse_rules): (Usage, pulse::Rules)) -> Background {
         Background {
             fleet: self.fleet,
             members: self.members,
@@ -183,6 +233,7 @@ impl Ground {
             metrics: self.metrics,
             store: self.store,
             usage,
+            pulse_rules,
         }
     }
 
@@ -232,14 +283,16 @@ impl Ground {
         });
     }
 
-    fn live(&self, readiness: &Readiness) -> Live {
+    fn live(&self, readiness: &Readiness, routing: &Routing) -> Live {
         let (fleet, authenticator) = (Arc::clone(&self.fleet), Arc::clone(&self.authenticator));
         let (peers, readiness) = (Arc::clone(&self.peers), readiness.clone());
+        let (planned, routing) = (Arc::clone(&self.fleet), routing.clone());
         Live {
             started: Instant::now(),
             nodes: Box::new(move || background::nodes_now(&fleet)),
             failing: Box::new(move || failing_of(readiness.clone())),
             key_revoked: Box::new(move |id| authenticator.forget_key(id)),
+            route: Box::new(move |asked| explain::route(&planned, &routing, asked)),
             node_revoked: Box::new(move |id| {
                 let (peers, id) = (Arc::clone(&peers), id.clone());
                 tokio::spawn(async move { peers.throw_out(&id).await });
@@ -248,10 +301,48 @@ impl Ground {
     }
 }
 
+/// Wakes machines of the tunnel; where a node is, its packets tell.
+fn wakers(
+    tunnel: &Tunnel,
+    (fleet, members): (&Arc<Fleet>, &Arc<Members>),
+    (upstream, metrics): (&Upstream, &Arc<Metrics>),
+) -> Arc<Wakers> {
+    let tunnel = tunnel.clone();
+    let heard = move |address| {
+        let endpoint = tunnel.peer_status(address)?.endpoint?;
+        Some(endpoint.ip().to_canonical())
+    };
+    Arc::new(Wakers::new(
+        (Arc::clone(fleet), Arc::clone(members)),
+        (upstream.clone(), Arc::clone(metrics)),
+        Box::new(heard),
+    ))
+}
+
+/// The prices of the settings, and those of servers outside where these say none: what they cost us bounds budgets and stands in the
+/// books.
+fn prices(settings: &Settings) -> Prices {
+    let mut prices = settings.prices.clone();
+    for remote in &settings.remotes {
+        let model = remote.model_id.as_ref().or(remote.model.as_ref());
+        let (Some(model), Some(price)) = (model, remote.price) else {
+            continue;
+        };
+        prices.models.entry(model.clone()).or_insert(price);
+        prices.cloud.entry(model.clone()).or_insert(price);
+    }
+    prices
+}
+
 async fn tunnel(settings: &Settings, key: [u8; 32]) -> Result<Tunnel, tunnel::Error> {
     let key = PrivateKey::from_bytes(key);
     let mut tunnel = tunnel::Settings::new(settings.tunnel.listen, key, HUB_ADDRESS);
     tunnel.bounds.peers_max = settings.tunnel.nodes_max;
+    tunnel.backend = match settings.tunnel.backend {
+        config::settings::proxy::Backend::Auto => tunnel::Backend::Auto,
+        config::settings::proxy::Backend::Netns => tunnel::Backend::Netns,
+        config::settings::proxy::Backend::Embedded => tunnel::Backend::Embedded,
+    };
     Tunnel::start(tunnel).await
 }
 
@@ -260,7 +351,7 @@ fn router(settings: &Settings) -> Router {
     Router::new(&settings.routing, tunnel.silent_after, tunnel.nodes_max)
 }
 
-fn facts(settings: &Settings, tunnel: &Tunnel) -> HubFacts {
+fn facts(settings: &Settings, tunnel: &Tunnel, hubs: &Arc<Hubs>) -> HubFacts {
     let port = tunnel.local_addr().port();
     let endpoint = settings.tunnel.endpoint.clone();
     HubFacts {
@@ -268,6 +359,9 @@ fn facts(settings: &Settings, tunnel: &Tunnel) -> HubFacts {
         endpoint: endpoint.unwrap_or_else(|| format!(":{port}")),
         heartbeat: settings.tunnel.heartbeat,
         nodes_max: settings.tunnel.nodes_max,
+        approves_all: settings.tunnel.approve == Approve::Manual,
+        unseen_max: Duration::from_hours(24) * settings.tunnel.unseen_days,
+        hubs: Arc::clone(hubs),
     }
 }
 

@@ -152,6 +152,7 @@ fn principal(key: &KeyRecord) -> Principal {
         models: key.models.clone(),
         key_plan: key.limits,
         may_act_as: key.act_as,
+        local_only: key.local_only,
         admin: key.admin || key.scopes.contains(&Scope::Admin),
         ..Principal::person(key.owner.clone(), key.plan)
     }

@@ -118,6 +118,7 @@ async fn set(reach: &mut Reach, wanted: KeySet, output: Output) -> Result<(), Cl
         limits: given.filter(|_| wanted.key_alone).map(Some),
         groups: (!wanted.group.is_empty()).then_some(wanted.group),
         act_as: wanted.act_as,
+        local_only: wanted.local_only,
         expires_unix: wanted.expires_unix.map(Some),
     };
     let key: KeyView = reach.patch(&path(&wanted.key), &patch).await?;
@@ -200,6 +201,7 @@ fn order(wanted: KeyCreate, plan: Plan) -> KeyOrder {
         tenant: wanted.tenant,
         groups: wanted.group,
         act_as: wanted.act_as,
+        local_only: wanted.local_only,
         expires_secs: wanted.expires.map(|life| life.as_secs()),
     }
 }
@@ -213,6 +215,9 @@ fn may(key: &KeyView) -> String {
     let tiers = key.tiers.iter().flatten().map(ToString::to_string);
     words.extend(tiers);
     words.extend(key.models.iter().flatten().cloned());
+    if key.local_only {
+        words.push("(local only)".to_owned());
+    }
     words.join(" ")
 }
 

@@ -106,6 +106,7 @@ async fn set(reach: &mut Reach, wanted: UserSet, output: Output) -> Result<(), C
         overrides: new.then_some(figures),
         groups: (!wanted.group.is_empty()).then_some(wanted.group),
         disabled: (wanted.disable || wanted.enable).then_some(wanted.disable),
+        local_only: wanted.local_only,
     };
     let user: UserView = reach.patch(&path(&wanted.user), &patch).await?;
     told(&user, output, &format!("changed {}", user.id))

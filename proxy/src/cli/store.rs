@@ -10,9 +10,9 @@ use std::sync::Arc;
 use config::settings::proxy::Settings;
 use serde::Serialize;
 
-use super::CliError;
 use super::args::Output;
 use super::print;
+use super::{CliError, settings};
 use crate::observe::metrics::Metrics;
 use crate::store::transfer::{self, TransferError};
 use crate::store::{self, Store, StoreError};
@@ -25,11 +25,11 @@ struct Moved<'f> {
 
 /// Writes the store that the settings name into a new file.
 pub(super) async fn export(
-    settings: &Settings,
+    config: Option<&Path>,
     file: &Path,
     output: Output,
 ) -> Result<(), CliError> {
-    let store = alone(settings).await?;
+    let store = alone(&settings(config)?).await?;
     let new = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -55,14 +55,15 @@ pub(super) async fn export(
 
 /// Fills the store that the settings name, which must be empty, from a file.
 pub(super) async fn import(
-    settings: &Settings,
+    config: Option<&Path>,
     file: &Path,
     output: Output,
 ) -> Result<(), CliError> {
+    let settings = settings(config)?;
     let open = || File::open(file).map_err(|error| named(file, &error));
     // To its end first: half a file fills nothing.
     transfer::check(&mut BufReader::new(open()?)).map_err(|error| failed(file, &error))?;
-    let store = alone(settings).await?;
+    let store = alone(&settings).await?;
     let rows = transfer::import(&*store, &mut BufReader::new(open()?))
         .await
         .map_err(|error| failed(file, &error))?;

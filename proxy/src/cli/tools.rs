@@ -1,12 +1,10 @@
-//! `config check`, `route explain`, `status`, `health`.
+//! `config check`, `status`, `health`.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::CommandFactory as _;
 use config::settings::proxy::{Settings, Store};
-use policy::classify::{Ask, Features, Speaker, Thresholds, Turn, classify};
 
 use super::CliError;
 use super::args::{Cli, Output};
@@ -15,8 +13,6 @@ use super::reach::Reach;
 use crate::admin::client::AdminClient;
 use crate::admin::words::Status;
 
-/// Bytes of standard input that are classified.
-const INPUT_MAX: u64 = 4 * 1024 * 1024;
 /// Time for a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,40 +36,6 @@ pub(super) fn check_settings(file: Option<&Path>) -> Result<(), CliError> {
         ),
         listen.join(", "),
         settings.auth.issuers.len(),
-    ))
-}
-
-pub(super) fn explain(settings: &Settings, text: &str, output: Output) -> Result<(), CliError> {
-    let mut input = String::new();
-    let text = match text {
-        "-" => {
-            std::io::stdin()
-                .take(INPUT_MAX)
-                .read_to_string(&mut input)?;
-            input.as_str()
-        }
-        text => text,
-    };
-    let turns = [Turn {
-        speaker: Speaker::User,
-        text,
-    }];
-    let features = Features::of_ask(&Ask {
-        turns: &turns,
-        ..Ask::default()
-    });
-    let thresholds = Thresholds::from(&settings.routing);
-    let verdict = classify(&features, thresholds);
-    if output == Output::Json {
-        return print::json(&serde_json::json!({ "verdict": verdict, "features": features }));
-    }
-    print::line(&format!(
-        "tier     {}\nscore    {:.2} (fast up to {:.2}, heavy from {:.2})\nreasons  {}",
-        verdict.tier,
-        verdict.score,
-        thresholds.fast_to,
-        thresholds.heavy_from,
-        verdict.reasons.join(", ")
     ))
 }
 

@@ -8,7 +8,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 
 /// The `*` wildcard of the Fetch standard excludes `authorization`, so all are named.
-const ALLOWED_HEADERS: [&str; 18] = [
+const ALLOWED_HEADERS: [&str; 21] = [
     "accept",
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access",
@@ -26,6 +26,9 @@ const ALLOWED_HEADERS: [&str; 18] = [
     "tracestate",
     "user-agent",
     "x-api-key",
+    "x-hearth-continue",
+    "x-hearth-local-only",
+    "x-hearth-priority",
     "x-request-id",
 ];
 

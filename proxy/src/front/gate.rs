@@ -11,7 +11,7 @@ const VALUE_BYTES_MAX: usize = 8 * 1024 + 64;
 const TARGET_BYTES_MAX: usize = 4 * 1024;
 
 /// The fields the gateway may see. Everything else a client says about itself ends here.
-const PASSED: [&str; 16] = [
+const PASSED: [&str; 19] = [
     "accept",
     "anthropic-version",
     "api-key",
@@ -26,12 +26,15 @@ const PASSED: [&str; 16] = [
     "tracestate",
     "user-agent",
     "x-api-key",
+    "x-hearth-continue",
+    "x-hearth-local-only",
+    "x-hearth-priority",
     "x-hearth-user",
     "x-stainless-retry-count",
 ];
 
 /// Fields that may stand once only: two of them could be read differently by two readers.
-const SINGLE: [&str; 13] = [
+const SINGLE: [&str; 16] = [
     "api-key",
     "authorization",
     "content-encoding",
@@ -43,6 +46,9 @@ const SINGLE: [&str; 13] = [
     "origin",
     "transfer-encoding",
     "x-api-key",
+    "x-hearth-continue",
+    "x-hearth-local-only",
+    "x-hearth-priority",
     "x-hearth-user",
     "x-request-id",
 ];

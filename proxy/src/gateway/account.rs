@@ -101,6 +101,7 @@ pub(super) async fn profile(
         "tiers": principal.tiers,
         "models": principal.models,
         "admin": principal.admin,
+        "local_only": gateway.rooms.admission.is_local_only(principal),
         "limits": limits,
         "usage": usage,
     });
@@ -116,7 +117,7 @@ async fn own(
     let admin = &gateway.rooms.admin;
     let view = admin.own_usage(who, query, asking.now_unix_ms).await;
     view.map_err(|error| match error {
-        AdminError::Store(_) => Refusal::StoreAway,
+        AdminError::Store(_) | AdminError::NotRunning => Refusal::StoreAway,
         other @ (AdminError::Invalid(_)
         | AdminError::Forbidden(_)
         | AdminError::NotFound(_)

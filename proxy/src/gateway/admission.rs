@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use config::ids::Tenant;
 use config::settings::proxy::Limits;
 use config::tier::Tier;
+use config::wire::wishes::Priority;
 use policy::calendar::Calendar;
 use policy::identity::{Principal, Subject};
 use policy::ledger::LedgerEntry;
@@ -250,6 +251,16 @@ impl Admission {
             // The answer is an error already; without these headers it is still right.
             Err(error) => self.metrics.store_error(error.label()),
         }
+    }
+
+    /// Its class in the queues: what it wishes, and no more than its plans allow.
+    pub fn priority(&self, principal: &Principal, wished: Priority) -> Priority {
+        plan::priority(principal, &self.limits.load(), wished)
+    }
+
+    /// Whether what the principal asks must stay at home, whatever the request says.
+    pub fn is_local_only(&self, principal: &Principal) -> bool {
+        plan::is_local_only(principal, &self.limits.load())
     }
 
     /// Tokens generated when a request sets no maximum.

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use config::tier::Tier;
-use config::wire::chat::{Content, Message, Part};
+use config::wire::chat::{Content, Message, Part, ResponseFormat};
 use config::wire::valid::{AskKind, Invalid, Prompt, ValidAsk, ValidChat, ValidCompletion};
+use config::wire::wishes::Wishes;
 use http::{HeaderMap, header};
 use policy::classify::{Features, Thresholds, Verdict, classify};
 use policy::limit;
@@ -12,6 +13,7 @@ use policy::route::{Craft, Needs};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use super::dispatch::Form;
 use super::exchange::{Exchange, Stop};
 use super::operation::Surface;
 use memory::Memory;
@@ -165,6 +167,15 @@ impl Inference {
         }
     }
 
+    /// What it wishes for besides its answer, as its body says.
+    pub const fn wishes(&self) -> Wishes {
+        match self {
+            Self::Chat(chat) => chat.wishes,
+            Self::Completion(completion) => completion.wishes,
+            Self::Other(ask) => ask.wishes,
+        }
+    }
+
     /// What it costs from.
     pub fn kind(&self) -> limit::Kind {
         match self {
@@ -185,6 +196,13 @@ impl Inference {
                     AskKind::Rerank => Craft::Rerank,
                     AskKind::Infill | AskKind::ApplyTemplate => Craft::Text,
                     AskKind::Tokenize | AskKind::Detokenize => Craft::Any,
+                },
+                native: match ask.kind {
+                    AskKind::Embeddings | AskKind::Rerank => false,
+                    AskKind::Infill
+                    | AskKind::ApplyTemplate
+                    | AskKind::Tokenize
+                    | AskKind::Detokenize => true,
                 },
                 ..Needs::default()
             },
@@ -349,9 +367,32 @@ impl Inference {
         }
     }
 
-    /// Whether another node can go on with a streamed answer: there is one, of tokens.
+    /// In what form a node is asked for the answer. One answer of tokens is asked for as a stream even if the client wants it whole:
+    /// another node can go on with that.
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Chat(_) | Self::Completion(_) if self.stream() => Form::Stream,
+            Self::Chat(_) | Self::Completion(_) if self.choices() == 1 => Form::Gathered,
+            Self::Chat(_) | Self::Completion(_) | Self::Other(_) => Form::Whole,
+        }
+    }
+
+    /// Whether another node can go on with the answer: there is one, of tokens.
     pub fn is_resumable(&self) -> bool {
-        self.stream() && self.generates().is_some() && self.choices() == 1
+        self.form() != Form::Whole && self.choices() == 1
+    }
+
+    /// Whether another model can go on with the answer from its text: one answer in words, whose form is free.
+    pub fn is_plain_text(&self) -> bool {
+        match self {
+            Self::Chat(chat) => {
+                chat.generation.n == 1
+                    && chat.generation.grammar.is_none()
+                    && chat.logprobs.is_none()
+                    && chat.response_format == ResponseFormat::Text
+            }
+            Self::Completion(_) | Self::Other(_) => false,
+        }
     }
 
     /// What the classifier thinks of it.

@@ -1,31 +1,40 @@
 //! Tries the steps of a route in order until a node answers: one request body, one overall deadline. Nothing has reached the
 //! client yet. Never runs a request again on a node that may have started on it.
 
+mod either;
 mod failure;
+mod hedge;
 mod inquiry;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use config::ids::{NodeId, RequestId};
+use config::ids::{BackendId, NodeId, RequestId};
 use config::settings::proxy::Routing as Rules;
-use config::wire::node::RESUME;
+use config::wire::node::{CONTINUE, PREFIX, RESUME};
 use config::wire::routing::Attempt;
+use config::wire::wishes::{PRIORITY, Priority};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
 use policy::identity::Subject;
 use policy::refusal::Refusal;
+use policy::route::warm::Link;
 use policy::route::{Route, Step};
 use policy::router::Outcome;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::events::{Chunk, NodeEvents, Piece};
+use super::prefix;
+use super::progress::Progress;
+use super::waiting::Waiting;
 use crate::nodes::fleet::{Attempting, Fleet};
 use crate::nodes::members::{Member, Members};
 use crate::nodes::upstream::{Answer, Fault, Upstream, Waits};
 use crate::observe::metrics::Metrics;
+use crate::remote::wakers::{StillAsleep, Wakers};
+pub use either::Begun;
 use failure::Failure;
 pub use inquiry::Inquiry;
 
@@ -60,8 +69,25 @@ pub struct Job {
     pub created_unix: u64,
     /// The node is to name the tokens of its answer, so that another one can go on with it.
     pub resumable: bool,
+    /// In what form the answer is asked for.
+    pub form: Form,
+    /// The links of its conversation, oldest first.
+    pub chain: Arc<[Link]>,
+    /// Its class in the node's queue.
+    pub priority: Priority,
     /// The end of the whole request.
     pub deadline: Instant,
+}
+
+/// In what form an answer is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Form {
+    /// As a stream, for a client that wants one.
+    Stream,
+    /// As a stream, for a client that wants it whole: so it can be carried on. A server that does not stream is believed too.
+    Gathered,
+    /// Whole.
+    Whole,
 }
 
 impl Job {
@@ -80,6 +106,28 @@ impl Job {
     }
 }
 
+impl Job {
+    /// The same question with what another model has said in answer to it; `None`: it has said all that it may.
+    #[must_use]
+    pub fn goes_on(&self, text: &str, written: u64) -> Option<Self> {
+        let left = |most: u64| most.checked_sub(written).filter(|left| *left > 0);
+        let max_tokens = match self.max_tokens {
+            Some(most) => Some(left(most)?),
+            None => None,
+        };
+        let mut body: Value = serde_json::from_slice(&self.body).ok()?;
+        if let Some(most) = body.get("max_tokens").and_then(Value::as_u64) {
+            body["max_tokens"] = left(most)?.into();
+        }
+        body[CONTINUE] = serde_json::json!({"text": text});
+        Some(Self {
+            body: serde_json::to_vec(&body).ok()?.into(),
+            max_tokens,
+            ..self.clone()
+        })
+    }
+}
+
 /// What carries requests to nodes.
 pub struct Dispatcher {
     /// Knows who can answer.
@@ -88,6 +136,10 @@ pub struct Dispatcher {
     pub members: Arc<Members>,
     /// Speaks to them.
     pub upstream: Upstream,
+    /// Where requests wait while all are full.
+    pub waiting: Arc<Waiting>,
+    /// Wakes those that sleep.
+    pub wakers: Arc<Wakers>,
     /// Timeouts.
     pub rules: Rules,
     /// Counts attempts.
@@ -101,6 +153,8 @@ pub struct Opened {
     pub step: Step,
     /// How long the request waited for a slot, if the node said so in the head of its answer.
     pub queue_ms: Option<f64>,
+    /// When it was asked.
+    pub asked_at: Instant,
     attempting: Attempting,
     metrics: Arc<Metrics>,
 }
@@ -130,10 +184,16 @@ pub struct Tries<'a> {
     /// Nodes that may have started on the request and were lost.
     lost: Vec<NodeId>,
     outcomes: Vec<Outcome>,
+    /// A connection broke under a request.
+    broke: bool,
+    /// Backends that were asked besides another one: not again.
+    besides: Vec<BackendId>,
     /// The last step that was asked: its node may be at work.
     pub asked: Option<Step>,
     /// Every try so far.
     pub trail: Vec<Attempt>,
+    /// What the present try waits for.
+    pub progress: Progress,
 }
 
 impl<'a> Tries<'a> {
@@ -157,8 +217,11 @@ impl<'a> Tries<'a> {
             next: 0,
             lost: Vec::new(),
             outcomes: Vec::new(),
+            broke: false,
+            besides: Vec::new(),
             asked: None,
             trail,
+            progress: Progress::default(),
         }
     }
 
@@ -178,52 +241,12 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The stream of the first step that gives content, and its chunks up to the first with content.
-    pub async fn stream(&mut self) -> Result<(Opened, NodeEvents, Vec<Piece>), Refusal> {
-        loop {
-            let patience = self.dispatcher.rules.first_byte_timeout;
-            let Open {
-                opened,
-                answer,
-                until,
-            } = self.open(patience).await?;
-            let mut events = NodeEvents::new(answer.body);
-            match preamble(&mut events, &answer.headers, until).await {
-                Ok(first) => return Ok((opened, events, first)),
-                Err(failure) => self.failed(opened, failure)?,
-            }
-        }
-    }
-
     /// The next step whose node says yes.
     async fn open(&mut self, patience: Duration) -> Result<Open, Refusal> {
-        let route = self.route;
-        while let Some(step) = route.steps.get(self.next) {
-            self.next += 1;
-            let now = Instant::now();
-            let until = now
-                .checked_add(patience)
-                .map_or(self.job.deadline, |until| until.min(self.job.deadline));
-            if now >= self.job.deadline {
-                return Err(Refusal::Timeout);
-            }
-            if self.lost.contains(&step.backend.node) {
-                self.note(step, Outcome::ConnectFailed);
-                continue;
-            }
-            let Some(attempting) = self.dispatcher.fleet.begin(&step.backend, now.into_std())
-            else {
-                self.trail.push(attempt_at(step, "breaker_open"));
-                continue;
-            };
-            let mut opened = Opened {
-                step: step.clone(),
-                queue_ms: None,
-                attempting,
-                metrics: Arc::clone(&self.dispatcher.metrics),
-            };
-            self.asked = Some(step.clone());
-            match self.ask(step, until).await {
+        loop {
+            let (mut opened, until) = self.take(patience).await?;
+            let asked = self.asking().ask(&opened.step, until).await;
+            match asked {
                 Ok(answer) => {
                     opened.queue_ms = queue_ms(&answer.headers);
                     return Ok(Open {
@@ -235,24 +258,170 @@ impl<'a> Tries<'a> {
                 Err(failure) => self.failed(opened, failure)?,
             }
         }
+    }
+
+    /// The next step that may be asked, and until when its node may take.
+    async fn take(&mut self, patience: Duration) -> Result<(Opened, Instant), Refusal> {
+        let route = self.route;
+        while let Some(step) = route.steps.get(self.next) {
+            self.next += 1;
+            if self.besides.contains(&step.backend) || !self.is_awake(step).await? {
+                continue;
+            }
+            let now = Instant::now();
+            let mut until = now
+                .checked_add(patience)
+                .map_or(self.job.deadline, |until| until.min(self.job.deadline));
+            if now >= self.job.deadline {
+                return Err(Refusal::Timeout);
+            }
+            if self.lost.contains(&step.backend.node) {
+                self.note(step, Outcome::ConnectFailed);
+                continue;
+            }
+            let fleet = &self.dispatcher.fleet;
+            let Some(attempting) = fleet.begin(&step.backend, now.into_std()).await else {
+                self.trail.push(attempt_at(step, "breaker_open"));
+                continue;
+            };
+            // A whole answer may take longer than a probe: then it is lost as one, and goes on.
+            if attempting.is_probe() && patience < Duration::MAX {
+                until = until.min(now + self.dispatcher.rules.breaker_probe);
+            }
+            fleet.sent(&step.backend, &self.job.chain, now.into_std());
+            if let [_, _, ..] = *self.job.chain {
+                let found = step.predicted.as_str();
+                self.dispatcher.metrics.routed(step.backend.tier, found);
+            }
+            self.asked = Some(step.clone());
+            return Ok((self.opened(step, attempting), until));
+        }
         Err(self.refusal())
     }
 
+    fn opened(&self, step: &Step, attempting: Attempting) -> Opened {
+        Opened {
+            step: step.clone(),
+            queue_ms: None,
+            asked_at: Instant::now(),
+            attempting,
+            metrics: Arc::clone(&self.dispatcher.metrics),
+        }
+    }
+
+    const fn asking(&self) -> Asking<'a> {
+        Asking {
+            dispatcher: self.dispatcher,
+            job: self.job,
+        }
+    }
+
+    /// Waits until whatever sleeps there is awake; false: it does not wake up, and the next step may.
+    async fn is_awake(&mut self, step: &Step) -> Result<bool, Refusal> {
+        let Dispatcher { wakers, rules, .. } = self.dispatcher;
+        // Where others are warm nobody waits longer than its class does, however long the start takes in the end.
+        let others = self.route.steps.get(self.next..).unwrap_or_default();
+        let patience = rules.wake.of(self.job.priority);
+        let until = if others.iter().any(|other| !other.cold) {
+            self.job.deadline.min(Instant::now() + patience)
+        } else {
+            self.job.deadline
+        };
+        let awake = wakers.awake(&step.backend.node, until, &self.progress);
+        match awake.await {
+            Ok(()) => Ok(true),
+            Err(StillAsleep::Late) if Instant::now() >= self.job.deadline => Err(Refusal::Timeout),
+            Err(StillAsleep::Failed | StillAsleep::Late) => {
+                self.note(step, Outcome::Unavailable);
+                Ok(false)
+            }
+        }
+    }
+
+    fn failed(&mut self, opened: Opened, failure: Failure) -> Result<(), Refusal> {
+        let (Failure::Next(outcome) | Failure::Final(outcome, _) | Failure::Lost(outcome)) =
+            &failure;
+        let outcome = *outcome;
+        tracing::debug!(backend = %opened.step.backend, outcome = outcome.as_str(), "a step did not answer");
+        self.broke |= matches!(failure, Failure::Lost(Outcome::ConnectFailed));
+        if matches!(failure, Failure::Lost(_)) {
+            self.lost.push(opened.step.backend.node.clone());
+        }
+        self.note(&opened.step, outcome);
+        self.asked = None;
+        opened.settle(outcome);
+        match failure {
+            Failure::Final(_, refusal) => Err(refusal),
+            Failure::Next(_) | Failure::Lost(_) => Ok(()),
+        }
+    }
+
+    fn note(&mut self, step: &Step, outcome: Outcome) {
+        self.outcomes.push(outcome);
+        self.trail.push(attempt_at(step, outcome.as_str()));
+    }
+
+    /// What the caller is told when no step answered.
+    fn refusal(&self) -> Refusal {
+        let saw = |wanted: Outcome| self.outcomes.contains(&wanted);
+        if self.outcomes.is_empty() {
+            return self.route.refusal();
+        }
+        if saw(Outcome::ServerFault) || self.broke {
+            return Refusal::UpstreamError;
+        }
+        if saw(Outcome::TimedOut) {
+            return Refusal::Timeout;
+        }
+        if saw(Outcome::Overloaded) {
+            return Refusal::QueueFull {
+                retry_after: QUEUE_RETRY,
+            };
+        }
+        Refusal::NoTierAvailable {
+            wanted: self.route.wanted,
+            local_only: self.route.stays_home(),
+            retry_after: self.route.retry_after(),
+        }
+    }
+}
+
+/// One request to one node.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    dispatcher: &'a Dispatcher,
+    job: &'a Job,
+}
+
+impl Asking<'_> {
     async fn ask(&self, step: &Step, until: Instant) -> Result<Answer, Failure> {
         let Some(member) = self.dispatcher.members.member(&step.backend.node) else {
             return Err(Failure::Next(Outcome::ConnectFailed));
         };
         let head = until.saturating_duration_since(Instant::now());
+        let remote = member.remote();
+        let connect = remote.map_or(self.dispatcher.rules.connect_timeout, |remote| {
+            remote.connect_timeout()
+        });
         let waits = Waits {
-            connect: self.dispatcher.rules.connect_timeout.min(head),
+            connect: connect.min(head),
             head,
         };
-        let request = self.request(step, &member);
-        let mut answer = self
+        let request = match remote {
+            None => self.request(step, &member),
+            // The route leaves out what it cannot do; whatever comes here all the same is nobody's failure.
+            Some(remote) => remote
+                .question(self.job)
+                .ok_or(Failure::Next(Outcome::Overloaded))?,
+        };
+        let sent = self
             .dispatcher
             .upstream
-            .send(member.address, request, waits)
-            .await?;
+            .send(member.address, request, waits);
+        let mut answer = sent.await?;
+        if let Some(remote) = remote {
+            answer = remote.answered(answer, (self.job, step));
+        }
         if answer.status == StatusCode::OK {
             return Ok(answer);
         }
@@ -272,6 +441,7 @@ impl<'a> Tries<'a> {
             ("x-hearth-deadline-ms", &remaining.as_millis().to_string()),
             ("x-hearth-completion-id", &self.job.completion_id),
             ("x-hearth-principal", self.job.principal.as_str()),
+            (PRIORITY, self.job.priority.as_str()),
         ] {
             put(headers, HeaderName::from_static(name), value);
         }
@@ -281,6 +451,10 @@ impl<'a> Tries<'a> {
             HeaderName::from_static("x-hearth-created"),
             &created,
         );
+        if !self.job.chain.is_empty() {
+            let name = HeaderName::from_static(PREFIX);
+            put(headers, name, &prefix::header(&self.job.chain));
+        }
         if self.job.resumable {
             put(headers, HeaderName::from_static("x-hearth-tokens"), "1");
         }
@@ -289,52 +463,6 @@ impl<'a> Tries<'a> {
             put(headers, name, &most.to_string());
         }
         request
-    }
-
-    fn failed(&mut self, opened: Opened, failure: Failure) -> Result<(), Refusal> {
-        let outcome = match &failure {
-            Failure::Next(outcome) | Failure::Final(outcome, _) => *outcome,
-            Failure::Lost => Outcome::ConnectFailed,
-        };
-        tracing::debug!(backend = %opened.step.backend, outcome = outcome.as_str(), "a step did not answer");
-        if matches!(failure, Failure::Lost) {
-            self.lost.push(opened.step.backend.node.clone());
-        }
-        self.note(&opened.step, outcome);
-        self.asked = None;
-        opened.settle(outcome);
-        match failure {
-            Failure::Final(_, refusal) => Err(refusal),
-            Failure::Next(_) | Failure::Lost => Ok(()),
-        }
-    }
-
-    fn note(&mut self, step: &Step, outcome: Outcome) {
-        self.outcomes.push(outcome);
-        self.trail.push(attempt_at(step, outcome.as_str()));
-    }
-
-    /// What the caller is told when no step answered.
-    fn refusal(&self) -> Refusal {
-        let saw = |wanted: Outcome| self.outcomes.contains(&wanted);
-        if self.outcomes.is_empty() {
-            return self.route.refusal();
-        }
-        if saw(Outcome::ServerFault) || !self.lost.is_empty() {
-            return Refusal::UpstreamError;
-        }
-        if saw(Outcome::TimedOut) {
-            return Refusal::Timeout;
-        }
-        if saw(Outcome::Overloaded) {
-            return Refusal::QueueFull {
-                retry_after: QUEUE_RETRY,
-            };
-        }
-        Refusal::NoTierAvailable {
-            wanted: self.route.wanted,
-            retry_after: self.route.retry_after(),
-        }
     }
 }
 
@@ -367,17 +495,20 @@ async fn read_whole(answer: &mut Answer, key: &str, until: Instant) -> Result<Va
     Err(Fault::Nonsense.into())
 }
 
+fn is_stream(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.starts_with("text/event-stream"))
+}
+
 /// Reads until there is content: before that another tier may still answer.
 async fn preamble(
     events: &mut NodeEvents,
     headers: &HeaderMap,
     until: Instant,
 ) -> Result<Vec<Piece>, Failure> {
-    let is_stream = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.starts_with("text/event-stream"));
-    if !is_stream {
+    if !is_stream(headers) {
         return Err(Fault::Nonsense.into());
     }
     let mut pieces = Vec::new();

@@ -5,6 +5,7 @@ use config::wire::error::{ErrorBody, ErrorDetail};
 use config::wire::sse::{Decoder, Event};
 use serde_json::Value;
 
+use super::progress::{Doing, Progress};
 use crate::nodes::upstream::{AnswerBody, Fault};
 
 /// One event of a node: a chunk of tokens with log-probabilities is a few KiB.
@@ -104,17 +105,27 @@ pub struct NodeEvents {
     bytes: usize,
     /// Read already, to be given out first.
     waiting: Vec<Chunk>,
+    /// Where it is told what a node says of its progress.
+    progress: Progress,
 }
 
 impl NodeEvents {
     /// Reads the body of an answer as a stream of events.
-    pub const fn new(body: AnswerBody) -> Self {
+    pub fn new(body: AnswerBody) -> Self {
         Self {
             body,
             decoder: Decoder::new(EVENT_BYTES_MAX),
             bytes: 0,
             waiting: Vec::new(),
+            progress: Progress::default(),
         }
+    }
+
+    /// Tells there how far the node is, until it begins to answer.
+    #[must_use]
+    pub fn telling(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
     }
 
     /// The chunks that the next bytes complete, perhaps none; `None` at the end of the stream. Cancel-safe: bytes that
@@ -139,6 +150,9 @@ impl NodeEvents {
         self.decoder
             .push(&bytes, &mut events)
             .map_err(|_| Fault::Nonsense)?;
+        if let Some(word) = self.decoder.progress() {
+            self.progress.tell(Doing::Node(word));
+        }
         let read = |event| Chunk::read(event).unwrap_or(Chunk::Nonsense);
         Ok(Some(events.into_iter().map(read).collect()))
     }

@@ -2,23 +2,31 @@
 //! reservation are [`spend`]'s, the end of it is [`ending`]'s.
 
 mod ending;
+mod opinion;
 mod spend;
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
 use config::tier::Tier;
+use config::wire::wishes::{ContinueWith, Wishes};
+use http::HeaderValue;
 use policy::identity::Principal;
 use policy::limit::Name;
 use policy::refusal::Refusal;
 use policy::route::{Ask, Route, Step, Target};
-use policy::router::Wish;
+use policy::waiting::Guest;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::admission::{Admitted, Asking};
 use super::body::Inference;
-use super::dispatch::Job;
+use super::dispatch::{Form, Job};
 use super::exchange::{Exchange, Stop};
 use super::operation::Surface;
-use super::relay::Relay;
+use super::prefix::Conversation;
+use super::relay::{Pass, Queueing, Relay};
 use super::{Call, Gateway};
 use spend::Demand;
 
@@ -33,6 +41,16 @@ pub(super) struct Question<'a> {
     pub(super) completion_id: String,
     /// For a request without one.
     pub(super) seed: u32,
+    /// What it wishes for besides its answer.
+    pub(super) wishes: Wishes,
+    /// By what its conversation is known again.
+    pub(super) conversation: Conversation,
+}
+
+/// What headers and body wish for; headers win.
+fn wishes(call: &Call, request: &Inference) -> Result<Wishes, Refusal> {
+    let value = |name: &'static str| call.headers.get(name).map(HeaderValue::as_bytes);
+    Ok(Wishes::of_headers(value)?.or(request.wishes()))
 }
 
 impl Gateway {
@@ -57,17 +75,40 @@ impl Gateway {
         let principal = &self.acting(call, principal, &request, exchange).await?;
         let wish = rooms.dispatcher.fleet.wish(request.asked(), principal)?;
         let default = rooms.admission.max_tokens_default();
+        let completion_id = request.new_answer_id();
+        let subject = principal.subject();
+        let prefixes = &self.figures.prefixes;
         let question = Question {
+            conversation: prefixes.of(&request, &subject, &completion_id),
             call,
             request: &request,
             principal,
             demand: Demand::of(&request, exchange.record.bytes_in, default),
-            completion_id: request.new_answer_id(),
+            completion_id,
             seed: rand::random(),
+            wishes: wishes(call, &request)?,
         };
-        let mut route = self.choose(&question, wish);
-        let admitted = self.admit(&question, &mut route, exchange).await?;
-        let answered = self.carry(&question, (&route, &admitted), exchange).await;
+        let target = self.target(&question, wish).await;
+        let mut route = self.route(&question, &target, Pass::default());
+        // Where all are full, what the request may cost is reserved before it waits.
+        let is_full =
+            route.steps.is_empty() && matches!(route.refusal(), Refusal::QueueFull { .. });
+        let past_queues = Pass {
+            past_queues: is_full,
+            ..Pass::default()
+        };
+        let mut planned = if is_full {
+            self.route(&question, &target, past_queues)
+        } else {
+            route.clone()
+        };
+        let admitted = self.admit(&question, &mut planned, exchange).await?;
+        if !is_full {
+            route.clone_from(&planned);
+        }
+        let routes = (&route, &planned, &target);
+        let carried = self.carry((&question, routes), &admitted, exchange);
+        let answered = Box::pin(carried).await;
         self.end(&question, admitted, (&answered, exchange));
         answered
     }
@@ -91,33 +132,38 @@ impl Gateway {
         Ok(principal)
     }
 
-    fn choose(&self, question: &Question<'_>, wish: Wish) -> Route {
-        self.route(
-            question,
-            &match wish {
-                Wish::Tier(tier) => Target::Tier(tier),
-                Wish::Model(model) => Target::Model(model),
-                Wish::Auto => Target::Auto(question.request.verdict(self.figures.thresholds)),
-            },
-        )
-    }
-
-    fn route(&self, question: &Question<'_>, target: &Target) -> Route {
+    fn route(&self, question: &Question<'_>, target: &Target, pass: Pass) -> Route {
         let dispatcher = &self.rooms.dispatcher;
+        let mut needs = question.request.needs();
+        needs.native |= pass.native;
         let ask = Ask {
             target,
             principal: question.principal,
-            needs: question.request.needs(),
+            needs,
             fallback: dispatcher.rules.fallback && question.request.may_change_model(),
+            local_only: question.wishes.local_only == Some(true)
+                || self.rooms.admission.is_local_only(question.principal),
+            patience: dispatcher
+                .rules
+                .wake
+                .of(question.wishes.priority.unwrap_or_default()),
+            past_queues: pass.past_queues,
+            prompt: question.conversation.prompt(),
         };
         dispatcher.fleet.plan(&ask, Instant::now().into_std())
     }
 
     /// Who can go on with an answer of this step: the same file in the same tier, the step itself last.
     fn twins(&self, question: &Question<'_>, step: &Step) -> Route {
-        let mut route = self.route(question, &Target::Model(step.model.clone()));
+        let mut route = self.route(
+            question,
+            &Target::Model(step.model.clone()),
+            Pass::default(),
+        );
         let is_twin = |other: &Step| {
-            other.backend.tier == step.backend.tier
+            // Nobody who waits in the middle of an answer waits for a machine to wake up.
+            !other.cold
+                && other.backend.tier == step.backend.tier
                 && other.file_sha256 == step.file_sha256
                 && !step.file_sha256.is_empty()
         };
@@ -157,7 +203,7 @@ impl Gateway {
         let tier = used_up.tier?;
         let mut detour = if tier == first {
             let smaller = self.smaller(question, tier, used_up)?;
-            let route_there = self.route(question, &Target::Tier(smaller));
+            let route_there = self.route(question, &Target::Tier(smaller), Pass::default());
             Route {
                 wanted: route.wanted,
                 wanted_model: route.wanted_model.clone(),
@@ -213,11 +259,13 @@ impl Gateway {
 
     async fn carry(
         &self,
-        question: &Question<'_>,
-        (route, admitted): (&Route, &Admitted),
+        (question, (route, planned, target)): (&Question<'_>, (&Route, &Route, &Target)),
+        admitted: &Admitted,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Stop> {
         let request = question.request;
+        let wished = question.wishes.priority.unwrap_or_default();
+        let priority = self.rooms.admission.priority(question.principal, wished);
         let job = Job {
             request_id: question.call.request_id.clone(),
             path: request.node_path(),
@@ -228,9 +276,27 @@ impl Gateway {
             max_tokens: question.demand.each(admitted.granted()),
             created_unix: question.call.unix_ms / 1_000,
             resumable: request.is_resumable(),
+            form: request.form(),
+            chain: Arc::clone(&question.conversation.chain),
+            priority,
             deadline: exchange.received_at + self.figures.request_timeout,
         };
         let twins = |step: &Step| self.twins(question, step);
+        // What was reserved covers these tiers and no others.
+        let tiers: Vec<Tier> = planned.steps.iter().map(|step| step.backend.tier).collect();
+        let again = |pass: Pass| {
+            let mut route = self.route(question, target, pass);
+            route
+                .steps
+                .retain(|step| tiers.contains(&step.backend.tier));
+            route
+        };
+        let guest = Guest {
+            subject: question.principal.subject(),
+            priority,
+            cost: question.demand.tokens(),
+            want: question.want(target),
+        };
         let relay = Relay {
             dispatcher: &self.rooms.dispatcher,
             job: &job,
@@ -239,22 +305,42 @@ impl Gateway {
             prompt_bytes: request.prompt_bytes(),
             wants_usage: request.wants_usage(),
             cut_by: admitted.cut_by(),
+            queueing: Queueing {
+                again: &again,
+                guest,
+            },
+            by_text: question.wishes.continue_with == Some(ContinueWith::Text)
+                && request.is_plain_text(),
         };
         if request.stream() {
-            relay.stream(exchange).await
+            Box::pin(relay.stream(exchange)).await
         } else {
-            relay.whole(exchange).await
+            Box::pin(relay.whole(exchange)).await
         }
     }
 }
 
 impl Question<'_> {
+    /// The same for all that can go to the same places.
+    fn want(&self, target: &Target) -> u64 {
+        let principal = self.principal;
+        let mut hash = DefaultHasher::new();
+        format!("{target:?} {:?}", self.request.needs()).hash(&mut hash);
+        (&principal.tiers, &principal.models).hash(&mut hash);
+        self.wishes.local_only.hash(&mut hash);
+        hash.finish()
+    }
+
     /// What a node is sent.
     fn body(&self) -> Result<Vec<u8>, Refusal> {
         let mut body = self.request.node_body();
         // With a seed of its own another node can go on where this one stops.
         if self.request.is_resumable() && body.get("seed").is_none_or(Value::is_null) {
             body["seed"] = self.seed.into();
+        }
+        if self.request.form() == Form::Gathered {
+            body["stream"] = true.into();
+            body["stream_options"] = serde_json::json!({"include_usage": true});
         }
         serde_json::to_vec(&body).map_err(|_| Refusal::Internal)
     }

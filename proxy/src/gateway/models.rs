@@ -38,6 +38,7 @@ fn model(listed: Listed, created: i64) -> Model {
         value: match listed.state {
             ListedState::Ready => StatusValue::Loaded,
             ListedState::Loading => StatusValue::Loading,
+            ListedState::Sleeping => StatusValue::Sleeping,
             ListedState::Unavailable => StatusValue::Unloaded,
         },
     });

@@ -74,13 +74,16 @@ pub enum Look {
     Profile,
     /// `GET /v1/usage`, `GET /api/user/usage`: what the caller used.
     Usage,
+    /// `POST /v1/classify`: what the classifier thinks of a text. No model runs.
+    Classify,
 }
 
 impl Closed {
     /// The scope that the credential must have.
     pub const fn scope(&self) -> Scope {
         match self {
-            Self::Ask(Surface::Chat | Surface::Completion | Surface::Other(_)) => Scope::Inference,
+            Self::Ask(Surface::Chat | Surface::Completion | Surface::Other(_))
+            | Self::Look(Look::Classify) => Scope::Inference,
             Self::Look(
                 Look::Models | Look::Model(_) | Look::Health | Look::Profile | Look::Usage,
             ) => Scope::Models,
@@ -103,6 +106,7 @@ impl Operation {
             Self::Closed(Closed::Look(Look::Metrics)) => "metrics",
             Self::Closed(Closed::Look(Look::Profile)) => "profile",
             Self::Closed(Closed::Look(Look::Usage)) => "usage",
+            Self::Closed(Closed::Look(Look::Classify)) => "classify",
             Self::Closed(Closed::Admin) => ADMIN,
             Self::Open(Open::Alive) => "healthz",
             Self::Open(Open::Ready) => "readyz",
@@ -117,7 +121,7 @@ impl Operation {
     /// The methods it answers, as in `Allow`.
     pub const fn allow(&self) -> &'static str {
         match self {
-            Self::Closed(Closed::Ask(_)) => "POST, OPTIONS",
+            Self::Closed(Closed::Ask(_) | Closed::Look(Look::Classify)) => "POST, OPTIONS",
             Self::Open(Open::NodeNonce | Open::NodeEnroll | Open::NodeRegister) => "POST, OPTIONS",
             Self::Closed(Closed::Admin) => "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
             Self::Closed(Closed::Look(_)) => "GET, HEAD, OPTIONS",
@@ -184,7 +188,7 @@ pub fn resolve(method: &Method, path: &str, is_page_file: impl Fn(&str) -> bool)
 /// Every path that is ours and what it means; the chat page's files come besides. `{id}` stands for the rest of the path.
 /// Whoever adds a line says with the operation who may ask: there is no line without. Paths under `/v1` that take a credential
 /// are found without it too: clients disagree on whether their base URL ends in `/v1`.
-static ROUTES: [(&str, Operation); 23] = [
+static ROUTES: [(&str, Operation); 24] = [
     ("/admin/v1/{id}", Operation::Closed(Closed::Admin)),
     ("/api/user", Operation::Closed(Closed::Look(Look::Profile))),
     (
@@ -230,6 +234,10 @@ static ROUTES: [(&str, Operation); 23] = [
     (
         "/v1/apply-template",
         Operation::Closed(Closed::Ask(Surface::Other(AskKind::ApplyTemplate))),
+    ),
+    (
+        "/v1/classify",
+        Operation::Closed(Closed::Look(Look::Classify)),
     ),
     ("/v1/models", Operation::Closed(Closed::Look(Look::Models))),
     (

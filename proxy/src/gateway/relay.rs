@@ -2,15 +2,18 @@
 //! held back until the tokens are counted. A stream never ends cleanly without a `finish_reason`, and a client that leaves
 //! takes the node's work with it.
 
+mod first;
+mod gather;
+mod onward;
 mod pump;
+mod said;
+mod times;
 mod watch;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use config::settings::proxy::Routing as Rules;
+use config::ids::NodeId;
 use config::wire::routing::Routing;
-use config::wire::sse;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use policy::limit::Name;
 use policy::refusal::Refusal;
@@ -18,17 +21,18 @@ use policy::route::{Route, Step};
 use policy::router::Outcome;
 use policy::usage::{Meter, Usage};
 use serde_json::Value;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
-use super::dispatch::{Dispatcher, Job, Opened, Tries, attempt_at};
+use super::dispatch::{Begun, Dispatcher, Job, Opened, attempt_at};
 use super::events::{NodeEvents, Piece};
 use super::exchange::{Exchange, Stop};
+use first::First;
+pub use first::{Pass, Queueing};
 use pump::Pump;
+use times::{Times, parts};
 
-/// So often one answer may be carried on by another node.
-const MIGRATIONS_MAX: usize = 4;
-/// Between two looks for somebody to go on.
-const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
+/// So often a whole answer of which the client has seen nothing is begun anew.
+const BEGINNINGS_MAX: usize = 4;
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -48,50 +52,69 @@ pub struct Relay<'a> {
     pub wants_usage: bool,
     /// The limit because of which the answer may be shorter than was wanted.
     pub cut_by: Option<Name>,
+    /// How it waits where all are full.
+    pub queueing: Queueing<'a>,
+    /// Another model may go on with it from the text that was said.
+    pub by_text: bool,
 }
 
 impl Relay<'_> {
-    /// Carries an answer that is not streamed.
+    /// Carries an answer that the client wants whole. One that breaks off is carried on like a stream, and where nobody can do that
+    /// it is begun anew elsewhere: the client has seen nothing of it.
     pub async fn whole(&self, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
-        let mut tries = Tries::new(self.dispatcher, self.job, self.route);
-        let answered = tokio::select! {
-            answered = tries.whole() => answered.map_err(Stop::Refused),
-            () = exchange.gone() => Err(Stop::ClientGone),
-        };
-        let trail = std::mem::take(&mut tries.trail);
-        exchange.record.attempts = trail;
-        let (opened, mut body) = self.begun(exchange, (answered, tries.asked))?;
-        let mut meter = Meter::new(self.prompt_bytes);
-        meter.see(&body);
-        self.note(exchange, &opened.step, (meter.usage(), meter.queue_ms()));
-        note_times(exchange, &body);
-        let routing = self.routing(exchange, &opened.step, is_cut(&body));
-        let headers = routing_headers(&routing);
-        body["_routing"] = serde_json::to_value(routing).unwrap_or_default();
-        let bytes = serde_json::to_vec(&body).map_err(|_| Refusal::Internal)?;
-        opened.settle(Outcome::Ok);
-        let mut all = headers;
-        all.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        exchange.reply(StatusCode::OK, all, bytes.into()).await
+        let mut first = First::new(self);
+        for _beginning in 0..BEGINNINGS_MAX {
+            let answered = first.begin(exchange, false).await;
+            exchange.record.attempts.append(&mut first.trail);
+            let answered = answered.map_err(|stop| blamed(stop, &first.lost));
+            let begun = self.begun(exchange, (answered, first.asked.take()))?;
+            let times = Times::new(exchange.received_at, begun.opened().asked_at, first.waited);
+            let (opened, events, chunks) = match begun {
+                Begun::Whole(opened, body) => {
+                    return self.told_whole(exchange, (opened, body), times).await;
+                }
+                Begun::Stream(opened, events, chunks) => (opened, *events, chunks),
+            };
+            exchange.record.ttft_ms = Some(exchange.elapsed_ms());
+            let mut pump = Pump::new(self, (opened.step.clone(), events), times);
+            let running = (opened, chunks);
+            let pumped = self.pump(exchange, &mut pump, running).await;
+            self.note(exchange, pump.step(), (pump.usage(), pump.queue_ms()));
+            match pumped {
+                Ok(()) => {
+                    let body = pump.whole().ok_or(Refusal::Internal)?;
+                    self.reply(exchange, &body).await?;
+                    let _late = timeout(FAREWELL, pump.finish()).await;
+                    return Ok(());
+                }
+                Err(Stop::Refused(_)) if pump.may_begin_anew() => {
+                    first.lost.push(pump.step().backend.node.clone());
+                }
+                Err(stop) => return Err(blamed(stop, &first.lost)),
+            }
+        }
+        Err(Refusal::UpstreamError.into())
     }
 
     /// Carries a stream.
     pub async fn stream(&self, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
         exchange.record.stream = true;
-        let mut tries = Tries::new(self.dispatcher, self.job, self.route);
-        let answered = await_first(&mut tries, exchange, &self.dispatcher.rules).await;
-        exchange.record.attempts = std::mem::take(&mut tries.trail);
-        let (opened, events, first) = self.begun(exchange, (answered, tries.asked))?;
+        let mut first = First::new(self);
+        let answered = first.begin(exchange, true).await;
+        exchange.record.attempts = std::mem::take(&mut first.trail);
+        let begun = self.begun(exchange, (answered, first.asked.take()))?;
+        let times = Times::new(exchange.received_at, begun.opened().asked_at, first.waited);
+        let Begun::Stream(opened, events, chunks) = begun else {
+            return Err(Refusal::Internal.into());
+        };
         exchange.record.ttft_ms = Some(exchange.elapsed_ms());
         if let Some(ms) = opened.queue_ms {
-            exchange.timed("queue", ms);
+            exchange.timed("queue", ms + first.waited.as_secs_f64() * 1e3);
         }
         exchange.took("ttft", exchange.received_at);
-        let mut pump = Pump::new(self, opened.step.clone(), events);
-        let pumped = self.pump(exchange, &mut pump, (opened, first)).await;
+        let mut pump = Pump::new(self, (opened.step.clone(), *events), times);
+        let running = (opened, chunks);
+        let pumped = self.pump(exchange, &mut pump, running).await;
         self.note(exchange, pump.step(), (pump.usage(), pump.queue_ms()));
         pumped?;
         exchange.end().await?;
@@ -100,81 +123,50 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Carries a stream to its end, from node to node if need be.
-    async fn pump(
+    /// Passes on an answer that came whole.
+    async fn told_whole(
         &self,
         exchange: &mut Exchange<'_>,
-        pump: &mut Pump<'_>,
-        (mut opened, mut first): (Opened, Vec<Piece>),
+        (opened, mut body): (Opened, Value),
+        times: Times,
     ) -> Result<(), Stop> {
-        let mut left = MIGRATIONS_MAX;
-        loop {
-            let pumped = pump.run(exchange, first).await;
-            let step = opened.step.clone();
-            let Err(stop) = pumped else {
-                opened.settle(Outcome::Ok);
-                return Ok(());
-            };
-            pump.leave();
-            let outcome = outcome_of(&stop);
-            let broken = attempt_at(&step, outcome.as_str());
-            exchange.record.attempts.push(broken);
-            opened.settle(outcome);
-            let may_go_on = matches!(stop, Stop::Refused(_)) && left > 0;
-            let next = if may_go_on && self.job.resumable && pump.may_go_on() {
-                self.migrate(exchange, pump).await?
-            } else {
-                None
-            };
-            let Some((next, events, chunks)) = next else {
-                pump.give_up(exchange).await?;
-                return Err(stop);
-            };
-            left -= 1;
-            self.dispatcher.metrics.migrated(step.backend.tier);
-            tracing::info!(from = %step.backend, to = %next.step.backend, tokens = pump.told().len(), "an answer goes on elsewhere");
-            (opened, first) = (next, chunks);
-            pump.go_on(opened.step.clone(), events);
+        let mut meter = Meter::new(self.prompt_bytes);
+        meter.see(&body);
+        self.note(exchange, &opened.step, (meter.usage(), meter.queue_ms()));
+        let timing = times.split(body.get("timings"), Instant::now());
+        if body
+            .pointer("/timings/predicted_ms")
+            .is_some_and(Value::is_number)
+        {
+            let writing = Duration::try_from_secs_f64(timing.decode_ms / 1e3).unwrap_or_default();
+            let first = exchange.received_at.elapsed().saturating_sub(writing);
+            exchange.record.ttft_ms = Some(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
         }
+        let mut routing = self.routing(exchange, &opened.step, is_cut(&body));
+        routing.timing = Some(timing);
+        body["_routing"] = serde_json::to_value(routing).unwrap_or_default();
+        opened.settle(Outcome::Ok);
+        self.reply(exchange, &body).await
     }
 
-    /// Finds somebody who goes on with an answer that broke off, token for token. `None`: nobody can.
-    async fn migrate(
-        &self,
-        exchange: &mut Exchange<'_>,
-        pump: &Pump<'_>,
-    ) -> Result<Option<Begun>, Stop> {
-        let step = pump.step();
-        let job = self.job.resumed(pump.told());
-        let patience = self.dispatcher.rules.migration_patience;
-        let until = (Instant::now() + patience).min(job.deadline);
-        let mut strangers = Vec::new();
-        while Instant::now() < until {
-            let mut route = (self.twins)(step);
-            route
-                .steps
-                .retain(|step| !strangers.contains(&step.backend));
-            let mut tries = Tries::new(self.dispatcher, &job, &route);
-            match await_first(&mut tries, exchange, &self.dispatcher.rules).await {
-                Ok(begun) if pump.is_continued_by(&begun.2) => return Ok(Some(begun)),
-                // The same file, but another template or other defaults: it would write something else.
-                Ok((opened, _, _)) => {
-                    strangers.push(opened.step.backend.clone());
-                    opened.settle(Outcome::Abandoned);
-                    continue;
-                }
-                Err(Stop::Refused(Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. })) => {
-                    return Ok(None);
-                }
-                Err(Stop::Refused(_)) => {}
-                Err(Stop::ClientGone) => return Err(Stop::ClientGone),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(MIGRATION_PAUSE) => {}
-                () = exchange.gone() => return Err(Stop::ClientGone),
+    /// Sends a whole answer with what is known of its way.
+    async fn reply(&self, exchange: &mut Exchange<'_>, body: &Value) -> Result<(), Stop> {
+        let routing: Option<Routing> = serde_json::from_value(body["_routing"].clone()).ok();
+        let mut headers = routing.as_ref().map(routing_headers).unwrap_or_default();
+        if let Some(timing) = routing.as_ref().and_then(|routing| routing.timing) {
+            for (part, ms) in parts(&timing) {
+                exchange.timed(part, ms);
             }
         }
-        Ok(None)
+        if let Some(ms) = exchange.record.ttft_ms {
+            exchange.timed("ttft", Duration::from_millis(ms).as_secs_f64() * 1e3);
+        }
+        let bytes = serde_json::to_vec(body).map_err(|_| Refusal::Internal)?;
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        exchange.reply(StatusCode::OK, headers, bytes.into()).await
     }
 
     /// An answer that has begun. Of one that nobody waited for, it is noted who was at work on it.
@@ -234,6 +226,8 @@ impl Relay<'_> {
             },
             attempts: exchange.record.attempts.clone(),
             fallback: self.route.detour(step),
+            continued: Vec::new(),
+            timing: None,
         }
     }
 
@@ -253,7 +247,21 @@ impl Relay<'_> {
 }
 
 /// An answer that has begun, or goes on.
-type Begun = (Opened, NodeEvents, Vec<Piece>);
+type Running = (Opened, NodeEvents, Vec<Piece>);
+
+/// When nodes have been lost over a request, that is why there is no answer, whoever else is busy or away.
+fn blamed(stop: Stop, lost: &[NodeId]) -> Stop {
+    match stop {
+        Stop::Refused(Refusal::NoTierAvailable { .. } | Refusal::QueueFull { .. })
+            if !lost.is_empty() =>
+        {
+            Refusal::UpstreamError.into()
+        }
+        // The words for the middle of a stream; nothing of this one was sent.
+        Stop::Refused(Refusal::UpstreamBroken) => Refusal::UpstreamError.into(),
+        Stop::Refused(_) | Stop::ClientGone => stop,
+    }
+}
 
 /// Whether an answer ended because it was long enough.
 fn is_cut(body: &Value) -> bool {
@@ -262,51 +270,6 @@ fn is_cut(body: &Value) -> bool {
         .into_iter()
         .flatten()
         .any(|choice| choice.get("finish_reason").and_then(Value::as_str) == Some("length"))
-}
-
-/// When a whole answer began: everything but the time that the node took to write it.
-fn note_times(exchange: &mut Exchange<'_>, body: &Value) {
-    let timing = |name: &str| body.pointer(name).and_then(Value::as_f64);
-    if let Some(ms) = timing("/timings/queue_ms") {
-        exchange.timed("queue", ms);
-    }
-    if let Some(ms) = timing("/timings/predicted_ms") {
-        let writing = Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
-        let first = exchange.received_at.elapsed().saturating_sub(writing);
-        exchange.record.ttft_ms = Some(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
-        exchange.timed("ttft", first.as_secs_f64() * 1e3);
-    }
-}
-
-fn outcome_of(stop: &Stop) -> Outcome {
-    match stop {
-        Stop::ClientGone => Outcome::Abandoned,
-        Stop::Refused(Refusal::Timeout) => Outcome::TimedOut,
-        Stop::Refused(_) => Outcome::Broken,
-    }
-}
-
-/// Waits for the first content. Until `commit_after` a refusal can still be a real status; from then on comments keep the
-/// connection alive.
-async fn await_first(
-    tries: &mut Tries<'_>,
-    exchange: &mut Exchange<'_>,
-    rules: &Rules,
-) -> Result<Begun, Stop> {
-    let first = tries.stream();
-    tokio::pin!(first);
-    let mut beat = Instant::now() + rules.commit_after;
-    loop {
-        tokio::select! {
-            answered = &mut first => return answered.map_err(Stop::Refused),
-            () = sleep_until(beat) => {
-                exchange.start_stream(HeaderMap::new()).await?;
-                exchange.send(Bytes::from_static(sse::KEEP_ALIVE)).await?;
-                beat = Instant::now() + rules.keepalive;
-            }
-            () = exchange.gone() => return Err(Stop::ClientGone),
-        }
-    }
 }
 
 fn routing_headers(routing: &Routing) -> HeaderMap {

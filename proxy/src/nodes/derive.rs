@@ -29,45 +29,32 @@ fn fingerprint(identity: &[u8; IDENTITY_BYTES]) -> [u8; 8] {
     first
 }
 
-/// The secrets of one pair of WireGuard keys: a new key on either side changes both.
-pub struct PairSecrets {
-    /// WireGuard's pre-shared key.
-    pub preshared_key: [u8; 32],
-    /// Bearer token for HTTP inside the tunnel, both ways.
-    pub agent_token: String,
-}
-
-/// Derives the secrets of a node's current key and the hub's (HKDF, RFC 5869).
-pub fn pair_secrets(
+/// The secret of one pair of WireGuard keys: a new key on either side changes it (HKDF, RFC 5869). Not yet the pre-shared key: that is
+/// mixed with what the registration's ML-KEM exchange gave, which only memory holds.
+pub fn pair_secret(
     hub_secret: &[u8; 32],
     node: &NodeId,
     node_key: &str,
     hub_key: &str,
-) -> PairSecrets {
-    let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"hearth-node-v1").extract(hub_secret);
-    let bytes = |purpose: &str| {
-        let info = [
-            purpose.as_bytes(),
-            b"\0",
-            node.as_str().as_bytes(),
-            b"\0",
-            node_key.as_bytes(),
-            b"\0",
-            hub_key.as_bytes(),
-        ];
-        let mut out = [0; 32];
-        pseudorandom
-            .expand(&info, hkdf::HKDF_SHA256)
-            .and_then(|okm| okm.fill(&mut out))
-            .expect(
-                "32 bytes are within HKDF's bound of 255 blocks and match the algorithm's length",
-            );
-        out
-    };
-    PairSecrets {
-        preshared_key: bytes("psk"),
-        agent_token: URL_SAFE_NO_PAD.encode(bytes("agent-token")),
-    }
+) -> [u8; 32] {
+    derived(hub_secret, &["psk", node.as_str(), node_key, hub_key])
+}
+
+/// Bearer token for HTTP inside the tunnel, both ways: one for each start of a node, so that it outlives the keys of that start.
+pub fn agent_token(hub_secret: &[u8; 32], node: &NodeId, start: &str) -> String {
+    URL_SAFE_NO_PAD.encode(derived(hub_secret, &["agent-token", node.as_str(), start]))
+}
+
+fn derived(hub_secret: &[u8; 32], parts: &[&str]) -> [u8; 32] {
+    let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"hearth-node-v2").extract(hub_secret);
+    let info = parts.join("\0");
+    let info = [info.as_bytes()];
+    let mut out = [0; 32];
+    pseudorandom
+        .expand(&info, hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut out))
+        .expect("32 bytes are within HKDF's bound of 255 blocks and match the algorithm's length");
+    out
 }
 
 #[cfg(test)]
@@ -85,19 +72,30 @@ mod tests {
     }
 
     #[test]
-    fn every_input_changes_both_secrets_and_they_differ_from_each_other() {
+    fn every_input_changes_the_secret_of_a_pair() {
         let node = NodeId::new("node_a");
-        let base = pair_secrets(&[1; 32], &node, "key", "hub");
-        let others = [
-            pair_secrets(&[2; 32], &node, "key", "hub"),
-            pair_secrets(&[1; 32], &NodeId::new("node_b"), "key", "hub"),
-            pair_secrets(&[1; 32], &node, "key2", "hub"),
-            pair_secrets(&[1; 32], &node, "key", "hub2"),
-        ];
-        for other in others {
-            assert_ne!(other.preshared_key, base.preshared_key);
-            assert_ne!(other.agent_token, base.agent_token);
+        let base = pair_secret(&[1; 32], &node, "key", "hub");
+        for other in [
+            pair_secret(&[2; 32], &node, "key", "hub"),
+            pair_secret(&[1; 32], &NodeId::new("node_b"), "key", "hub"),
+            pair_secret(&[1; 32], &node, "key2", "hub"),
+            pair_secret(&[1; 32], &node, "key", "hub2"),
+        ] {
+            assert_ne!(other, base);
         }
-        assert_ne!(URL_SAFE_NO_PAD.encode(base.preshared_key), base.agent_token);
+    }
+
+    #[test]
+    fn a_token_belongs_to_one_start_of_one_node() {
+        let node = NodeId::new("node_a");
+        let base = agent_token(&[1; 32], &node, "start");
+        assert_eq!(base, agent_token(&[1; 32], &node, "start"));
+        for other in [
+            agent_token(&[2; 32], &node, "start"),
+            agent_token(&[1; 32], &NodeId::new("node_b"), "start"),
+            agent_token(&[1; 32], &node, "another"),
+        ] {
+            assert_ne!(other, base);
+        }
     }
 }

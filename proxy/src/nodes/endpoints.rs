@@ -1,5 +1,6 @@
-//! Where the nodes were last heard from, kept in a file of this proxy: after a restart the hub itself knocks there instead of
-//! waiting until a node notices. A hint only: WireGuard authenticates whoever answers. Never holds a key, never fails a request.
+//! Where the nodes were last heard from and under which public key, kept in a file of this proxy: after a restart the hub itself calls
+//! them instead of waiting until a node notices. A hint only: WireGuard authenticates whoever answers. Never holds a secret, never fails
+//! a request.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -8,16 +9,26 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use config::ids::NodeId;
+use serde::{Deserialize, Serialize};
 
 /// A file that is larger is not ours: 10,000 nodes take a tenth of it.
 const FILE_MAX: u64 = 8 << 20;
+
+/// How a node was last reached.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Heard {
+    /// Where its packets came from.
+    pub endpoint: SocketAddr,
+    /// Base64 of its WireGuard public key then.
+    pub wireguard_key: String,
+}
 
 /// Last known endpoint of every node that this hub has heard.
 #[derive(Debug, Default)]
 pub struct Endpoints {
     /// `None`: nothing outlives the process.
     file: Option<PathBuf>,
-    known: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    known: Mutex<BTreeMap<NodeId, Heard>>,
 }
 
 impl Endpoints {
@@ -38,19 +49,19 @@ impl Endpoints {
     }
 
     /// Where a node was last heard from.
-    pub fn of(&self, node: &NodeId) -> Option<SocketAddr> {
-        self.known().get(node).copied()
+    pub fn of(&self, node: &NodeId) -> Option<Heard> {
+        self.known().get(node).cloned()
     }
 
     /// Replaces what is known by what `told` says of each node: `None` keeps what was known, nodes not named are forgotten. Writes
     /// the file if anything changed.
-    pub async fn note(&self, told: Vec<(NodeId, Option<SocketAddr>)>) {
+    pub async fn note(&self, told: Vec<(NodeId, Option<Heard>)>) {
         let text = {
             let mut known = self.known();
             let next: BTreeMap<_, _> = told
                 .into_iter()
                 .filter_map(|(node, heard)| {
-                    let endpoint = heard.or_else(|| known.get(&node).copied())?;
+                    let endpoint = heard.or_else(|| known.get(&node).cloned())?;
                     Some((node, endpoint))
                 })
                 .collect();
@@ -70,12 +81,12 @@ impl Endpoints {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<NodeId, SocketAddr>> {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn read(file: &Path) -> io::Result<BTreeMap<NodeId, SocketAddr>> {
+fn read(file: &Path) -> io::Result<BTreeMap<NodeId, Heard>> {
     let bytes = std::fs::metadata(file)?.len();
     if bytes > FILE_MAX {
         let text = format!("it has {bytes} bytes, more than {FILE_MAX}");
@@ -101,8 +112,11 @@ fn write(file: &Path, text: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn at(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
+    fn at(port: u16) -> Heard {
+        Heard {
+            endpoint: SocketAddr::from(([192, 0, 2, 1], port)),
+            wireguard_key: format!("key {port}"),
+        }
     }
 
     #[tokio::test]

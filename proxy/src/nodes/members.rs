@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use config::ids::NodeId;
 use config::secret::Secret;
 use config::tier::Tier;
+
+use crate::remote::Remote;
 
 /// A node that may speak through the tunnel.
 #[derive(Debug)]
@@ -23,6 +26,34 @@ pub struct Member {
     pub wireguard_key: String,
     /// Bearer token inside the tunnel, both ways.
     pub agent_token: Secret<String>,
+    /// Where it is.
+    pub place: Place,
+    /// Somebody said that it gets no new work.
+    pub draining: AtomicBool,
+}
+
+/// Where a member is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A node of ours.
+    Tunnel,
+    /// A server of somebody else, which stands for a tier. Its address is one that no tunnel has.
+    Outside(Arc<Remote>),
+}
+
+impl Member {
+    /// Whether somebody said that it gets no new work.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The server outside the tunnel, if it is one.
+    pub const fn remote(&self) -> Option<&Arc<Remote>> {
+        match &self.place {
+            Place::Tunnel => None,
+            Place::Outside(remote) => Some(remote),
+        }
+    }
 }
 
 /// All of them, by id.

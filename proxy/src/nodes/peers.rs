@@ -1,22 +1,27 @@
 //! Which nodes are in the tunnel: keeps the tunnel's peers equal to the store's nodes, with addresses, keys and tokens
-//! derived. Never lets a revoked node stay, never stores a secret.
+//! derived. Never lets a revoked node stay; pre-shared keys lie in its memory alone.
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use config::ids::NodeId;
 use config::secret::Secret;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::Instant;
+use tunnel::kem::Shared;
 use tunnel::{Peer, PresharedKey, PublicKey, Tunnel};
+use zeroize::Zeroizing;
 
 use super::derive::{self, IDENTITY_BYTES};
-use super::endpoints::Endpoints;
+use super::endpoints::{Endpoints, Heard};
 use super::fleet::Fleet;
-use super::members::{Member, Members};
+use super::members::{Member, Members, Place};
 use super::upstream::Upstream;
 use crate::store::{NodeRecord, Store, StoreError};
 
@@ -54,7 +59,53 @@ pub struct Peers {
     members: Arc<Members>,
     endpoints: Endpoints,
     /// One change of the tunnel's peers at a time: a poll must not undo a registration.
-    changing: tokio::sync::Mutex<()>,
+    changing: tokio::sync::Mutex<Table>,
+    /// Whether registrations are taken: a node that is called comes with one.
+    open: watch::Sender<bool>,
+}
+
+/// What is known of nodes besides their membership.
+#[derive(Debug, Default)]
+struct Table {
+    /// How each member came in, in memory alone.
+    kept: HashMap<NodeId, Kept>,
+    /// Nodes that are called and have not registered since this proxy started.
+    called: HashMap<NodeId, Ipv6Addr>,
+}
+
+/// How a member came in.
+#[derive(Clone, Debug)]
+struct Kept {
+    start: String,
+    preshared_key: PresharedKey,
+}
+
+/// A member as one process hands it on to the next.
+#[derive(Deserialize, Serialize)]
+struct Heir {
+    id: NodeId,
+    wireguard_key: String,
+    start: String,
+    preshared_key: String,
+    endpoint: SocketAddr,
+}
+
+/// What a registration brought besides the record.
+#[derive(Debug)]
+pub struct Arrival {
+    /// One start of the agent: other keys of the same start go on with the same streams.
+    pub start: String,
+    /// Of the ML-KEM exchange.
+    pub shared: Shared,
+}
+
+/// A node that is in the tunnel now.
+#[derive(Debug)]
+pub struct Admitted {
+    /// As all rooms know it.
+    pub member: Arc<Member>,
+    /// What the node needs besides the exchange to make the pre-shared key.
+    pub pair_secret: [u8; 32],
 }
 
 /// What the secrets of nodes are derived from.
@@ -64,6 +115,9 @@ pub struct HubKeys {
     /// Base64 of the hub's WireGuard public key.
     pub public_key: String,
 }
+
+/// A call may wait so long for the listeners of this proxy.
+const OPENING_MAX: Duration = Duration::from_secs(30);
 
 impl Peers {
     /// No nodes yet: call [`Peers::sync`] before the first request.
@@ -82,6 +136,7 @@ impl Peers {
             members,
             endpoints: Endpoints::default(),
             changing: tokio::sync::Mutex::default(),
+            open: watch::channel(false).0,
         }
     }
 
@@ -92,54 +147,160 @@ impl Peers {
         self
     }
 
-    /// Makes the tunnel's peers equal to the store's nodes: nodes registered at another proxy come in, revoked ones leave.
+    /// Registrations are taken from now on: nodes that this proxy knew before its start are called.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+
+    /// Makes the members equal to the store's nodes: revoked ones and those that wait for approval leave, and who was here before this
+    /// proxy started is called. A node comes in only by registering here: its pre-shared key lies nowhere else.
     pub async fn sync(&self) -> Result<(), StoreError> {
-        let _turn = self.changing.lock().await;
+        let mut table = self.changing.lock().await;
+        // Servers outside stand in the settings, not in the store.
         let members = self.members.all().into_iter();
+        let members = members.filter(|member| member.remote().is_none());
         let mut gone: HashMap<NodeId, Arc<Member>> =
             members.map(|member| (member.id.clone(), member)).collect();
+        let mut called = std::mem::take(&mut table.called);
         let mut away = Vec::new();
         let mut told = Vec::new();
         for record in self.store.nodes().await? {
-            if record.revoked_unix.is_some() || record.wireguard_key.is_none() {
+            if record.revoked_unix.is_some() || record.pending {
                 continue;
             }
             let known = gone.remove(&record.id);
-            told.push((
-                record.id.clone(),
-                known.as_ref().and_then(|known| self.heard_at(known)),
-            ));
-            if known
-                .is_some_and(|member| Some(&member.wireguard_key) == record.wireguard_key.as_ref())
-            {
+            if let Some(member) = &known {
+                self.heed_drain(member, record.draining);
+            }
+            let heard = known.as_ref().and_then(|known| self.heard_at(known));
+            told.push((record.id.clone(), heard));
+            if known.is_some() {
                 continue;
             }
-            let endpoint = self.endpoints.of(&record.id);
-            match self.insert(&record, endpoint).await {
-                Ok(member) if endpoint.is_some() => away.push(member.address),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(node = %record.id, %error, "a node of the store was not taken into the tunnel");
-                }
+            if let Some(address) = called.remove(&record.id) {
+                table.called.insert(record.id, address);
+            } else if let Some(address) = self.card(&record).await {
+                table.called.insert(record.id, address);
+                away.push(address);
             }
         }
-        self.knock(away);
+        self.call(away);
         self.endpoints.note(told).await;
         for member in gone.into_values() {
+            table.kept.remove(&member.id);
             self.remove(&member).await;
+        }
+        for address in called.into_values() {
+            self.forget_peer(address).await;
         }
         Ok(())
     }
 
-    /// Takes a node that has just registered into the tunnel; its old sessions end.
-    pub async fn admit(&self, record: &NodeRecord) -> Result<Arc<Member>, AdmitError> {
-        let _turn = self.changing.lock().await;
-        self.insert(record, None).await
+    fn heed_drain(&self, member: &Member, draining: bool) {
+        if member.draining.swap(draining, Ordering::Relaxed) == draining {
+            return;
+        }
+        tracing::info!(node = %member.id, name = member.name, draining, "somebody said whether a node gets new work");
+        if draining {
+            self.fleet.drain(&member.id);
+        }
     }
 
-    /// Throws a node out that was revoked at this proxy; the others notice at their next [`Peers::sync`].
+    /// Takes a node that has just registered into the tunnel. With another start its old sessions end; with the same one its streams go on
+    /// under the new keys.
+    pub async fn admit(
+        &self,
+        record: &NodeRecord,
+        arrival: Arrival,
+    ) -> Result<Admitted, AdmitError> {
+        let mut table = self.changing.lock().await;
+        let wireguard_key = record.wireguard_key.as_deref().ok_or(AdmitError::Record)?;
+        let (secret, hub) = (&self.hub.secret, &self.hub.public_key);
+        let pair_secret = derive::pair_secret(secret, &record.id, wireguard_key, hub);
+        let node_key: PublicKey = wireguard_key.parse().map_err(|_| AdmitError::Record)?;
+        let hub_key: PublicKey = hub.parse().map_err(|_| AdmitError::Record)?;
+        let kept = Kept {
+            start: arrival.start,
+            preshared_key: arrival
+                .shared
+                .preshared_key(&pair_secret, node_key, hub_key),
+        };
+        let member = self.insert(record, kept, None, &mut table).await?;
+        Ok(Admitted {
+            member,
+            pair_secret,
+        })
+    }
+
+    /// All members with their keys, for the process that takes over: it goes on with the same keys, and no node must register again.
+    /// Secrets: for a pipe between two processes and nothing else.
+    pub async fn estate(&self) -> Zeroizing<Vec<u8>> {
+        let table = self.changing.lock().await;
+        let members = self.members.all();
+        let heirs = members.iter().filter_map(|member| {
+            let kept = table.kept.get(&member.id)?;
+            let endpoint = self.tunnel.peer_status(member.address)?.endpoint?;
+            Some(Heir {
+                id: member.id.clone(),
+                wireguard_key: member.wireguard_key.clone(),
+                start: kept.start.clone(),
+                preshared_key: STANDARD.encode(kept.preshared_key.to_bytes()),
+                endpoint,
+            })
+        });
+        let heirs: Vec<Heir> = heirs.collect();
+        Zeroizing::new(serde_json::to_vec(&heirs).unwrap_or_default())
+    }
+
+    /// Takes over the members of the process before and calls them. Whoever cannot be taken registers, as after any other restart.
+    pub async fn inherit(&self, estate: &[u8]) {
+        let Ok(heirs) = serde_json::from_slice::<Vec<Heir>>(estate) else {
+            return;
+        };
+        let mut table = self.changing.lock().await;
+        let mut away = Vec::new();
+        for heir in heirs {
+            let Ok(Some(mut record)) = self.store.node(&heir.id).await else {
+                continue;
+            };
+            let Ok(preshared_key) = PresharedKey::from_base64(&heir.preshared_key) else {
+                continue;
+            };
+            if record.revoked_unix.is_some() || record.pending {
+                continue;
+            }
+            record.wireguard_key = Some(heir.wireguard_key);
+            let kept = Kept {
+                start: heir.start,
+                preshared_key,
+            };
+            match self
+                .insert(&record, kept, Some(heir.endpoint), &mut table)
+                .await
+            {
+                Ok(member) => away.push(member.address),
+                Err(error) => {
+                    tracing::debug!(node = %record.id, %error, "a node was not taken over");
+                }
+            }
+        }
+        drop(table);
+        let count = away.len();
+        for address in away {
+            if let Err(error) = self.tunnel.handshake_now(address).await {
+                tracing::debug!(%address, %error, "a node was not called");
+            }
+        }
+        tracing::info!(nodes = count, "nodes taken over from the process before");
+    }
+
+    /// Throws a node out that was revoked at this proxy; the others hear of it through the store.
     pub async fn throw_out(&self, id: &NodeId) {
-        let _turn = self.changing.lock().await;
+        let mut table = self.changing.lock().await;
+        table.kept.remove(id);
+        if let Some(address) = table.called.remove(id) {
+            self.forget_peer(address).await;
+        }
         if let Some(member) = self.members.member(id) {
             self.remove(&member).await;
         }
@@ -165,34 +326,51 @@ impl Peers {
             .any(|member| member.wireguard_key == wireguard_key && member.id != *not_this)
     }
 
-    /// The pre-shared key of a member, derived again.
-    pub fn preshared_key(&self, member: &Member) -> [u8; 32] {
-        self.secrets(&member.id, &member.wireguard_key)
-            .preshared_key
-    }
-
-    fn secrets(&self, id: &NodeId, wireguard_key: &str) -> derive::PairSecrets {
-        derive::pair_secrets(&self.hub.secret, id, wireguard_key, &self.hub.public_key)
-    }
-
     /// Where a member speaks from, once it has spoken.
-    fn heard_at(&self, member: &Member) -> Option<SocketAddr> {
+    fn heard_at(&self, member: &Member) -> Option<Heard> {
         let status = self.tunnel.peer_status(member.address)?;
-        status.since_heard.and(status.endpoint)
+        status.since_heard?;
+        Some(Heard {
+            endpoint: status.endpoint?,
+            wireguard_key: status.public_key.to_string(),
+        })
+    }
+
+    /// A peer that can be called and cannot talk: nobody has its pre-shared key. A node that is called registers at once.
+    async fn card(&self, record: &NodeRecord) -> Option<Ipv6Addr> {
+        let heard = self.endpoints.of(&record.id)?;
+        let address = derive::overlay_address(&identity(record).ok()?);
+        let peer = Peer {
+            public_key: heard.wireguard_key.parse().ok()?,
+            preshared_key: Some(PresharedKey::from_bytes(rand::random())),
+            address,
+            endpoint: Some(heard.endpoint),
+            keepalive: None,
+            initiates: false,
+        };
+        match self.tunnel.set_peer(peer).await {
+            Ok(()) => Some(address),
+            Err(error) => {
+                tracing::debug!(node = %record.id, %error, "a node cannot be called");
+                None
+            }
+        }
     }
 
     /// Calls nodes where they were last heard from: their NAT mappings are still open, and a node that waits for our packets
     /// would notice the restart only by its own timers. The tunnel repeats a call for 90 s.
-    fn knock(&self, away: Vec<Ipv6Addr>) {
+    fn call(&self, away: Vec<Ipv6Addr>) {
         if away.is_empty() {
             return;
         }
-        tracing::info!(
-            nodes = away.len(),
-            "calling nodes at their last known endpoints"
-        );
         let tunnel = self.tunnel.clone();
+        let mut open = self.open.subscribe();
         tokio::spawn(async move {
+            // Whoever is called registers at once, and must find somebody who takes it.
+            let opened = open.wait_for(|is_open| *is_open);
+            drop(tokio::time::timeout(OPENING_MAX, opened).await);
+            let nodes = away.len();
+            tracing::info!(nodes, "calling nodes at their last known endpoints");
             for address in away {
                 if let Err(error) = tunnel.handshake_now(address).await {
                     tracing::debug!(%address, %error, "a node was not called");
@@ -205,40 +383,54 @@ impl Peers {
     async fn insert(
         &self,
         record: &NodeRecord,
+        kept: Kept,
         endpoint: Option<SocketAddr>,
+        table: &mut Table,
     ) -> Result<Arc<Member>, AdmitError> {
-        let identity: [u8; IDENTITY_BYTES] = STANDARD
-            .decode(&record.identity)
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or(AdmitError::Record)?;
         let wireguard_key = record.wireguard_key.clone().ok_or(AdmitError::Record)?;
-        let public_key: PublicKey = wireguard_key.parse().map_err(|_| AdmitError::Record)?;
-        let address = derive::overlay_address(&identity);
-        let secrets = self.secrets(&record.id, &wireguard_key);
+        let address = derive::overlay_address(&identity(record)?);
         let peer = Peer {
-            public_key,
-            preshared_key: Some(PresharedKey::from_bytes(secrets.preshared_key)),
+            public_key: wireguard_key.parse().map_err(|_| AdmitError::Record)?,
+            preshared_key: Some(kept.preshared_key.clone()),
             address,
             endpoint,
             keepalive: None,
             // The node dials: its own address changes, ours does not.
             initiates: false,
         };
-        self.tunnel.set_peer(peer).await?;
-        // Connections under the old key are dead, pooled ones included.
-        self.upstream.cut(address);
+        let before = table.kept.get(&record.id).map(|kept| &kept.start);
+        let goes_on = self.members.member(&record.id).is_some() && before == Some(&kept.start);
+        if goes_on {
+            self.tunnel.renew_peer(peer, None).await?;
+        } else {
+            self.tunnel.set_peer(peer).await?;
+            // Connections under the old key are dead, pooled ones included.
+            self.upstream.cut(address);
+        }
+        let token = derive::agent_token(&self.hub.secret, &record.id, &kept.start);
         let member = Arc::new(Member {
             id: record.id.clone(),
             name: record.name.clone(),
             address,
             tiers: record.tiers.clone(),
             wireguard_key,
-            agent_token: Secret::new(secrets.agent_token),
+            agent_token: Secret::new(token),
+            place: Place::Tunnel,
+            draining: AtomicBool::new(record.draining),
         });
+        table.called.remove(&record.id);
+        table.kept.insert(record.id.clone(), kept);
         self.members.insert(Arc::clone(&member));
-        self.fleet.restarted(&member.id, Instant::now().into_std());
+        if !goes_on {
+            self.fleet.restarted(&member.id, Instant::now().into_std());
+        }
         Ok(member)
+    }
+
+    async fn forget_peer(&self, address: Ipv6Addr) {
+        if let Err(error) = self.tunnel.remove_peer(address).await {
+            tracing::debug!(%address, %error, "a peer was not removed from the tunnel");
+        }
     }
 
     async fn remove(&self, member: &Member) {
@@ -250,4 +442,12 @@ impl Peers {
         }
         tracing::info!(node = %member.id, name = member.name, "a node left the tunnel");
     }
+}
+
+fn identity(record: &NodeRecord) -> Result<[u8; IDENTITY_BYTES], AdmitError> {
+    STANDARD
+        .decode(&record.identity)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or(AdmitError::Record)
 }

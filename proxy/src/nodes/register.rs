@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use config::ids::NodeId;
 use config::token::{Token, TokenKind};
 use config::wire::error::ErrorBody;
 use config::wire::node::{
@@ -19,8 +20,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::derive::{self, IDENTITY_BYTES};
+use super::hubs::Hubs;
 use super::nonce::{LIFE, Nonces};
-use super::peers::Peers;
+use super::peers::{Arrival, Peers};
 use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store, StoreError};
 
 /// Requests of nodes are a few hundred bytes.
@@ -29,6 +31,9 @@ pub const BODY_MAX: u64 = 8 * 1024;
 const NAME_MAX: usize = 64;
 /// Characters in the version of an agent.
 const VERSION_MAX: usize = 64;
+
+/// Hex digits that name a start of an agent.
+const START_DIGITS: usize = 32;
 
 /// What a node's request gets.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -64,6 +69,8 @@ enum Rejection {
     Unknown,
     #[error("this node was revoked by an administrator")]
     Revoked,
+    #[error("this node waits for approval: hearth-proxy node approve {0}")]
+    Pending(NodeId),
     #[error("another node or this proxy uses this WireGuard key")]
     KeyTaken,
     #[error("this proxy has all the nodes it may have: raise tunnel.nodes_max")]
@@ -87,6 +94,7 @@ impl Rejection {
             Self::TokenUsed => "join_token_used",
             Self::Unknown => "node_unknown",
             Self::Revoked => "node_revoked",
+            Self::Pending(_) => "node_pending",
             Self::KeyTaken => "wireguard_key_taken",
             Self::Full => "nodes_max_reached",
             Self::Store => "store_away",
@@ -103,9 +111,12 @@ impl Rejection {
             | Self::TokenMalformed
             | Self::TokenUnknown
             | Self::TokenExpired => StatusCode::FORBIDDEN,
-            Self::TokenUsed | Self::Unknown | Self::Revoked | Self::KeyTaken | Self::Full => {
-                StatusCode::FORBIDDEN
-            }
+            Self::TokenUsed
+            | Self::Unknown
+            | Self::Revoked
+            | Self::Pending(_)
+            | Self::KeyTaken
+            | Self::Full => StatusCode::FORBIDDEN,
         }
     }
 }
@@ -128,6 +139,12 @@ pub struct HubFacts {
     pub heartbeat: Duration,
     /// Nodes at most.
     pub nodes_max: usize,
+    /// An administrator approves every node, whatever its token says.
+    pub approves_all: bool,
+    /// A node that was not seen for this long must be approved again.
+    pub unseen_max: Duration,
+    /// The proxies of the house.
+    pub hubs: Arc<Hubs>,
 }
 
 /// Where nodes ask to be let in.
@@ -170,6 +187,7 @@ impl Desk {
         let reply = NonceReply {
             nonce: self.nonces.issue(now_ms),
             expires_secs: LIFE.as_secs(),
+            server_time_ms: now_ms,
         };
         reply_with(StatusCode::OK, &reply)
     }
@@ -192,6 +210,67 @@ impl Desk {
 
     async fn try_enroll(&self, body: &[u8], now_ms: u64) -> Result<EnrollReply, Rejection> {
         let request: EnrollRequest = parse(body)?;
+        let (id, token) = self.check_enrollment(&request, now_ms)?;
+        let known = self.store.node(&id).await?;
+        if known
+            .as_ref()
+            .is_some_and(|node| node.revoked_unix.is_some())
+        {
+            return Err(Rejection::Revoked);
+        }
+        if known.is_none() && self.store.nodes().await?.len() >= self.facts.nodes_max {
+            return Err(Rejection::Full);
+        }
+        let redemption = Redemption {
+            id: token.id().to_owned(),
+            secret_hash: SecretHash::of(&self.pepper, token.secret().expose()),
+            identity: request.identity.clone(),
+        };
+        let now_unix = unix_seconds(now_ms);
+        let (tiers, approve) = match self.store.redeem_join_token(&redemption, now_unix).await? {
+            // What was decided about it since then stays as it is.
+            Redeemed::Again { .. } if known.is_some() => {
+                let approved = known.is_some_and(|known| !known.pending);
+                return Ok(EnrollReply {
+                    node_id: id,
+                    approved,
+                });
+            }
+            Redeemed::Now { tiers, approve } | Redeemed::Again { tiers, approve } => {
+                (tiers, approve)
+            }
+            Redeemed::Unknown => return Err(Rejection::TokenUnknown),
+            Redeemed::Expired => return Err(Rejection::TokenExpired),
+            Redeemed::UsedUp => return Err(Rejection::TokenUsed),
+        };
+        let approve = approve || self.facts.approves_all;
+        // A node that is in already does not lose its place by a link that would have others wait.
+        let pending = known
+            .as_ref()
+            .map_or(approve, |known| known.pending && approve);
+        let record = NodeRecord {
+            id: id.clone(),
+            identity: request.identity,
+            name: request.name,
+            tiers,
+            join_token: token.id().to_owned(),
+            pending,
+            ..known.unwrap_or_else(|| stranger(&id, now_unix))
+        };
+        self.store.put_node(&record).await?;
+        tracing::info!(node = %id, name = record.name, pending, "a node enrolled");
+        Ok(EnrollReply {
+            node_id: id,
+            approved: !pending,
+        })
+    }
+
+    /// Whom an enrolment is for and the token it brings, before the store is asked.
+    fn check_enrollment(
+        &self,
+        request: &EnrollRequest,
+        now_ms: u64,
+    ) -> Result<(NodeId, Token), Rejection> {
         if request.version != VERSION {
             return Err(Rejection::Version);
         }
@@ -211,49 +290,7 @@ impl Desk {
             &request.signature,
             (&request.nonce, now_ms),
         )?;
-
-        let id = derive::node_id(&identity);
-        let known = self.store.node(&id).await?;
-        if known
-            .as_ref()
-            .is_some_and(|node| node.revoked_unix.is_some())
-        {
-            return Err(Rejection::Revoked);
-        }
-        if known.is_none() && self.store.nodes().await?.len() >= self.facts.nodes_max {
-            return Err(Rejection::Full);
-        }
-        let redemption = Redemption {
-            id: token.id().to_owned(),
-            secret_hash: SecretHash::of(&self.pepper, token.secret().expose()),
-            identity: request.identity.clone(),
-        };
-        let now_unix = unix_seconds(now_ms);
-        let tiers = match self.store.redeem_join_token(&redemption, now_unix).await? {
-            Redeemed::Now { tiers } | Redeemed::Again { tiers } => tiers,
-            Redeemed::Unknown => return Err(Rejection::TokenUnknown),
-            Redeemed::Expired => return Err(Rejection::TokenExpired),
-            Redeemed::UsedUp => return Err(Rejection::TokenUsed),
-        };
-        let record = NodeRecord {
-            id: id.clone(),
-            identity: request.identity,
-            name: request.name,
-            tiers,
-            wireguard_key: known.as_ref().and_then(|node| node.wireguard_key.clone()),
-            agent_version: known
-                .as_ref()
-                .map(|node| node.agent_version.clone())
-                .unwrap_or_default(),
-            join_token: token.id().to_owned(),
-            created_unix: known.as_ref().map_or(now_unix, |node| node.created_unix),
-            registered_unix: known.as_ref().and_then(|node| node.registered_unix),
-            last_seen_unix: known.as_ref().and_then(|node| node.last_seen_unix),
-            revoked_unix: None,
-        };
-        self.store.put_node(&record).await?;
-        tracing::info!(node = %id, name = record.name, "a node enrolled");
-        Ok(EnrollReply { node_id: id })
+        Ok((derive::node_id(&identity), token))
     }
 
     async fn try_register(&self, body: &[u8], now_ms: u64) -> Result<RegisterReply, Rejection> {
@@ -274,13 +311,20 @@ impl Desk {
             return Err(Rejection::Revoked);
         }
         let identity = identity(&record.identity)?;
-        let message = register_message(&request.node_id, &request.wireguard_key, &request.nonce);
+        check_start(&request.start)?;
+        let message = register_message(&request);
         self.check_signed(
             &identity,
             &message,
             &request.signature,
             (&request.nonce, now_ms),
         )?;
+        self.check_approved(&mut record, now_ms).await?;
+        let kem_key = STANDARD.decode(&request.kem_key).ok();
+        let exchange = kem_key.and_then(|key| tunnel::kem::answer(&key));
+        let (ciphertext, shared) = exchange.ok_or_else(|| {
+            Rejection::Invalid("kem_key is not the base64 of an ML-KEM-768 key".to_owned())
+        })?;
         // Otherwise a node could take over another one's sessions, or name us as our own peer.
         let key = wireguard_key.to_string();
         if key == self.facts.public_key || self.peers.uses_key(&key, &record.id) {
@@ -291,7 +335,11 @@ impl Desk {
         record.agent_version = request.agent_version;
         record.registered_unix = Some(unix_seconds(now_ms));
         self.store.put_node(&record).await?;
-        let member = self.peers.admit(&record).await.map_err(|error| {
+        let arrival = Arrival {
+            start: request.start,
+            shared,
+        };
+        let admitted = self.peers.admit(&record, arrival).await.map_err(|error| {
             tracing::warn!(node = %record.id, %error, "a node was not taken into the tunnel");
             Rejection::Tunnel
         })?;
@@ -302,14 +350,38 @@ impl Desk {
             address: config::wire::node::HUB_ADDRESS,
         };
         Ok(RegisterReply {
-            address: member.address,
+            address: admitted.member.address,
             hub,
-            preshared_key: STANDARD.encode(self.peers.preshared_key(&member)),
-            agent_token: member.agent_token.expose().clone(),
+            preshared_key: STANDARD.encode(admitted.pair_secret),
+            kem_ciphertext: STANDARD.encode(ciphertext),
+            agent_token: admitted.member.agent_token.expose().clone(),
             report_port: REPORT_PORT,
             heartbeat_secs: self.facts.heartbeat.as_secs(),
             server_time_ms: now_ms,
+            hubs: self.facts.hubs.list(tokio::time::Instant::now()),
         })
+    }
+
+    /// Whether the node may come in; one that nobody saw for too long waits from now on.
+    async fn check_approved(&self, record: &mut NodeRecord, now_ms: u64) -> Result<(), Rejection> {
+        let seen = [
+            record.last_seen_unix,
+            record.registered_unix,
+            record.approved_unix,
+            Some(record.created_unix),
+        ];
+        let seen = seen.into_iter().flatten().max().unwrap_or_default();
+        let unseen = unix_seconds(now_ms).saturating_sub(seen);
+        let unseen_max = i64::try_from(self.facts.unseen_max.as_secs()).unwrap_or(i64::MAX);
+        if !record.pending && unseen > unseen_max {
+            tracing::warn!(node = %record.id, name = record.name, days = unseen / 86_400, "a node that was away for long waits for approval");
+            record.pending = true;
+            self.store.put_node(record).await?;
+        }
+        if record.pending {
+            return Err(Rejection::Pending(record.id.clone()));
+        }
+        Ok(())
     }
 
     /// The nonce is checked first: it costs a hash, the signature a hundred times that.
@@ -330,6 +402,35 @@ impl Desk {
             .verify(message, &signature)
             .map_err(|_| Rejection::Signature)
     }
+}
+
+/// A node of which nothing is known yet.
+fn stranger(id: &NodeId, now_unix: i64) -> NodeRecord {
+    NodeRecord {
+        id: id.clone(),
+        identity: String::new(),
+        name: String::new(),
+        tiers: None,
+        wireguard_key: None,
+        agent_version: String::new(),
+        join_token: String::new(),
+        created_unix: now_unix,
+        registered_unix: None,
+        last_seen_unix: None,
+        revoked_unix: None,
+        draining: false,
+        pending: false,
+        approved_unix: None,
+    }
+}
+
+fn check_start(text: &str) -> Result<(), Rejection> {
+    let is_hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    if text.len() == START_DIGITS && text.bytes().all(is_hex) {
+        return Ok(());
+    }
+    let message = format!("start has {START_DIGITS} hex digits");
+    Err(Rejection::Invalid(message))
 }
 
 fn identity(text: &str) -> Result<[u8; IDENTITY_BYTES], Rejection> {

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel::Listener;
 
 use super::fleet::Fleet;
+use super::hubs::Hubs;
 use super::members::{Member, Members};
 use places::Places;
 
@@ -38,6 +39,7 @@ pub struct ReportDesk {
     members: Arc<Members>,
     fleet: Arc<Fleet>,
     draining: AtomicBool,
+    hubs: Arc<Hubs>,
 }
 
 impl ReportDesk {
@@ -47,7 +49,15 @@ impl ReportDesk {
             members,
             fleet,
             draining: AtomicBool::new(false),
+            hubs: Arc::default(),
         }
+    }
+
+    /// Tells nodes which proxies of the house live.
+    #[must_use]
+    pub fn telling(mut self, hubs: Arc<Hubs>) -> Self {
+        self.hubs = hubs;
+        self
     }
 
     /// From now on every answer says that this proxy is going away.
@@ -136,7 +146,7 @@ impl ReportDesk {
             tracing::warn!(node = %member.id, %refusal, "a report was not taken");
             return status(StatusCode::CONFLICT);
         }
-        self.reply()
+        self.reply(&member)
     }
 
     fn authorise(&self, headers: &HeaderMap, from: Ipv6Addr) -> Option<Arc<Member>> {
@@ -153,13 +163,15 @@ impl ReportDesk {
         same.then_some(member)
     }
 
-    fn reply(&self) -> Response<Full<Bytes>> {
+    fn reply(&self, member: &Member) -> Response<Full<Bytes>> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let reply = ReportReply {
             server_time_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             draining: self.draining.load(Ordering::Relaxed),
+            drain: member.is_draining(),
+            hubs: self.hubs.list(tokio::time::Instant::now()),
         };
         let body = serde_json::to_vec(&reply).unwrap_or_default();
         let mut response = Response::new(Full::new(body.into()));

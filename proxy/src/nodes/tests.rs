@@ -1,320 +1,29 @@
 //! A node's whole life against a real tunnel over loopback UDP: enrol, register, report, serve, leave.
 
-use std::convert::Infallible;
+mod home;
+mod hub;
+
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use config::settings::proxy::Routing;
-use config::tier::Tier::{self, Fast, Heavy};
+use config::tier::Tier::{Fast, Heavy};
 use config::token::{Token, TokenKind};
-use config::wire::node::{
-    EnrollReply, HUB_ADDRESS, Memory, ModelReport, NODE_PORT, REPORT_PORT, RegisterReply, Report,
-    TierReport, TierState, VERSION, enroll_message, register_message,
-};
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use policy::router::Router;
-use ring::signature::{Ed25519KeyPair, KeyPair};
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio_util::task::AbortOnDropHandle;
-use tunnel::{Peer, PresharedKey, PrivateKey, Tunnel};
+use config::wire::node::{EnrollReply, HUB_ADDRESS, RegisterReply, VERSION, enroll_message};
+use http::StatusCode;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tunnel::kem::Asking;
+use tunnel::{PrivateKey, Tunnel};
 
-use super::endpoints::Endpoints;
-use super::fleet::Fleet;
+use self::home::{Home, code, ready, report};
+pub(super) use self::hub::routing;
+use self::hub::{Hub, NOW_MS, PATIENCE, SECRETS, facts};
+use super::endpoints::{Endpoints, Heard};
 use super::members::Members;
 use super::peers::{HubKeys, Peers, Rooms};
-use super::register::{Desk, DeskSecrets, HubFacts, NodeReply};
-use super::report::ReportDesk;
-use super::upstream::{Answer, Fault, Upstream, Waits};
-use crate::store::embedded::Embedded;
-use crate::store::{JoinToken, SecretHash, Store};
-
-const NOW_MS: u64 = 1_800_000_000_000;
-const PEPPER: [u8; 32] = [9; 32];
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The proxy's side.
-struct Hub {
-    tunnel: Tunnel,
-    store: Arc<dyn Store>,
-    peers: Arc<Peers>,
-    desk: Desk,
-    fleet: Arc<Fleet>,
-    members: Arc<Members>,
-    upstream: Upstream,
-    _reports: AbortOnDropHandle<()>,
-    _folder: TempDir,
-}
-
-impl Hub {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
-        let key = PrivateKey::from_bytes([3; 32]);
-        let settings = tunnel::Settings::new(([127, 0, 0, 1], 0).into(), key, HUB_ADDRESS);
-        let tunnel = Tunnel::start(settings).await.unwrap();
-        let upstream = Upstream::new(Arc::new(tunnel.clone()), 4);
-        let fleet = Arc::new(Fleet::new(router()));
-        let members = Arc::new(Members::default());
-        let rooms = Rooms {
-            upstream: upstream.clone(),
-            fleet: Arc::clone(&fleet),
-            members: Arc::clone(&members),
-        };
-        let public_key = tunnel.public_key().to_string();
-        let hub = HubKeys {
-            secret: [1; 32],
-            public_key: public_key.clone(),
-        };
-        let peers = Arc::new(Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub));
-        let facts = HubFacts {
-            public_key,
-            endpoint: tunnel.local_addr().to_string(),
-            heartbeat: Duration::from_secs(5),
-            nodes_max: 2,
-        };
-        let secrets = DeskSecrets {
-            nonce: [2; 32],
-            pepper: PEPPER,
-        };
-        let desk = Desk::new(Arc::clone(&store), Arc::clone(&peers), &secrets, facts);
-        let reports = ReportDesk::new(Arc::clone(&members), Arc::clone(&fleet));
-        let listener = tunnel.listen(REPORT_PORT).await.unwrap();
-        let reports = tokio::spawn(Arc::new(reports).serve(listener));
-        Self {
-            tunnel,
-            store,
-            peers,
-            desk,
-            fleet,
-            members,
-            upstream,
-            _reports: AbortOnDropHandle::new(reports),
-            _folder: folder,
-        }
-    }
-
-    /// A join token for one node, perhaps for some tiers only.
-    async fn invite(&self, tiers: Option<Vec<Tier>>) -> Token {
-        let token = Token::generate(TokenKind::Join);
-        let record = JoinToken {
-            id: token.id().to_owned(),
-            secret_hash: SecretHash::of(&PEPPER, token.secret().expose()),
-            name: "test".to_owned(),
-            uses_max: 1,
-            tiers,
-            created_unix: 0,
-            expires_unix: 1_900_000_000,
-            used_by: Vec::new(),
-        };
-        self.store.put_join_token(&record).await.unwrap();
-        token
-    }
-
-    fn nonce(&self) -> String {
-        let reply: Value = serde_json::from_slice(&self.desk.nonce(NOW_MS).body).unwrap();
-        reply["nonce"].as_str().unwrap().to_owned()
-    }
-
-    fn ready_tiers(&self) -> Vec<Tier> {
-        self.fleet.with(|router| {
-            let backends = router.registry().backends();
-            backends.map(|backend| backend.tier.tier).collect()
-        })
-    }
-
-    async fn ask(&self, node: Ipv6Addr) -> Result<Answer, Fault> {
-        let request = Request::post("/v1/chat/completions").header("host", "node");
-        let request = request.body(Full::new(Bytes::from_static(b"{}"))).unwrap();
-        let waits = Waits {
-            connect: PATIENCE,
-            head: PATIENCE,
-        };
-        self.upstream.send(node, request, waits).await
-    }
-}
-
-fn router() -> Router {
-    let routing = Routing {
-        auto_models: Vec::new(),
-        heavy_from: 0.66,
-        fast_to: 0.33,
-        breaker_failures: 3,
-        breaker_window: PATIENCE,
-        breaker_open: PATIENCE,
-        breaker_probe: PATIENCE,
-        connect_timeout: PATIENCE,
-        first_byte_timeout: PATIENCE,
-        idle_timeout: PATIENCE,
-        stall_after: PATIENCE,
-        migration_patience: PATIENCE,
-        commit_after: PATIENCE,
-        keepalive: PATIENCE,
-        fallback: true,
-        pool_max: 4,
-    };
-    Router::new(&routing, Duration::from_secs(15), 10)
-}
-
-/// The node's side.
-struct Home {
-    identity: Ed25519KeyPair,
-    wireguard: PrivateKey,
-}
-
-impl Home {
-    fn new(seed: u8) -> Self {
-        Self {
-            identity: Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap(),
-            wireguard: PrivateKey::generate(),
-        }
-    }
-
-    fn identity(&self) -> String {
-        STANDARD.encode(self.identity.public_key().as_ref())
-    }
-
-    fn sign(&self, message: &[u8]) -> String {
-        STANDARD.encode(self.identity.sign(message).as_ref())
-    }
-
-    async fn enroll(&self, hub: &Hub, token: &Token) -> NodeReply {
-        let nonce = hub.nonce();
-        let signature = self.sign(&enroll_message(token.id(), &self.identity(), &nonce));
-        let request = json!({
-            "version": VERSION, "token": token.reveal().expose(), "identity": self.identity(),
-            "name": "attic", "nonce": nonce, "signature": signature,
-        });
-        hub.desk
-            .enroll(request.to_string().as_bytes(), NOW_MS)
-            .await
-    }
-
-    async fn register(&self, hub: &Hub, node_id: &str) -> NodeReply {
-        let (nonce, key) = (hub.nonce(), self.wireguard.public_key().to_string());
-        let id = config::ids::NodeId::new(node_id);
-        let signature = self.sign(&register_message(&id, &key, &nonce));
-        let request = json!({
-            "version": VERSION, "node_id": node_id, "wireguard_key": key,
-            "nonce": nonce, "signature": signature, "agent_version": "0.1.0",
-        });
-        hub.desk
-            .register(request.to_string().as_bytes(), NOW_MS)
-            .await
-    }
-
-    /// Enrols and registers.
-    async fn join(&self, hub: &Hub, token: &Token) -> (String, RegisterReply) {
-        let enrolled = self.enroll(hub, token).await;
-        assert_eq!(enrolled.status, StatusCode::CREATED, "{enrolled:?}");
-        let reply: EnrollReply = serde_json::from_slice(&enrolled.body).unwrap();
-        let id = reply.node_id.as_str().to_owned();
-        let registered = self.register(hub, &id).await;
-        assert_eq!(registered.status, StatusCode::OK, "{registered:?}");
-        (id, serde_json::from_slice(&registered.body).unwrap())
-    }
-
-    /// Dials in with what registration returned, and serves every request with 200.
-    async fn dial(&self, reply: &RegisterReply) -> Tunnel {
-        let bind = ([127, 0, 0, 1], 0).into();
-        let key = PrivateKey::from_bytes(self.wireguard.to_bytes());
-        let tunnel = Tunnel::start(tunnel::Settings::new(bind, key, reply.address))
-            .await
-            .unwrap();
-        let peer = Peer {
-            public_key: reply.hub.public_key.parse().unwrap(),
-            preshared_key: Some(PresharedKey::from_base64(&reply.preshared_key).unwrap()),
-            address: reply.hub.address,
-            endpoint: Some(reply.hub.endpoint.parse().unwrap()),
-            keepalive: Some(Duration::from_secs(1)),
-            initiates: true,
-        };
-        tunnel.set_peer(peer).await.unwrap();
-        let listener = tunnel.listen(NODE_PORT).await.unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let service = service_fn(|_| async {
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"{}"))))
-                });
-                let io = TokioIo::new(stream);
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(io, service),
-                );
-            }
-        });
-        tunnel
-    }
-}
-
-/// Posts a report and returns the status.
-async fn report(tunnel: &Tunnel, token: &str, report: &Report) -> StatusCode {
-    let stream = tunnel
-        .connect(HUB_ADDRESS, REPORT_PORT, PATIENCE)
-        .await
-        .unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("/v1/report")
-        .header("host", "hub")
-        .header("authorization", format!("Bearer {token}"))
-        .body(Full::new(Bytes::from(serde_json::to_vec(report).unwrap())));
-    sender
-        .send_request(request.unwrap())
-        .await
-        .unwrap()
-        .status()
-}
-
-fn ready(node_id: &str, seq: u64, tiers: &[Tier]) -> Report {
-    let tier = |tier: &Tier| TierReport {
-        tier: *tier,
-        state: TierState::Ready,
-        reason: None,
-        model: Some(ModelReport {
-            id: format!("tiny-{tier}"),
-            aliases: Vec::new(),
-            file_sha256: String::new(),
-            size_bytes: 1,
-            n_ctx: 512,
-            n_ctx_train: 512,
-            parameters: 1,
-            quantization: "Q8_0".to_owned(),
-            architecture: "llama".to_owned(),
-            modalities: Vec::new(),
-        }),
-        slots: 1,
-        slots_busy: 0,
-        queue_depth: 0,
-        queue_max: 1,
-        tokens_per_second: 1.0,
-        prompt_tokens_per_second: 1.0,
-    };
-    Report {
-        version: VERSION,
-        node_id: config::ids::NodeId::new(node_id),
-        seq,
-        draining: false,
-        memory: Memory::default(),
-        tiers: tiers.iter().map(tier).collect(),
-    }
-}
-
-fn code(reply: &NodeReply) -> String {
-    let body: Value = serde_json::from_slice(&reply.body).unwrap();
-    body["error"]["code"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
-}
+use super::register::{Desk, NodeReply};
+use super::upstream::{Fault, Upstream};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_joins_reports_serves_and_is_thrown_out() {
@@ -381,16 +90,16 @@ async fn a_node_speaks_for_itself_only() {
     );
 
     let thief = Home {
-        identity: Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap(),
         wireguard: PrivateKey::from_bytes(home.wireguard.to_bytes()),
+        ..Home::new(2)
     };
     assert_eq!(
         code(&thief.register(&hub, &other_id).await),
         "wireguard_key_taken"
     );
     let mirror = Home {
-        identity: Ed25519KeyPair::from_seed_unchecked(&[2; 32]).unwrap(),
         wireguard: PrivateKey::from_bytes([3; 32]),
+        ..Home::new(2)
     };
     assert_eq!(
         code(&mirror.register(&hub, &other_id).await),
@@ -444,59 +153,39 @@ async fn a_join_token_lets_one_identity_in_however_often_it_asks() {
     assert_eq!(code(&reply), "nonce_expired");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_restart_the_hub_knows_its_nodes_without_registration() {
-    let hub = Hub::start().await;
-    let home = Home::new(1);
-    let (id, reply) = home.join(&hub, &hub.invite(None).await).await;
-    let rooms = Rooms {
-        upstream: hub.upstream.clone(),
-        fleet: Arc::clone(&hub.fleet),
-        members: Arc::default(),
-    };
-    let members = Arc::clone(&rooms.members);
-    let keys = HubKeys {
-        secret: [1; 32],
-        public_key: hub.tunnel.public_key().to_string(),
-    };
-    let again = Peers::new(hub.tunnel.clone(), Arc::clone(&hub.store), rooms, keys);
-    again.sync().await.unwrap();
-
-    let member = members.at(reply.address).unwrap();
-    assert_eq!(
-        member.agent_token.expose(),
-        &reply.agent_token,
-        "derived, not stored"
-    );
-    let tunnel = home.dial(&reply).await;
-    assert_eq!(
-        report(&tunnel, &reply.agent_token, &ready(&id, 1, &[Fast])).await,
-        StatusCode::OK
-    );
+/// The hub's side again, as a new process would build it: same key, same port, same store and file.
+struct Again {
+    tunnel: Tunnel,
+    peers: Arc<Peers>,
+    members: Arc<Members>,
+    desk: Desk,
 }
 
-/// The hub's side of the tunnel again, as a new process would build it: same key, same port, same store and file.
-async fn restarted(
-    hub: &Hub,
-    bind: std::net::SocketAddr,
-    file: &std::path::Path,
-) -> (Tunnel, Peers) {
+async fn restarted(hub: &Hub, bind: std::net::SocketAddr, file: &std::path::Path) -> Again {
     let key = PrivateKey::from_bytes([3; 32]);
     let tunnel = Tunnel::start(tunnel::Settings::new(bind, key, HUB_ADDRESS))
         .await
         .unwrap();
+    let members = Arc::new(Members::default());
     let rooms = Rooms {
         upstream: Upstream::new(Arc::new(tunnel.clone()), 4),
         fleet: Arc::clone(&hub.fleet),
-        members: Arc::default(),
+        members: Arc::clone(&members),
     };
     let keys = HubKeys {
         secret: [1; 32],
         public_key: tunnel.public_key().to_string(),
     };
     let peers = Peers::new(tunnel.clone(), Arc::clone(&hub.store), rooms, keys);
-    let peers = peers.remembering(Endpoints::open(file.to_owned()));
-    (tunnel, peers)
+    let peers = Arc::new(peers.remembering(Endpoints::open(file.to_owned())));
+    let store = Arc::clone(&hub.store);
+    let desk = Desk::new(store, Arc::clone(&peers), &SECRETS, facts(&tunnel));
+    Again {
+        tunnel,
+        peers,
+        members,
+        desk,
+    }
 }
 
 async fn in_session(tunnel: &Tunnel, address: Ipv6Addr) {
@@ -511,30 +200,205 @@ async fn in_session(tunnel: &Tunnel, address: Ipv6Addr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_hub_calls_an_idle_node_that_says_nothing() {
+async fn a_restarted_hub_calls_an_idle_node_which_registers_and_is_back_with_a_new_post_quantum_key()
+ {
     let hub = Hub::start().await;
     let home = Home::new(1);
-    let (_, reply) = home.join(&hub, &hub.invite(None).await).await;
+    let (id, reply) = home.join(&hub, &hub.invite(None).await).await;
     let bind = hub.tunnel.local_addr();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("endpoints.json");
-    hub.tunnel.shutdown().await;
-    let (first, peers) = restarted(&hub, bind, &file).await;
-    peers.sync().await.unwrap();
     // The node has no reason to speak: no report, no stream, and a session younger than its rekey.
-    let _node = home.dial(&reply).await;
-    in_session(&first, reply.address).await;
-    peers.sync().await.unwrap();
-    first.shutdown().await;
+    let node = home.dial(&reply).await;
+    in_session(&hub.tunnel, reply.address).await;
+    let heard = hub.tunnel.peer_status(reply.address).unwrap();
+    let heard = Heard {
+        endpoint: heard.endpoint.unwrap(),
+        wireguard_key: heard.public_key.to_string(),
+    };
+    let note = vec![(config::ids::NodeId::new(id.as_str()), Some(heard))];
+    Endpoints::open(file.clone()).note(note).await;
+    hub.tunnel.shutdown().await;
 
+    let mut calls = node.calls();
     let began = Instant::now();
-    let (second, peers) = restarted(&hub, bind, &file).await;
-    peers.sync().await.unwrap();
-    in_session(&second, reply.address).await;
+    let again = restarted(&hub, bind, &file).await;
+    again.peers.sync().await.unwrap();
+    assert!(
+        again.members.all().is_empty(),
+        "no key of it lies in the store"
+    );
+    again.peers.open();
+    calls.changed().await.unwrap();
+    let called = began.elapsed();
+    let registered = home.register_at(&again.desk, &hub.nonce(), &id).await;
+    let reply: RegisterReply = serde_json::from_slice(&registered.body).unwrap();
+    node.renew_peer(home.peer(&reply), None).await.unwrap();
+    in_session(&again.tunnel, reply.address).await;
     let took = began.elapsed();
-    assert!(took <= Duration::from_millis(1500), "took {took:?}");
-    let sent = second.counters();
+    assert!(
+        took <= Duration::from_millis(1500),
+        "called after {called:?}, back after {took:?}"
+    );
+    let line = format!("called after {called:?}, back after {took:?}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_takes_over_goes_on_with_the_keys_of_the_one_before() {
+    let hub = Hub::start().await;
+    let home = Home::new(1);
+    let (id, reply) = home.join(&hub, &hub.invite(None).await).await;
+    let bind = hub.tunnel.local_addr();
+    let _node = home.dial(&reply).await;
+    in_session(&hub.tunnel, reply.address).await;
+    let estate = hub.peers.estate().await;
+    hub.tunnel.shutdown().await;
+    let folder = tempfile::tempdir().unwrap();
+    let again = restarted(&hub, bind, &folder.path().join("endpoints.json")).await;
+    again.peers.inherit(&estate).await;
+    in_session(&again.tunnel, reply.address).await;
+    let member = again.members.at(reply.address).unwrap();
+    assert_eq!(member.id.as_str(), id);
+    assert_eq!(member.agent_token.expose(), &reply.agent_token);
+    let sent = again.tunnel.counters();
     assert_eq!(sent.bad_mac + sent.unauthentic, 0, "{sent:?}");
+    again.peers.inherit(b"nonsense").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_key_of_the_same_start_takes_over_without_a_cut_and_another_start_cuts() {
+    let hub = Hub::start().await;
+    let mut home = Home::new(1);
+    let (id, reply) = home.join(&hub, &hub.invite(None).await).await;
+    let node = home.dial(&reply).await;
+    in_session(&hub.tunnel, reply.address).await;
+    let listener = node.listen(7777).await.unwrap();
+    let patience = Duration::from_secs(5);
+    let stream = hub.tunnel.connect(reply.address, 7777, patience);
+    let (mut near, (mut far, _)) = tokio::join!(async { stream.await.unwrap() }, async {
+        listener.accept().await.unwrap()
+    });
+    for turn in 0..5u8 {
+        home.wireguard = PrivateKey::generate();
+        home.asking = Asking::new();
+        let registered = home.register(&hub, &id).await;
+        let again: RegisterReply = serde_json::from_slice(&registered.body).unwrap();
+        assert_eq!(again.agent_token, reply.agent_token, "one token a start");
+        assert_ne!(again.preshared_key, reply.preshared_key);
+        let key = PrivateKey::from_bytes(home.wireguard.to_bytes());
+        node.renew_peer(home.peer(&again), Some(key)).await.unwrap();
+        near.write_all(&[turn; 1000]).await.unwrap();
+        let mut bytes = [0; 1000];
+        far.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes, [turn; 1000]);
+        until_key(&hub.tunnel, reply.address, home.wireguard.public_key()).await;
+        far.write_all(&bytes).await.unwrap();
+        near.read_exact(&mut bytes).await.unwrap();
+    }
+    // The agent has died and begins anew.
+    home.start = format!("{:032x}", 5);
+    let registered = home.register(&hub, &id).await;
+    assert_eq!(registered.status, StatusCode::OK);
+    let rest = near.read(&mut [0; 10]).await;
+    assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
+}
+
+async fn until_key(tunnel: &Tunnel, address: Ipv6Addr, key: tunnel::PublicKey) {
+    let give_up = Instant::now() + PATIENCE;
+    while tunnel
+        .peer_status(address)
+        .is_none_or(|status| status.public_key != key)
+    {
+        assert!(Instant::now() < give_up, "waited in vain for the new key");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_waits_gets_no_peer_and_comes_in_when_it_is_approved() {
+    let hub = Hub::start().await;
+    let token = hub.invite_as(None, (1, Some(true))).await;
+    let home = Home::new(1);
+    let enrolled: EnrollReply =
+        serde_json::from_slice(&home.enroll(&hub, &token).await.body).unwrap();
+    assert!(!enrolled.approved);
+    let id = enrolled.node_id.as_str();
+    assert_eq!(code(&home.register(&hub, id).await), "node_pending");
+    assert!(hub.members.all().is_empty());
+    let again: EnrollReply = serde_json::from_slice(&home.enroll(&hub, &token).await.body).unwrap();
+    assert!(!again.approved, "asking again does not help");
+
+    let mut record = hub.store.node(&enrolled.node_id).await.unwrap().unwrap();
+    record.pending = false;
+    hub.store.put_node(&record).await.unwrap();
+    assert_eq!(home.register(&hub, id).await.status, StatusCode::OK);
+    assert_eq!(hub.members.all().len(), 1);
+    let again: EnrollReply = serde_json::from_slice(&home.enroll(&hub, &token).await.body).unwrap();
+    assert!(again.approved);
+}
+
+#[tokio::test]
+async fn a_link_for_several_machines_has_each_of_them_wait_unless_it_says_otherwise() {
+    let hub = Hub::start().await;
+    for (seed, approve, approved) in [(1, None, false), (2, Some(false), true)] {
+        let token = hub.invite_as(None, (3, approve)).await;
+        let reply = Home::new(seed).enroll(&hub, &token).await;
+        let enrolled: EnrollReply = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(enrolled.approved, approved, "{approve:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_saw_for_ninety_days_waits_again_and_one_that_was_seen_never_does() {
+    let hub = Hub::start().await;
+    let home = Home::new(1);
+    let (id, _) = home.join(&hub, &hub.invite(None).await).await;
+    let id = config::ids::NodeId::new(id.as_str());
+    let now_unix = i64::try_from(NOW_MS / 1_000).unwrap();
+    let mut record = hub.store.node(&id).await.unwrap().unwrap();
+    record.created_unix = now_unix - 1_000 * 86_400;
+    record.registered_unix = Some(now_unix - 800 * 86_400);
+    record.last_seen_unix = Some(now_unix - 89 * 86_400);
+    hub.store.put_node(&record).await.unwrap();
+    assert_eq!(
+        home.register(&hub, id.as_str()).await.status,
+        StatusCode::OK
+    );
+    record.last_seen_unix = Some(now_unix - 91 * 86_400);
+    hub.store.put_node(&record).await.unwrap();
+    assert_eq!(
+        code(&home.register(&hub, id.as_str()).await),
+        "node_pending"
+    );
+    let record = hub.store.node(&id).await.unwrap().unwrap();
+    assert!(record.pending);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_machines_with_one_link_for_one_at_once_and_exactly_one_gets_in() {
+    let hub = Arc::new(Hub::start().await);
+    let token = hub.invite(None).await;
+    let tries: Vec<_> = (0..50u8)
+        .map(|seed| {
+            let (hub, token) = (Arc::clone(&hub), token.clone());
+            tokio::spawn(async move { Home::new(seed).enroll(&hub, &token).await })
+        })
+        .collect();
+    let mut codes = std::collections::BTreeMap::<String, u32>::new();
+    for reply in tries {
+        *codes.entry(code_or_ok(&reply.await.unwrap())).or_default() += 1;
+    }
+    assert_eq!(codes.remove("201 Created"), Some(1), "{codes:?}");
+    assert_eq!(codes.remove("join_token_used"), Some(49), "{codes:?}");
+    assert_eq!(hub.store.nodes().await.unwrap().len(), 1);
+}
+
+fn code_or_ok(reply: &NodeReply) -> String {
+    if reply.status.is_success() {
+        return reply.status.to_string();
+    }
+    code(reply)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

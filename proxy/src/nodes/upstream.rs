@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::remote::Shape;
+
 /// An idle connection is closed after this: well below what a node keeps one open for, so that we close first.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// A pooled connection is ready within microseconds, or something is wrong with it.
@@ -27,6 +29,9 @@ const READY_MAX: Duration = Duration::from_millis(100);
 const BUFFER_MAX: usize = 64 * 1024;
 /// Header lines in a node's response head.
 const HEADERS_MAX: usize = 64;
+
+/// A node in use is heard far more often: it is asked when it is silent.
+const HEARD_MAX: Duration = Duration::from_secs(3);
 
 /// A byte stream to a node.
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -38,6 +43,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 pub trait Dial: Send + Sync {
     /// Opens a stream to the node at `address` within `deadline`.
     async fn dial(&self, address: Ipv6Addr, deadline: Duration) -> io::Result<Box<dyn Wire>>;
+
+    /// Whether the node is surely within reach, without asking it: it was heard a moment ago, and answers when it is asked.
+    fn hears(&self, _address: Ipv6Addr) -> bool {
+        false
+    }
 }
 
 #[async_trait]
@@ -45,6 +55,12 @@ impl Dial for tunnel::Tunnel {
     async fn dial(&self, address: Ipv6Addr, deadline: Duration) -> io::Result<Box<dyn Wire>> {
         let stream = self.connect(address, NODE_PORT, deadline).await;
         Ok(Box::new(stream.map_err(io::Error::other)?))
+    }
+
+    fn hears(&self, address: Ipv6Addr) -> bool {
+        self.peer_status(address).is_some_and(|status| {
+            status.round_trip.is_some() && status.since_heard.is_some_and(|since| since < HEARD_MAX)
+        })
     }
 }
 
@@ -153,6 +169,11 @@ impl Upstream {
             .unwrap_or(Err(Fault::Timeout))
     }
 
+    /// Whether the node is surely within reach, without asking it.
+    pub fn hears(&self, node: Ipv6Addr) -> bool {
+        self.inner.dial.hears(node)
+    }
+
     /// Ends every connection to a node, running answers included: it was revoked, went silent or has a new key.
     pub fn cut(&self, node: Ipv6Addr) {
         let lane = self.inner.lanes().remove(&node);
@@ -212,14 +233,15 @@ impl Upstream {
 
     async fn connect(&self, to: Ipv6Addr, deadline: Duration) -> Result<Connection, Fault> {
         let cut = self.inner.cut_of(to);
-        let dialled = tokio::time::timeout(deadline, self.inner.dial.dial(to, deadline)).await;
-        let wire = match dialled {
-            Ok(Ok(wire)) => wire,
-            Ok(Err(error)) => {
+        let dialled = tokio::time::timeout(deadline, self.inner.dial.dial(to, deadline));
+        let wire = match cut.run_until_cancelled(dialled).await {
+            Some(Ok(Ok(wire))) => wire,
+            Some(Ok(Err(error))) => {
                 tracing::debug!(node = %to, %error, "dialling a node failed");
                 return Err(Fault::Connect);
             }
-            Err(_) => return Err(Fault::Connect),
+            // Too late, or the node is gone.
+            Some(Err(_)) | None => return Err(Fault::Connect),
         };
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
@@ -253,6 +275,7 @@ impl Upstream {
             from,
             pool,
             connection: Some(connection),
+            shape: None,
         };
         Answer {
             status: head.status,
@@ -304,6 +327,8 @@ pub struct AnswerBody {
     from: Ipv6Addr,
     pool: Arc<Inner>,
     connection: Option<Connection>,
+    /// Turns a foreign answer into ours.
+    shape: Option<Shape>,
 }
 
 impl std::fmt::Debug for AnswerBody {
@@ -315,6 +340,11 @@ impl std::fmt::Debug for AnswerBody {
 }
 
 impl AnswerBody {
+    /// From now on the body is read in our words.
+    pub(crate) fn shaped(&mut self, shape: Shape) {
+        self.shape = Some(shape);
+    }
+
     /// The next piece; `None` at the clean end, after which the connection is back in the pool.
     /// Cancel-safe. The caller sets the deadline.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
@@ -322,8 +352,15 @@ impl AnswerBody {
             match self.body.frame().await {
                 Some(Ok(frame)) => {
                     // Nothing in trailers is for us.
-                    if let Ok(data) = frame.into_data() {
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    let Some(shape) = &mut self.shape else {
                         return Ok(Some(data));
+                    };
+                    let ours = shape.push(&data)?;
+                    if !ours.is_empty() {
+                        return Ok(Some(ours.into()));
                     }
                 }
                 Some(Err(_)) => {
@@ -334,7 +371,8 @@ impl AnswerBody {
                     if let Some(connection) = self.connection.take() {
                         self.pool.checkin(self.from, connection);
                     }
-                    return Ok(None);
+                    let last = self.shape.take().map(Shape::end).transpose()?;
+                    return Ok(last.filter(|last| !last.is_empty()).map(Into::into));
                 }
             }
         }

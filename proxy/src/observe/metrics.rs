@@ -2,6 +2,7 @@
 //! cannot make new series; never a user, a key or an address.
 
 mod labels;
+mod tunnel;
 
 use std::fmt;
 use std::fmt::Display;
@@ -19,9 +20,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use labels::{
-    AttemptLabels, BuildLabels, FallbackLabels, NodeLabel, PolicyLabel, ReasonLabel, RequestLabels,
-    TierLabel, TokenLabels, UnitLabel,
+    AttemptLabels, BuildLabels, FallbackLabels, PolicyLabel, ReasonLabel, RequestLabels, TierLabel,
+    TokenLabels, UnitLabel, WakeLabels, WarmLabels,
 };
+use tunnel::TunnelSeries;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -57,8 +59,12 @@ pub struct Metrics {
     first_token: Histograms,
     token_time: Histograms,
     attempts: Family<AttemptLabels, Counter>,
+    route_warm: Family<WarmLabels, Counter>,
     fallbacks: Family<FallbackLabels, Counter>,
     migrations: Family<TierLabel, Counter>,
+    hedges: Family<AttemptLabels, Counter>,
+    wakes: Family<WakeLabels, Counter>,
+    nodes_lost: Counter,
     limit_rejections: Family<PolicyLabel, Counter>,
     auth_failures: Family<ReasonLabel, Counter>,
     unknown_fields: Counter,
@@ -70,8 +76,7 @@ pub struct Metrics {
     store_bills: Gauge<i64, AtomicI64>,
     certificate_expiry: Gauge<i64, AtomicI64>,
     nodes_ready: Gauge,
-    handshake_age: Family<NodeLabel, Seconds>,
-    tunnel_drops: Family<ReasonLabel, Gauge<i64, AtomicI64>>,
+    tunnel: TunnelSeries,
     refresh: Refresh,
 }
 
@@ -114,8 +119,12 @@ impl Metrics {
             first_token: Histograms::new_with_constructor(first_tokens),
             token_time: Histograms::new_with_constructor(token_times),
             attempts: Family::default(),
+            route_warm: Family::default(),
             fallbacks: Family::default(),
             migrations: Family::default(),
+            hedges: Family::default(),
+            wakes: Family::default(),
+            nodes_lost: Counter::default(),
             limit_rejections: Family::default(),
             auth_failures: Family::default(),
             unknown_fields: Counter::default(),
@@ -127,8 +136,7 @@ impl Metrics {
             store_bills: Gauge::default(),
             certificate_expiry: Gauge::default(),
             nodes_ready: Gauge::default(),
-            handshake_age: Family::default(),
-            tunnel_drops: Family::default(),
+            tunnel: TunnelSeries::default(),
             refresh: Refresh::default(),
         };
         metrics.register_requests();
@@ -176,6 +184,11 @@ impl Metrics {
             self.attempts.clone(),
         );
         registry.register(
+            "route_warm",
+            "Later turns of conversations, by whether they went where the last one was read",
+            self.route_warm.clone(),
+        );
+        registry.register(
             "fallbacks",
             "Answers from another tier than the chosen one",
             self.fallbacks.clone(),
@@ -188,6 +201,21 @@ impl Metrics {
             "migrations",
             "Answers that another node went on with after the one that began them was lost",
             self.migrations.clone(),
+        );
+        registry.register(
+            "hedges",
+            "Requests for which a second backend was asked, by whether it was the faster one",
+            self.hedges.clone(),
+        );
+        registry.register(
+            "wakes",
+            "Servers outside started and stopped, machines woken, by how it ended",
+            self.wakes.clone(),
+        );
+        registry.register(
+            "nodes_lost",
+            "Nodes with requests under way that gave no sign of life",
+            self.nodes_lost.clone(),
         );
         registry.register(
             "limit_rejections",
@@ -248,16 +276,7 @@ impl Metrics {
             "Nodes that can answer",
             self.nodes_ready.clone(),
         );
-        registry.register(
-            "wg_last_handshake_seconds",
-            "Time since the last WireGuard handshake with a node",
-            self.handshake_age.clone(),
-        );
-        registry.register(
-            "tunnel_drops",
-            "Packets and handshakes that the tunnel has dropped since the start, by reason",
-            self.tunnel_drops.clone(),
-        );
+        self.tunnel.register(registry);
         let build = Info::new(BuildLabels {
             version: env!("CARGO_PKG_VERSION"),
         });
@@ -383,6 +402,15 @@ impl Metrics {
         self.attempts.get_or_create(&labels).inc();
     }
 
+    /// A later turn of a conversation goes where it is warm, or not.
+    pub fn routed(&self, tier: Tier, result: &'static str) {
+        let labels = WarmLabels {
+            tier: tier.as_str(),
+            result,
+        };
+        self.route_warm.get_or_create(&labels).inc();
+    }
+
     /// Another tier answered than the one chosen.
     pub fn fallback(&self, from: Tier, to: Tier) {
         let labels = FallbackLabels {
@@ -392,10 +420,29 @@ impl Metrics {
         self.fallbacks.get_or_create(&labels).inc();
     }
 
+    /// A second backend was asked besides a slow one: `won` or `lost`.
+    pub fn hedge(&self, tier: Tier, outcome: &'static str) {
+        let tier = tier.as_str();
+        let labels = AttemptLabels { tier, outcome };
+        self.hedges.get_or_create(&labels).inc();
+    }
+
     /// Another node went on with an answer of this tier.
     pub fn migrated(&self, tier: Tier) {
         let tier = tier.as_str();
         self.migrations.get_or_create(&TierLabel { tier }).inc();
+    }
+
+    /// A server outside was started or stopped, or a machine that slept was woken.
+    pub fn wake(&self, node: &str, act: &'static str, outcome: &'static str) {
+        let node = node.to_owned();
+        let labels = WakeLabels { node, act, outcome };
+        self.wakes.get_or_create(&labels).inc();
+    }
+
+    /// A node with requests under way gave no sign of life.
+    pub fn node_lost(&self) {
+        self.nodes_lost.inc();
     }
 
     /// A limit or quota refused; `policy` is its name in the headers, e.g. `text-min`.
@@ -474,24 +521,24 @@ impl Metrics {
         self.nodes_ready.set(gauge_value(nodes));
     }
 
-    /// Time since the last handshake with a node, by its name; the number of nodes is bounded by the settings.
-    pub fn handshake_age(&self, node: &str, age: Duration) {
-        let label = NodeLabel { node: node.into() };
-        self.handshake_age
-            .get_or_create(&label)
-            .set(age.as_secs_f64());
+    /// How the tunnel to a node is, by its name; the number of nodes is bounded by the settings.
+    pub fn node(&self, node: &str, status: &::tunnel::PeerStatus) {
+        self.tunnel.node(node, status);
     }
 
     /// What the tunnel has dropped since the start, for this reason.
     pub fn tunnel_drops(&self, reason: &'static str, packets: u64) {
-        self.tunnel_drops
-            .get_or_create(&ReasonLabel { reason })
-            .set(i64::try_from(packets).unwrap_or(i64::MAX));
+        self.tunnel.drops(reason, packets);
     }
 
-    /// A node is gone: its series ends.
+    /// An enrolment or a registration was refused.
+    pub fn node_refused(&self, reason: &'static str) {
+        self.tunnel.refused(reason);
+    }
+
+    /// A node is gone: its series end.
     pub fn forget_node(&self, node: &str) {
-        self.handshake_age.remove(&NodeLabel { node: node.into() });
+        self.tunnel.forget(node);
     }
 
     /// What is called before each rendering, to set the gauges that nobody sets on the way. The first one stays.

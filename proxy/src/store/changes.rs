@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use config::ids::{KeyId, NodeId, UserId};
+use config::ids::{BackendId, KeyId, NodeId, UserId};
+use config::wire::node::HubPlace;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -28,6 +29,22 @@ pub enum Change {
     Denials,
     /// A node.
     Node(NodeId),
+    /// The breaker of a backend opened or closed at one proxy. Not a record: whoever misses it finds out by itself.
+    Breaker {
+        /// Whose.
+        backend: BackendId,
+        /// Counts up with every opening and closing.
+        term: u64,
+        /// How long it stays open from now on; `None`: it is closed.
+        open_ms: Option<u64>,
+    },
+    /// A proxy of the house says that it lives, or that it leaves. Not a record: it is said again every few seconds.
+    Hub {
+        /// Where it takes registrations.
+        place: HubPlace,
+        /// It goes away.
+        leaving: bool,
+    },
     /// Anything: changes were missed.
     Everything,
 }

@@ -47,6 +47,7 @@ fn join_token(id: &str, uses_max: u32) -> JoinToken {
         created_unix: 100,
         expires_unix: 1_000,
         used_by: Vec::new(),
+        approve: None,
     }
 }
 
@@ -71,6 +72,9 @@ fn node(id: &str) -> NodeRecord {
         registered_unix: None,
         last_seen_unix: None,
         revoked_unix: None,
+        draining: false,
+        pending: false,
+        approved_unix: None,
     }
 }
 
@@ -151,8 +155,12 @@ async fn a_join_token_is_good_once_and_idempotent_for_who_used_it() {
         let tiers = Some(vec![Tier::Fast, Tier::Heavy]);
         let now = Redeemed::Now {
             tiers: tiers.clone(),
+            approve: false,
         };
-        let again = Redeemed::Again { tiers };
+        let again = Redeemed::Again {
+            tiers,
+            approve: false,
+        };
         let mut wrong = redemption("t1", "ada");
         wrong.secret_hash = SecretHash::of(&PEPPER, "guess");
         let cases = [

@@ -67,6 +67,9 @@ pub struct KeyRecord {
     /// Whether it may name end users, who are then counted instead of the owner.
     #[serde(default)]
     pub act_as: bool,
+    /// What it asks never leaves the tiers at home.
+    #[serde(default)]
+    pub local_only: bool,
     /// Unix seconds.
     pub created_unix: i64,
     /// Unix seconds; `None`: never.
@@ -107,6 +110,7 @@ impl KeyRecord {
             plan: Plan::default(),
             limits: None,
             act_as: false,
+            local_only: false,
             created_unix,
             expires_unix: None,
             last_used_unix: None,
@@ -211,6 +215,9 @@ pub struct JoinToken {
     pub expires_unix: i64,
     /// Identities (base64) that used it.
     pub used_by: Vec<String>,
+    /// Whether an administrator approves each node; `None`: if it is good for several.
+    #[serde(default)]
+    pub approve: Option<bool>,
 }
 
 /// A try to use a join token.
@@ -231,11 +238,15 @@ pub enum Redeemed {
     Now {
         /// Tiers that the node may serve; `None`: all.
         tiers: Option<Vec<Tier>>,
+        /// An administrator approves the node before it comes in.
+        approve: bool,
     },
     /// This identity had taken its use before; nothing was taken now.
     Again {
         /// Tiers that the node may serve; `None`: all.
         tiers: Option<Vec<Tier>>,
+        /// An administrator approves the node before it comes in.
+        approve: bool,
     },
     /// No such token, or the secret is wrong.
     Unknown,
@@ -270,6 +281,15 @@ pub struct NodeRecord {
     pub last_seen_unix: Option<i64>,
     /// Unix seconds; `None`: still welcome.
     pub revoked_unix: Option<i64>,
+    /// It gets no new work until it is told otherwise; what runs there finishes.
+    #[serde(default)]
+    pub draining: bool,
+    /// An administrator must approve it before it comes in.
+    #[serde(default)]
+    pub pending: bool,
+    /// Unix seconds of the last approval by an administrator.
+    #[serde(default)]
+    pub approved_unix: Option<i64>,
 }
 
 impl JoinToken {
@@ -279,8 +299,9 @@ impl JoinToken {
             return Redeemed::Unknown;
         }
         let tiers = self.tiers.clone();
+        let approve = self.approve.unwrap_or(self.uses_max > 1);
         if self.used_by.contains(&redemption.identity) {
-            return Redeemed::Again { tiers };
+            return Redeemed::Again { tiers, approve };
         }
         if now_unix >= self.expires_unix {
             return Redeemed::Expired;
@@ -289,6 +310,6 @@ impl JoinToken {
             return Redeemed::UsedUp;
         }
         self.used_by.push(redemption.identity.clone());
-        Redeemed::Now { tiers }
+        Redeemed::Now { tiers, approve }
     }
 }

@@ -53,7 +53,7 @@ impl Sim {
                 },
                 ..Settings::new(address(me), keys[me].clone(), OWN[me])
             };
-            let mut core = Core::new(settings, Windows::default(), seed + me as u64, now);
+            let mut core = Core::new(settings, Windows::default(), None, (seed + me as u64, now));
             core.set_segments_max(64);
             let other = 1 - me;
             core.set_peer(
@@ -167,7 +167,7 @@ impl Sim {
         self.until(Duration::from_mins(30), |_| {
             while sent < bytes.len()
                 && let Poll::Ready(taken) =
-                    from.poll_write(&context(), &[std::io::IoSlice::new(&bytes[sent..])])
+                    from.poll_write(&context(), &[IoSlice::new(&bytes[sent..])])
             {
                 sent += taken.unwrap();
                 if sent == bytes.len() {
@@ -263,6 +263,50 @@ fn a_connection_dialled_long_into_an_outage_waits_for_the_session() {
         conn.poll_connected(&context()).is_ready().then_some(())
     });
     assert!(!backlog.is_closed());
+}
+
+#[test]
+fn an_echo_is_answered_and_measures_the_way_there_and_back() {
+    let clear = Weather {
+        lose: 0,
+        duplicate: 0,
+        delay: 0,
+    };
+    let mut sim = Sim::new(4, clear);
+    sim.connect();
+    let status = |sim: &Sim| sim.cores[0].windows.board.read(OWN[1], sim.now).unwrap();
+    assert_eq!(status(&sim).round_trip, None);
+    let now = sim.now;
+    sim.cores[0].echo(OWN[1], now).unwrap();
+    let round_trip = sim.until(Duration::from_secs(1), |sim| status(sim).round_trip);
+    assert_eq!(round_trip, Duration::from_millis(40));
+    assert_eq!(
+        status(&sim).since_heard,
+        Some(Duration::ZERO),
+        "the board is told at once"
+    );
+    for core in &sim.cores {
+        assert_eq!(core.windows.drops.read(), crate::drops::Counters::default());
+    }
+}
+
+#[test]
+fn however_many_ask_the_wire_sees_few_echoes() {
+    let clear = Weather {
+        lose: 0,
+        duplicate: 0,
+        delay: 0,
+    };
+    let mut sim = Sim::new(5, clear);
+    sim.connect();
+    let (before, now) = (sim.sent, sim.now);
+    for _ in 0..1_000 {
+        sim.cores[0].echo(OWN[1], now).unwrap();
+    }
+    while sim.now < now + Duration::from_millis(100) {
+        sim.step();
+    }
+    assert!(sim.sent - before <= 2, "{} datagrams", sim.sent - before);
 }
 
 proptest! {

@@ -7,13 +7,17 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::Core;
+use super::inside::{Inside, Kernel};
 use super::member::Member;
+use super::pulse::Pulse;
 use crate::error::Error;
+use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::stack::{Ends, Stack};
 use crate::peer::Peer;
 use crate::wg::PeerId;
+use crate::wg::gate::Gate;
 use crate::wg::session::Session;
 
 /// Collisions of random 24-bit indices are rare; more draws than this mean the table is full.
@@ -25,12 +29,7 @@ impl Core {
     pub(crate) fn set_peer(&mut self, peer: Peer, now: Instant) -> Result<(), Error> {
         peer.check(self.settings.address)?;
         let key = peer.public_key.to_bytes();
-        if let Some(member) = self.by_key.get(&key).and_then(|id| self.members.get(id)) {
-            let holder = member.session.peer().address;
-            if holder != peer.address {
-                return Err(Error::KeyInUse(holder));
-            }
-        }
+        self.check_key(&peer)?;
         if let Some(id) = self.by_address.get(&peer.address).copied()
             && let Some(member) = self.members.get_mut(&id)
         {
@@ -54,14 +53,79 @@ impl Core {
         self.by_key.insert(key, id);
         let mac = self.gate.mac();
         let random = self.random.random();
+        let inside = if let Some(kernel) = &self.kernel {
+            let registry = Arc::clone(&kernel.registry);
+            Inside::Kernel(Kernel::new(registry, ends.peer))
+        } else {
+            let stack = Stack::new(id, ends, self.shared.clone(), random, now);
+            Inside::Stack(Box::new(stack))
+        };
         let member = Member {
             session: Session::new(id, peer, &self.settings.private_key, mac, now),
-            stack: Stack::new(id, ends, self.shared.clone(), random, now),
+            next: None,
+            old: None,
+            inside,
             open: false,
+            pulse: Pulse::new(now),
+            posted_at: now,
         };
         self.members.insert(id, member);
         self.nudge(id, now);
         Ok(())
+    }
+
+    /// Begins a second session with a peer, under other keys: it takes over as soon as both sides have it, and no stream notices. A peer
+    /// that is new here is added. `private`: our own key from now on; only for a tunnel with one peer.
+    pub(crate) fn renew_peer(
+        &mut self,
+        peer: Peer,
+        private: Option<PrivateKey>,
+        now: Instant,
+    ) -> Result<(), Error> {
+        peer.check(self.settings.address)?;
+        self.check_key(&peer)?;
+        let is_rotated = private.is_some();
+        if let Some(private) = private {
+            let limit = self.settings.bounds.handshakes_per_second_max;
+            self.gate = Gate::new(&private, limit, now);
+            self.settings.private_key = private;
+        }
+        let Some(member_id) = self.by_address.get(&peer.address).copied() else {
+            return self.set_peer(peer, now);
+        };
+        let id = self.draw_id()?;
+        let Some(member) = self.members.get_mut(&member_id) else {
+            return Err(Error::UnknownPeer(peer.address));
+        };
+        let known = member.session.peer();
+        let is_same =
+            known.public_key == peer.public_key && known.preshared_key == peer.preshared_key;
+        if is_same && !is_rotated {
+            member.session.adopt(peer);
+            self.nudge(member_id, now);
+            return Ok(());
+        }
+        let key = peer.public_key.to_bytes();
+        let mac = self.gate.mac();
+        let mut next = Session::new(id, peer, &self.settings.private_key, mac, now);
+        next.tick(false, self.random.random(), &mut self.outbox, now);
+        let stale = member.next.replace(next);
+        if let Some(stale) = stale {
+            self.forget_session(&stale);
+        }
+        self.aliases.insert(id, member_id);
+        self.by_key.insert(key, id);
+        Ok(())
+    }
+
+    /// Two peers never share a key.
+    fn check_key(&self, peer: &Peer) -> Result<(), Error> {
+        let holder = self.by_key.get(&peer.public_key.to_bytes());
+        let holder = holder.and_then(|id| self.members.get(&self.member_of(*id)));
+        match holder.map(|member| member.session.peer().address) {
+            Some(holder) if holder != peer.address => Err(Error::KeyInUse(holder)),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Forgets a peer and cuts its streams; false when there was none.
@@ -88,7 +152,10 @@ impl Core {
             .members
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
-        let conn = member.stack.connect(port, &mut self.agenda)?;
+        let conn = member
+            .inside
+            .connect(port, &mut self.agenda)?
+            .ok_or(Error::Closed)?;
         if !member.session.is_established() {
             self.nudge(id, now);
         }
@@ -99,7 +166,7 @@ impl Core {
     pub(crate) fn streams(&self, address: Ipv6Addr) -> usize {
         let id = self.by_address.get(&address);
         let member = id.and_then(|id| self.members.get(id));
-        member.map_or(0, |member| member.stack.len())
+        member.map_or(0, |member| member.inside.len())
     }
 
     /// Opens a port to all peers.
@@ -131,6 +198,19 @@ impl Core {
         Ok(())
     }
 
+    /// Asks a peer for a sign of life; without a session nothing is sent.
+    pub(crate) fn echo(&mut self, address: Ipv6Addr, now: Instant) -> Result<(), Error> {
+        let id = self.id_of(address)?;
+        let member = self
+            .members
+            .get_mut(&id)
+            .ok_or(Error::UnknownPeer(address))?;
+        let own = self.settings.address;
+        let Member { pulse, session, .. } = member;
+        pulse.ask(session, own, (&mut self.outbox, now));
+        Ok(())
+    }
+
     fn id_of(&self, address: Ipv6Addr) -> Result<PeerId, Error> {
         self.by_address
             .get(&address)
@@ -141,7 +221,7 @@ impl Core {
     fn draw_id(&mut self) -> Result<PeerId, Error> {
         for _ in 0..INDEX_DRAWS {
             let id = PeerId::from_random(self.random.random());
-            if !self.members.contains_key(&id) {
+            if !self.members.contains_key(&id) && !self.aliases.contains_key(&id) {
                 return Ok(id);
             }
         }

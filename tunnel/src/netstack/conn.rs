@@ -32,7 +32,7 @@ pub(crate) enum End {
 }
 
 impl End {
-    fn error(self) -> io::Error {
+    pub(crate) fn error(self) -> io::Error {
         let message = match self {
             Self::PeerRemoved => "the tunnel peer was removed or replaced",
             Self::SessionLost => "the tunnel session with the peer is lost",

@@ -52,7 +52,24 @@ impl Device for Link<'_> {
     }
 }
 
-impl Link<'_> {
+impl<'a> Link<'a> {
+    /// A link with nothing to receive and no leave to send yet.
+    pub(crate) const fn idle(
+        session: &'a mut Session,
+        outbox: &'a mut Outbox,
+        mtu: usize,
+        now: Instant,
+    ) -> Self {
+        Self {
+            session,
+            outbox,
+            mtu,
+            now,
+            inbound: None,
+            credit: 0,
+        }
+    }
+
     fn outbound(&mut self) -> Outbound<'_> {
         Outbound {
             session: self.session,

@@ -63,7 +63,7 @@ pub(crate) fn expects_answer(packet: &[u8]) -> bool {
     let Some(tcp) = packet.get(IPV6_HEADER_BYTES..) else {
         return false;
     };
-    if tcp.len() < TCP_HEADER_BYTES {
+    if packet[6] != TCP || tcp.len() < TCP_HEADER_BYTES {
         return false;
     }
     let header = usize::from(tcp[12] >> 4) * 4;

@@ -57,6 +57,7 @@ pub(crate) struct Plain<'a> {
 
 /// One peer's session state.
 pub(crate) struct Session {
+    id: PeerId,
     tunn: Box<Tunn>,
     peer: Peer,
     endpoint: Option<SocketAddr>,
@@ -94,6 +95,7 @@ impl Session {
             Some(mac),
         );
         Self {
+            id,
             tunn: Box::new(tunn),
             endpoint: peer.endpoint,
             peer,
@@ -108,6 +110,20 @@ impl Session {
             complained: false,
             rx_bytes: 0,
             tx_bytes: 0,
+        }
+    }
+
+    /// What the peer puts above the session number of the receiver index.
+    pub(crate) const fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Goes on where a session with other keys leaves off: only the keys are new.
+    pub(crate) fn carry_on(&mut self, before: &Self) {
+        self.rx_bytes += before.rx_bytes;
+        self.tx_bytes += before.tx_bytes;
+        if self.endpoint.is_none() {
+            self.endpoint = before.endpoint;
         }
     }
 
@@ -129,6 +145,12 @@ impl Session {
 
     pub(crate) fn last_heard(&self) -> Option<Instant> {
         self.last_heard
+    }
+
+    /// How long the peer owes an answer.
+    pub(crate) fn unanswered(&self, now: Instant) -> Duration {
+        self.unanswered_since
+            .map_or(Duration::ZERO, |since| now.duration_since(since))
     }
 
     pub(crate) fn since_handshake(&self) -> Option<Duration> {
@@ -366,7 +388,8 @@ impl Session {
     /// Says once per outage what only a person can mend.
     fn complain(&mut self, message: Message, reason: DropReason) {
         let mismatch = matches!(message, Message::Response(_)) && reason == DropReason::Unauthentic;
-        if mismatch && !self.complained {
+        // A hub that calls a node after a restart has no key yet: the node registers, and then they agree.
+        if mismatch && !self.complained && self.peer.initiates {
             self.complained = true;
             tracing::warn!(
                 peer = %self.peer.address,

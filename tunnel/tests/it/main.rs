@@ -5,8 +5,14 @@ mod hostile;
 #[cfg(test)]
 mod relay;
 #[cfg(test)]
+mod renewal;
+#[cfg(test)]
 mod sessions;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod support;
+
+/// Who does TCP in these tests.
+#[cfg(test)]
+const BACKEND: tunnel::Backend = tunnel::Backend::Embedded;

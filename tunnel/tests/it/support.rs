@@ -19,7 +19,10 @@ pub(crate) fn loopback() -> SocketAddr {
 }
 
 pub(crate) fn settings(key: PrivateKey, address: Ipv6Addr) -> Settings {
-    Settings::new(loopback(), key, address)
+    let mut settings = Settings::new(loopback(), key, address);
+    settings.backend = crate::BACKEND;
+    settings.helper = Some(env!("CARGO_BIN_EXE_hearth-netns").into());
+    settings
 }
 
 pub(crate) async fn hub() -> Tunnel {
@@ -160,4 +163,9 @@ pub(crate) async fn ping(
     stream.read_exact(&mut back).await?;
     assert_eq!(&back, b"ping");
     Ok(())
+}
+
+/// Whether the kernel does this tunnel's TCP.
+pub(crate) fn is_kernels(tunnel: &Tunnel) -> bool {
+    tunnel.backend() == tunnel::Backend::Netns
 }

@@ -6,6 +6,7 @@ use super::proxy::count;
 use crate::settings::plan::{Plan, Price, Prices, WhenUsedUp};
 use crate::settings::proxy::{Limits, PerMinute};
 use crate::settings::read::Section;
+use crate::wire::wishes::Priority;
 
 /// Tokens a minute at most: one a microsecond.
 const TOKENS_PER_MINUTE_MAX: u64 = 60_000_000;
@@ -22,6 +23,11 @@ const ZONE: &str = "a time zone such as UTC, Europe/Berlin or America/New_York";
 const WHEN_USED_UP: [(&str, WhenUsedUp); 2] = [
     ("refuse", WhenUsedUp::Refuse),
     ("downgrade", WhenUsedUp::Downgrade),
+];
+const PRIORITIES: [(&str, Priority); 3] = [
+    ("interactive", Priority::Interactive),
+    ("normal", Priority::Normal),
+    ("batch", Priority::Batch),
 ];
 
 /// `[limits]`.
@@ -131,6 +137,8 @@ fn plan(mut section: Section<'_>) -> Plan {
         micros_per_month: money(&mut section, "money_per_month", MONEY_MAX),
         when_heavy_is_used_up: section.one_of("when_heavy_is_used_up", &WHEN_USED_UP),
         time_zone: section.parsed("time_zone", ZONE),
+        local_only: section.boolean("local_only"),
+        priority: section.one_of("priority", &PRIORITIES),
     };
     section.close();
     plan
@@ -176,15 +184,29 @@ fn named_prices(section: &mut Section<'_>, key: &'static str) -> BTreeMap<String
         .collect()
 }
 
+/// The price of a section that need not be there.
+pub(super) fn price_of(mut section: Section<'_>) -> Option<Price> {
+    let given = price_in(&mut section);
+    let is_given = ["input", "cached_input", "output"]
+        .into_iter()
+        .any(|key| section.was_given(key));
+    section.close();
+    is_given.then_some(given)
+}
+
 fn price(mut section: Section<'_>) -> Price {
-    let input = money(&mut section, "input", PRICE_MAX).unwrap_or(0);
-    let price = Price {
-        input,
-        cached_input: money(&mut section, "cached_input", PRICE_MAX).unwrap_or(input),
-        output: money(&mut section, "output", PRICE_MAX).unwrap_or(0),
-    };
+    let price = price_in(&mut section);
     section.close();
     price
+}
+
+fn price_in(section: &mut Section<'_>) -> Price {
+    let input = money(section, "input", PRICE_MAX).unwrap_or(0);
+    Price {
+        input,
+        cached_input: money(section, "cached_input", PRICE_MAX).unwrap_or(input),
+        output: money(section, "output", PRICE_MAX).unwrap_or(0),
+    }
 }
 
 fn per_minute(section: &mut Section<'_>, key: &'static str, default: u32) -> u32 {

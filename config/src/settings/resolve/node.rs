@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::log;
+use super::proxy::BACKENDS;
+use super::remote::is_at_home;
+use super::wake::wake;
+use super::{log, split_port};
 use crate::settings::node::{
     EngineSettings, KvType, LoraSettings, MetricsCompat, Node, Pooling, ReasoningFormat,
-    SamplingDefaults, Settings, Split, TierKind, TierSettings, ToolFormat, Upstream,
+    SamplingDefaults, Settings, Split, TierKind, TierSettings, ToolFormat, Upstream, Wake,
 };
+use crate::settings::proxy::Backend;
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
 use crate::units::{UnitError, parse_duration};
@@ -64,7 +68,15 @@ const SYSTEM_BYTES_MAX: usize = 64 * 1024;
 
 /// Everything. Missing and wrong values are noted in the document; what comes back then is not used.
 pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
-    let node = node(root.section("node"));
+    let wake = wake(root.section("wake"));
+    let mut overlay = root.section("tunnel");
+    let backend = overlay.one_of("backend", &BACKENDS).unwrap_or_default();
+    overlay.close();
+    let node = Node {
+        wake,
+        backend,
+        ..node(root.section("node"))
+    };
     let mut seen = Seen::default();
     let mut tiers = Vec::new();
     let sections = root.sections("tiers", Tier::ALL.len());
@@ -127,9 +139,17 @@ fn node(mut section: Section<'_>) -> Node {
             .into_iter()
             .map(|Compat(compat)| compat)
             .collect(),
+        rekey: section
+            .secs("rekey_secs", 1..=604_800)
+            .unwrap_or(Duration::from_hours(24)),
+        refused_retry: section
+            .secs("refused_retry_secs", 1..=3600)
+            .unwrap_or(Duration::from_mins(1)),
         grace: section
             .secs("grace_secs", 0..=3600)
             .unwrap_or(Duration::from_secs(30)),
+        wake: Wake::default(),
+        backend: Backend::default(),
     };
     section.close();
     node
@@ -234,7 +254,7 @@ fn tier(mut section: Section<'_>, seen: &mut Seen) -> Option<TierSettings> {
         (1..=SYSTEM_BYTES_MAX).contains(&text.len())
     });
     let context = section.integer("context", 64..=16_777_216);
-    let slots = section.integer("slots", 1..=256).unwrap_or(4);
+    let slots = section.integer("slots", 1..=64).unwrap_or(4);
     let queue_max = section.integer("queue_max", 1..=100_000).unwrap_or(64);
     let threads = section.integer("threads", 1..=1024);
     let gpu_layers = section.integer("gpu_layers", 0..=10_000);
@@ -339,21 +359,32 @@ fn upstream(section: &mut Section<'_>) -> Option<Upstream> {
         (1..=256).contains(&id.len()) && !id.chars().any(char::is_control)
     });
     let key = section.secret("upstream_key", "upstream_key_file");
+    let local = section.boolean("upstream_local");
     if url.is_none() {
         for (key, given) in [
             ("upstream_model", model.is_some()),
             ("upstream_key", key.is_some()),
+            ("upstream_local", local.is_some()),
         ] {
             if given {
                 section.problem(key, "means nothing without upstream".to_owned());
             }
         }
     }
+    let url = url?;
     Some(Upstream {
-        url: url?,
+        local: local.unwrap_or_else(|| is_at_home(host_of(&url))),
+        url,
         model,
         key,
     })
+}
+
+/// The host of an address that begins with its scheme.
+fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    split_port(authority).map_or("", |(host, _)| host)
 }
 
 /// How long an unused model stays; `None`: for ever.

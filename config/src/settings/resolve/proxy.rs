@@ -6,14 +6,25 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::limits::{limits, prices};
+use super::remote::remotes;
 use super::store::store;
 use super::tls::tls;
 use super::{is_host, issuer, log, origin_host, split_port, url_of_listener};
-use crate::settings::proxy::{Auth, Issuer, Plan, Routing, Server, Settings, Tunnel, Usage};
+use crate::settings::classifier::{Classifier, Weights};
+use crate::settings::proxy::{
+    Approve, Auth, Backend, Hedge, Issuer, Plan, Routing, Server, Settings, Tunnel, Usage,
+    WakePatience,
+};
 use crate::settings::read::{Loopback, Section};
 use crate::tier::Tier;
 
 const SOCKET: &str = "an address with port such as 0.0.0.0:8443 or [::]:8443";
+pub(super) const BACKENDS: [(&str, Backend); 3] = [
+    ("auto", Backend::Auto),
+    ("netns", Backend::Netns),
+    ("embedded", Backend::Embedded),
+];
+const APPROVES: [(&str, Approve); 2] = [("auto", Approve::Auto), ("manual", Approve::Manual)];
 const YEAR_SECS: u64 = 366 * 86_400;
 
 /// Everything. Missing and wrong values are noted in the document; what comes back then is not used.
@@ -28,6 +39,7 @@ pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
         usage: usage(root.section("usage")),
         store: store(root.section("store")),
         routing: routing(root.section("routing"), &server),
+        remotes: remotes(&mut root, &server),
         log: log(root.section("log")),
         server,
         tls,
@@ -182,6 +194,11 @@ fn tunnel(mut section: Section<'_>) -> Tunnel {
         nodes_max: section
             .integer("nodes_max", 1..=100_000)
             .map_or(1000, count),
+        backend: section.one_of("backend", &BACKENDS).unwrap_or_default(),
+        approve: section
+            .one_of("approve", &APPROVES)
+            .unwrap_or(Approve::Auto),
+        unseen_days: section.integer("unseen_days", 1..=3650).unwrap_or(90),
     };
     section.close();
     tunnel
@@ -239,9 +256,15 @@ fn routing(mut section: Section<'_>, server: &Server) -> Routing {
         connect_timeout: secs(&mut section, "connect_timeout_secs", 1, 60, 3),
         first_byte_timeout: secs(&mut section, "first_byte_timeout_secs", 1, YEAR_SECS, 120),
         idle_timeout: secs(&mut section, "idle_timeout_secs", 1, 3600, 60),
+        silence: section
+            .millis("silence_ms", 0..=60_000)
+            .unwrap_or(Duration::from_millis(250)),
+        silence_patience: section
+            .millis("silence_patience_ms", 100..=60_000)
+            .unwrap_or(Duration::from_millis(500)),
         stall_after: section
             .millis("stall_after_ms", 0..=60_000)
-            .unwrap_or(Duration::from_secs(1)),
+            .unwrap_or(Duration::from_secs(2)),
         migration_patience: secs(&mut section, "migration_patience_secs", 0, 300, 10),
         commit_after: section
             .millis("commit_after_ms", 0..=30_000)
@@ -249,6 +272,11 @@ fn routing(mut section: Section<'_>, server: &Server) -> Routing {
         keepalive: secs(&mut section, "keepalive_secs", 1, 55, 15),
         fallback: section.boolean("fallback").unwrap_or(true),
         pool_max: section.integer("pool_max", 0..=1024).map_or(128, count),
+        queue_max: section.integer("queue_max", 0..=10_000).map_or(64, count),
+        queue_wait: secs(&mut section, "queue_wait_secs", 0, 600, 60),
+        wake: wake(&mut section),
+        classifier: classifier(section.section("classifier")),
+        hedge: hedge(section.section("hedge")),
     };
     if routing.fast_to >= routing.heavy_from {
         let message = format!(
@@ -276,7 +304,70 @@ fn routing(mut section: Section<'_>, server: &Server) -> Routing {
     routing
 }
 
-fn secs(
+/// `[routing.hedge]`.
+fn hedge(mut section: Section<'_>) -> Hedge {
+    let default = Hedge::default();
+    let tiers = section.list("tiers", 3, "fast, primary or heavy");
+    let tiers = tiers.map_or(default.tiers, |names| {
+        let tiers: Vec<Tier> = names
+            .iter()
+            .filter_map(|name: &String| name.parse().ok())
+            .collect();
+        if tiers.len() != names.len() {
+            section.problem("tiers", "tiers are fast, primary and heavy");
+        }
+        tiers
+    });
+    let hedge = Hedge {
+        enabled: section.boolean("enabled").unwrap_or(default.enabled),
+        budget_percent: section
+            .integer("budget_percent", 1..=100)
+            .unwrap_or(default.budget_percent),
+        min_samples: section
+            .integer("min_samples", 1..=1_000)
+            .unwrap_or(default.min_samples),
+        tiers,
+        prompt_tokens_max: section
+            .integer("prompt_tokens_max", 1..=1_000_000)
+            .unwrap_or(default.prompt_tokens_max),
+    };
+    section.close();
+    hedge
+}
+
+/// `[routing.classifier]`
+fn classifier(mut section: Section<'_>) -> Classifier {
+    let default = Classifier::default();
+    let mut weights = section.section("weights");
+    let classifier = Classifier {
+        weights: Weights::read(|rule| weights.float(rule, -1.0..=1.0)),
+        second_opinion: section
+            .boolean("second_opinion")
+            .unwrap_or(default.second_opinion),
+        second_opinion_margin: section
+            .float("second_opinion_margin", 0.0..=0.5)
+            .unwrap_or(default.second_opinion_margin),
+        second_opinion_patience: section
+            .millis("second_opinion_ms", 10..=10_000)
+            .unwrap_or(default.second_opinion_patience),
+    };
+    weights.close();
+    section.close();
+    classifier
+}
+
+/// How long each class waits for a sleeping tier.
+fn wake(section: &mut Section<'_>) -> WakePatience {
+    let default = WakePatience::default();
+    let mut patience = |key, default: Duration| section.secs(key, 0..=3600).unwrap_or(default);
+    WakePatience {
+        interactive: patience("wake_interactive_secs", default.interactive),
+        normal: patience("wake_normal_secs", default.normal),
+        batch: patience("wake_batch_secs", default.batch),
+    }
+}
+
+pub(super) fn secs(
     section: &mut Section<'_>,
     key: &'static str,
     from: u64,

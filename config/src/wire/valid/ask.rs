@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::read::{Object, as_array, as_integer, as_string, invalid, kind_of};
 use super::{ChatRequest, Invalid, Prompt, Unknown, ValidInfill, json, options};
 use crate::tier::Tier;
+use crate::wire::wishes::Wishes;
 
 /// Texts of one request, at most; OpenAI's bound.
 pub const TEXTS_MAX: usize = 2_048;
@@ -78,6 +79,8 @@ pub struct ValidAsk {
     pub model: String,
     /// `tier` of the body.
     pub tier: Option<Tier>,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// Bytes of text that a model reads.
@@ -103,6 +106,7 @@ impl ValidAsk {
                     body: chat.to_node_body(),
                     model: chat.model,
                     tier: chat.tier,
+                    wishes: chat.wishes,
                     user: chat.user,
                     text_bytes: 0,
                     max_tokens: None,
@@ -121,6 +125,7 @@ impl ValidAsk {
                     body: infill.to_node_body(),
                     model: infill.model,
                     tier: infill.tier,
+                    wishes: infill.wishes,
                     user: infill.user,
                     unknown: infill.unknown,
                 })
@@ -148,6 +153,8 @@ pub struct ValidEmbeddings {
     pub base64: bool,
     /// The first so many numbers of each vector, brought to length 1 again.
     pub dimensions: Option<u32>,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// Keys that were not understood.
@@ -170,6 +177,7 @@ impl ValidEmbeddings {
             inputs,
             base64,
             dimensions: body.unsigned("dimensions", 1..=DIMENSIONS_MAX)?,
+            wishes: Wishes::take(&mut body)?,
             user: options::end_user(&mut body, 512)?,
             unknown: body.unknown(),
         })
@@ -198,6 +206,7 @@ impl From<ValidEmbeddings> for ValidAsk {
             kind: AskKind::Embeddings,
             model: asked.model,
             tier: asked.tier,
+            wishes: asked.wishes,
             user: asked.user,
             text_bytes,
             max_tokens: None,
@@ -223,6 +232,8 @@ pub struct ValidRerank {
     pub top_n: Option<u32>,
     /// Say the documents again in the answer.
     pub return_documents: bool,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// Keys that were not understood.
@@ -270,6 +281,7 @@ impl ValidRerank {
             documents,
             top_n: body.unsigned("top_n", 1..=u32::MAX)?,
             return_documents: body.boolean("return_documents")?.unwrap_or(false),
+            wishes: Wishes::take(&mut body)?,
             user: options::end_user(&mut body, 512)?,
             unknown: body.unknown(),
         })
@@ -295,6 +307,7 @@ impl From<ValidRerank> for ValidAsk {
             kind: AskKind::Rerank,
             model: asked.model,
             tier: asked.tier,
+            wishes: asked.wishes,
             user: asked.user,
             text_bytes,
             max_tokens: None,
@@ -325,6 +338,7 @@ fn words(kind: AskKind, bytes: &[u8]) -> Result<ValidAsk, Invalid> {
         kind,
         model: model(&mut asked)?,
         tier: options::tier(&mut asked)?,
+        wishes: Wishes::take(&mut asked)?,
         user: options::end_user(&mut asked, 512)?,
         text_bytes: 0,
         max_tokens: None,

@@ -9,6 +9,7 @@ use super::{
     json, message, options, tools,
 };
 use crate::wire::chat::{ResponseFormat, ToolChoice};
+use crate::wire::wishes::Wishes;
 
 const METADATA_MAX: usize = 16;
 const METADATA_BYTES_MAX: usize = 512;
@@ -52,6 +53,7 @@ impl ChatRequest {
             reasoning_effort: reasoning_effort(&mut body)?,
             chat_template_kwargs: template_kwargs(&mut body)?,
             slides: slides(&mut body)?,
+            wishes: Wishes::take(&mut body)?,
             user: options::end_user(&mut body, USER_BYTES_MAX)?,
             metadata: metadata(&mut body)?,
             kind: if conversation.media == 0 {

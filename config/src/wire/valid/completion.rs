@@ -6,6 +6,7 @@ use super::read::{Object, as_array, as_integer, as_string, invalid, kind_of, uns
 use super::{Generation, Invalid, N_MAX, Unknown, json, options};
 use crate::tier::Tier;
 use crate::wire::chat::StreamOptions;
+use crate::wire::wishes::Wishes;
 
 /// Tokens of one prompt given as ids, at most.
 const PROMPT_TOKENS_MAX: usize = 131_072;
@@ -55,6 +56,8 @@ pub struct ValidCompletion {
     pub generation: Generation,
     /// `Some(k)`: probabilities with the `k` likeliest tokens, 0 to 5.
     pub logprobs: Option<u8>,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// Keys that were not understood.
@@ -94,6 +97,7 @@ impl CompletionRequest {
             stream_options: options::stream_options(&mut body)?,
             generation,
             logprobs: logprobs.and_then(|top| u8::try_from(top).ok()),
+            wishes: Wishes::take(&mut body)?,
             user: options::end_user(&mut body, 512)?,
             unknown: body.unknown(),
         })

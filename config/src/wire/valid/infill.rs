@@ -6,6 +6,7 @@ use super::ask::model;
 use super::read::{Object, as_object, unsupported};
 use super::{Generation, Invalid, Unknown, json, options};
 use crate::tier::Tier;
+use crate::wire::wishes::Wishes;
 
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const FILES_MAX: usize = 256;
@@ -38,6 +39,8 @@ pub struct ValidInfill {
     pub extra: Vec<ExtraFile>,
     /// What completions have too.
     pub generation: Generation,
+    /// What it wishes for in its `hearth` member; stays on the proxy.
+    pub wishes: Wishes,
     /// Whom the caller serves; stays on the proxy.
     pub user: Option<String>,
     /// Keys that were not understood.
@@ -78,6 +81,7 @@ impl ValidInfill {
             prompt: text(&mut body, "prompt")?,
             extra: extra(&mut body)?,
             generation,
+            wishes: Wishes::take(&mut body)?,
             user: options::end_user(&mut body, 512)?,
             unknown: body.unknown(),
         })

@@ -14,13 +14,13 @@ const QUOTE_CHARS_MAX: usize = 40;
 
 /// An object whose known keys are taken out one by one.
 #[derive(Debug)]
-pub(super) struct Object {
+pub(in crate::wire) struct Object {
     path: String,
     map: Map<String, Value>,
 }
 
 /// The error for the value at `path`.
-pub(super) fn invalid(path: impl Into<String>, message: impl Into<String>) -> Invalid {
+pub(in crate::wire) fn invalid(path: impl Into<String>, message: impl Into<String>) -> Invalid {
     Invalid {
         param: Some(path.into()),
         code: InvalidCode::InvalidValue,
@@ -50,7 +50,7 @@ pub(super) const fn kind_of(value: &Value) -> &'static str {
 }
 
 /// A short quotation of a word that the caller chose from a list.
-pub(super) fn quote(word: &str) -> String {
+pub(in crate::wire) fn quote(word: &str) -> String {
     let short: String = word.chars().take(QUOTE_CHARS_MAX).collect();
     if short.len() < word.len() {
         format!("{short:?}...")
@@ -163,7 +163,7 @@ impl Object {
     }
 
     /// The path of a key.
-    pub(super) fn at(&self, key: &str) -> String {
+    pub(in crate::wire) fn at(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()
         } else {
@@ -191,7 +191,11 @@ impl Object {
         self.map.remove(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn string(&mut self, key: &str, max: usize) -> Result<Option<String>, Invalid> {
+    pub(in crate::wire) fn string(
+        &mut self,
+        key: &str,
+        max: usize,
+    ) -> Result<Option<String>, Invalid> {
         let path = self.at(key);
         self.take(key)
             .map(|value| as_string(path, value, max))
@@ -204,7 +208,7 @@ impl Object {
             .ok_or_else(|| invalid(self.at(key), "missing; a string is required"))
     }
 
-    pub(super) fn boolean(&mut self, key: &str) -> Result<Option<bool>, Invalid> {
+    pub(in crate::wire) fn boolean(&mut self, key: &str) -> Result<Option<bool>, Invalid> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
@@ -252,7 +256,7 @@ impl Object {
             .transpose()
     }
 
-    pub(super) fn object(&mut self, key: &str) -> Result<Option<Self>, Invalid> {
+    pub(in crate::wire) fn object(&mut self, key: &str) -> Result<Option<Self>, Invalid> {
         let path = self.at(key);
         self.take(key)
             .map(|value| as_object(path, value))
@@ -265,7 +269,7 @@ impl Object {
     }
 
     /// What is left after every known key was taken.
-    pub(super) fn unknown(self) -> Unknown {
+    pub(in crate::wire) fn unknown(self) -> Unknown {
         let mut names: Vec<String> = self
             .map
             .keys()
@@ -281,7 +285,11 @@ impl Object {
 }
 
 /// The word that `text` is among `all`, or an error that lists them.
-pub(super) fn word<T: Copy>(path: String, text: &str, all: &[(&str, T)]) -> Result<T, Invalid> {
+pub(in crate::wire) fn word<T: Copy>(
+    path: String,
+    text: &str,
+    all: &[(&str, T)],
+) -> Result<T, Invalid> {
     all.iter()
         .find(|(name, _)| *name == text)
         .map(|(_, value)| *value)

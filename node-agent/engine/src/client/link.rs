@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::EVENTS_MAX;
 use super::words::LastWords;
 use crate::protocol;
 use crate::protocol::FromWorker;
@@ -212,6 +213,10 @@ impl Link {
                 return self.deliver_end(job, &event);
             }
         };
+        // How far it is may be left out where nobody listens; what it says may not.
+        if matches!(event, Event::Progress(_)) && sender.capacity() <= EVENTS_MAX {
+            return;
+        }
         // Full only if the worker ignored its credit; then the answer has a hole and must not go on.
         let broken = sender.try_send(event).is_err();
         if last || broken {
@@ -230,7 +235,7 @@ impl Link {
         match event {
             Event::Done { usage, .. } => self.settle(job, *usage),
             Event::Refused(_) => drop(self.lock().jobs.remove(&job)),
-            Event::Started { .. } | Event::Piece { .. } => {}
+            Event::Started { .. } | Event::Progress(_) | Event::Piece { .. } => {}
         }
     }
 

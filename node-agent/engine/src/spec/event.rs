@@ -7,7 +7,8 @@ use super::Refusal;
 
 /// One step in the life of a [`crate::Generation`].
 ///
-/// The order is `Started`, any number of `Piece`, then one `Done`; or a `Refused` in place of any of them, which ends it too.
+/// The order is `Started`, any number of `Piece`, then one `Done`; or a `Refused` in place of any of them, which ends it too. `Progress`
+/// may come anywhere before the first `Piece`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
@@ -36,6 +37,8 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         logprobs: Vec<TokenLogprob>,
     },
+    /// How far it is, before its first piece. Some may be left out.
+    Progress(Progress),
     /// The answer is complete.
     Done {
         /// Why it ended.
@@ -47,6 +50,24 @@ pub enum Event {
     },
     /// The request ended without an answer.
     Refused(Refusal),
+}
+
+/// How far a request is whose answer has not begun.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// It waits for a slot.
+    Queue {
+        /// So many go before it.
+        ahead: u32,
+    },
+    /// Its prompt is being read.
+    Prefill {
+        /// Tokens read.
+        done: u32,
+        /// Of so many.
+        total: u32,
+    },
 }
 
 /// Why an answer ended.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use ring::digest::Context;
 use ring::digest::SHA256;
+use scheduler::Class;
 use scheduler::Job;
 use scheduler::JobId;
 use scheduler::Principal;
@@ -18,6 +19,7 @@ use crate::check;
 use crate::engine::Engine;
 use crate::sampling::Sampler;
 use crate::spec::GenerateSpec;
+use crate::spec::Priority;
 use crate::spec::Prompt;
 use crate::spec::Refusal;
 
@@ -75,6 +77,7 @@ pub(super) fn prepare(
     Ok(Job {
         id,
         principal: Principal(spec.principal),
+        class: class(spec.priority),
         wall: wall(spec),
         cells,
         arrived: now,
@@ -82,6 +85,14 @@ pub(super) fn prepare(
         payload: answer,
         prompt,
     })
+}
+
+const fn class(priority: Priority) -> Class {
+    match priority {
+        Priority::Interactive => Class::Interactive,
+        Priority::Normal => Class::Normal,
+        Priority::Batch => Class::Batch,
+    }
 }
 
 /// Tells a sampler what the prompt says, if one of its rules looks at text.

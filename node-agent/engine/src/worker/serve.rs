@@ -33,6 +33,7 @@ use super::guess::Guesser;
 use super::intake;
 use super::media;
 use super::outbox::Outbox;
+use super::progress::Reporter;
 use super::reuse::Reuse;
 use super::saved::Saved;
 use super::watchdog::Watchdog;
@@ -72,6 +73,7 @@ pub(super) struct Server<'engine> {
     outbox: Outbox,
     seed_default: Option<u64>,
     meters: Meters,
+    progress: Reporter,
     reported: Stats,
     reported_at: Instant,
     /// Something has changed since, and it is to be told even if nothing more happens.
@@ -110,6 +112,7 @@ impl<'engine> Server<'engine> {
             outbox: Outbox::new(stream),
             seed_default: spec.seed_default,
             meters: Meters::default(),
+            progress: Reporter::new(),
             reported: Stats::default(),
             reported_at: Instant::now(),
             stale: false,
@@ -142,6 +145,8 @@ impl<'engine> Server<'engine> {
                 self.step(now)?;
             }
             self.report_stats(now)?;
+            self.progress
+                .report((&self.queue, &self.slots), &mut self.outbox, now)?;
             // The agent may be stopped in a debugger; that is no reason to die.
             self.watchdog.rest();
             self.outbox.flush()?;
@@ -248,13 +253,16 @@ impl<'engine> Server<'engine> {
         }
         // Whoever waits already goes first, so the queue is only used when there is no slot.
         self.fill_slots(now)?;
-        match self.queue.push(job) {
-            Ok(()) => self.fill_slots(now),
-            Err(full) => {
-                let waiting = u32::try_from(full.waiting).unwrap_or(u32::MAX);
-                self.outbox.refuse(id, Refusal::QueueFull { waiting })
-            }
-        }
+        let (refused, waiting) = match self.queue.push(job) {
+            Ok(None) => return self.fill_slots(now),
+            // Whoever had the most waiting makes room.
+            Ok(Some(displaced)) => (displaced.id, self.queue.len()),
+            Err(full) => (id, full.waiting),
+        };
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+        self.outbox
+            .refuse(refused, Refusal::QueueFull { waiting })?;
+        self.fill_slots(now)
     }
 
     /// Ends a job and says what it used. One that is not known has had its end.

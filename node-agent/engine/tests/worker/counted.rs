@@ -101,7 +101,7 @@ async fn leave(worker: &Worker, spec: GenerateSpec, after: usize) -> Option<Usag
     for _event in 0..after {
         match next(&mut generation).await {
             Some(Event::Piece { tokens, .. }) => told += tokens,
-            Some(Event::Started { .. }) => {}
+            Some(Event::Started { .. } | Event::Progress(_)) => {}
             Some(Event::Done { usage, .. }) => return Some(usage),
             other => panic!("{other:?}"),
         }

@@ -140,6 +140,7 @@ pub(crate) async fn read(mut generation: Generation) -> Answer {
                 answer.tokens += tokens;
                 answer.logprobs.extend(logprobs);
             }
+            Event::Progress(_) => {}
             Event::Done { finish, usage, .. } => answer.end = Some(Ok((finish, usage))),
             Event::Refused(refusal) => answer.end = Some(Err(refusal)),
         }
@@ -153,7 +154,7 @@ pub(crate) async fn first_piece(generation: &mut Generation) -> String {
     loop {
         match next(generation).await {
             Some(Event::Piece { text, .. }) => return text,
-            Some(Event::Started { .. }) => {}
+            Some(Event::Started { .. } | Event::Progress(_)) => {}
             other => panic!("no piece came, but {other:?}"),
         }
     }

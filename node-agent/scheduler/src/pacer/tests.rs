@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::*;
+use crate::Class;
 use crate::job::Job;
 use crate::job::JobId;
 use crate::job::Principal;
@@ -45,6 +46,7 @@ fn job(id: u64, len: usize) -> Job<()> {
     Job {
         id: JobId(id),
         principal: Principal(0),
+        class: Class::Normal,
         wall: Wall(0),
         prompt: vec![Token(7); len],
         cells: len,

@@ -5,6 +5,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::*;
+use crate::Class;
 use crate::job::Job;
 use crate::job::JobId;
 use crate::job::Principal;
@@ -24,6 +25,7 @@ fn slots_with(prompts: &[usize]) -> Slots<()> {
         let job = Job {
             id: JobId(u64::from(number)),
             principal: Principal(0),
+            class: Class::Normal,
             wall: Wall(0),
             cells: *length,
             prompt: vec![Token(7); *length],

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::Class;
 use crate::job::Principal;
 use crate::plan::plan;
 
@@ -22,6 +23,7 @@ fn job(id: u64, principal: u64, prompt: Vec<Token>) -> Job<()> {
     Job {
         id: JobId(id),
         principal: Principal(principal),
+        class: Class::Normal,
         wall: Wall(u128::from(principal)),
         cells: prompt.len(),
         prompt,

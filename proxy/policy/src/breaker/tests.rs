@@ -1,3 +1,5 @@
+mod shared;
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -18,7 +20,7 @@ fn secs(seconds: u64) -> Duration {
 
 fn fail(breaker: &mut Breaker, now: Instant) {
     let pass = breaker.admit(now).expect("the breaker lets it through");
-    breaker.record(pass, Signal::Failure, now);
+    breaker.record(pass, Signal::Failure, (now, 0));
 }
 
 fn tripped(at: Instant) -> Breaker {
@@ -67,7 +69,7 @@ fn success_between_failures_does_not_wipe_the_window() {
     let mut breaker = Breaker::new(RULES);
     for n in 0..3 {
         let pass = breaker.admit(at).expect("closed");
-        breaker.record(pass, Signal::Success, at + secs(n));
+        breaker.record(pass, Signal::Success, (at + secs(n), 0));
         fail(&mut breaker, at + secs(n));
     }
     assert!(
@@ -88,7 +90,7 @@ fn exactly_one_probe_goes_and_its_success_closes() {
         breaker.admit(due + secs(59)).is_none(),
         "however long it takes"
     );
-    breaker.record(probe, Signal::Success, due + secs(59));
+    breaker.record(probe, Signal::Success, (due + secs(59), 0));
     assert_eq!(breaker.phase(due + secs(59)), Phase::Closed);
     fail(&mut breaker, due + secs(59));
     assert_eq!(
@@ -104,7 +106,7 @@ fn a_failed_probe_restarts_the_timer() {
     let mut breaker = tripped(at);
     let due = at + secs(40);
     let probe = breaker.admit(due).expect("the probe");
-    breaker.record(probe, Signal::Failure, due + secs(5));
+    breaker.record(probe, Signal::Failure, (due + secs(5), 0));
     let until = due + secs(35);
     assert_eq!(breaker.phase(due + secs(5)), Phase::Open { until });
 }
@@ -115,7 +117,7 @@ fn a_probe_that_proves_nothing_hands_over_to_the_next_caller() {
     let mut breaker = tripped(at);
     let due = at + secs(30);
     let probe = breaker.admit(due).expect("the probe");
-    breaker.record(probe, Signal::Neutral, due + secs(1));
+    breaker.record(probe, Signal::Neutral, (due + secs(1), 0));
     let next = breaker
         .admit(due + secs(1))
         .expect("the next probe at once");
@@ -132,12 +134,12 @@ fn a_lost_probe_times_out_and_its_late_result_is_ignored() {
     let again = due + secs(60);
     let second = breaker.admit(again).expect("a new probe");
     assert!(second.is_probe());
-    breaker.record(lost, Signal::Success, again);
+    breaker.record(lost, Signal::Success, (again, 0));
     assert!(
         matches!(breaker.phase(again), Phase::Probing { .. }),
         "only the new probe decides"
     );
-    breaker.record(second, Signal::Success, again);
+    breaker.record(second, Signal::Success, (again, 0));
     assert_eq!(breaker.phase(again), Phase::Closed);
 }
 
@@ -147,7 +149,7 @@ fn the_callers_errors_never_count() {
     let mut breaker = Breaker::new(RULES);
     for _ in 0..100 {
         let pass = breaker.admit(at).expect("closed");
-        breaker.record(pass, Signal::Neutral, at);
+        breaker.record(pass, Signal::Neutral, (at, 0));
     }
     assert_eq!(breaker.phase(at), Phase::Closed);
 }
@@ -163,13 +165,13 @@ fn results_from_before_the_trip_say_nothing_about_now() {
     let due = at + secs(30);
     let probe = breaker.admit(due).expect("the probe");
     for (pass, signal) in slow.into_iter().zip([Signal::Success, Signal::Failure]) {
-        breaker.record(pass, signal, due);
+        breaker.record(pass, signal, (due, 0));
         assert!(
             matches!(breaker.phase(due), Phase::Probing { .. }),
             "{signal:?}"
         );
     }
-    breaker.record(probe, Signal::Success, due);
+    breaker.record(probe, Signal::Success, (due, 0));
     assert_eq!(breaker.phase(due), Phase::Closed);
 }
 
@@ -181,6 +183,68 @@ fn a_restart_lets_one_probe_go_at_once() {
     let probe = breaker.admit(at + secs(1)).expect("a probe");
     assert!(probe.is_probe());
     assert!(breaker.admit(at + secs(1)).is_none());
+}
+
+#[test]
+fn the_first_content_of_a_probe_closes_and_what_follows_counts_as_usual() {
+    let at = start();
+    let mut breaker = tripped(at);
+    let due = at + secs(30);
+    let mut probe = breaker.admit(due).expect("the probe");
+    let news = breaker.prove(&mut probe, (due, 7)).expect("it is news");
+    assert_eq!((news.open, breaker.phase(due)), (None, Phase::Closed));
+    for _ in 0..2 {
+        fail(&mut breaker, due);
+    }
+    let opened = breaker.record(probe, Signal::Failure, (due, 7));
+    assert!(
+        opened.is_some_and(|news| news.open == Some(secs(30))),
+        "the third failure"
+    );
+}
+
+#[test]
+fn whoever_finds_that_another_proxy_probes_asks_again_soon() {
+    let at = start();
+    let mut breaker = tripped(at);
+    let due = at + secs(30);
+    let probe = breaker.admit(due).expect("the probe");
+    breaker.stand_back(probe, secs(1), due);
+    assert!(breaker.admit(due).is_none());
+    assert!(breaker.admit(due + secs(1)).is_some_and(Pass::is_probe));
+    breaker.record(probe, Signal::Success, (due + secs(1), 0));
+    assert!(breaker.admit(due + secs(1)).is_none(), "its pass is void");
+}
+
+#[test]
+fn news_is_believed_once_and_never_when_it_is_old() {
+    let at = start();
+    let (mut one, mut other) = (Breaker::new(RULES), Breaker::new(RULES));
+    let opened = (0..3)
+        .find_map(|_| {
+            let pass = one.admit(at)?;
+            one.record(pass, Signal::Failure, (at, 1_000))
+        })
+        .expect("it opens");
+    assert!(other.hear(opened, at + secs(2)));
+    assert!(!other.hear(opened, at + secs(9)), "it is known");
+    assert_eq!(
+        other.phase(at + secs(2)),
+        Phase::Open {
+            until: at + secs(32)
+        }
+    );
+    let probe = other.admit(at + secs(32)).expect("the probe");
+    let closed = other
+        .record(probe, Signal::Success, (at + secs(33), 1_000))
+        .expect("news");
+    assert!(one.hear(closed, at + secs(33)));
+    assert!(
+        !one.hear(opened, at + secs(34)),
+        "what comes late changes nothing"
+    );
+    assert_eq!(one.phase(at + secs(34)), Phase::Closed);
+    assert_eq!(one.news(at + secs(34)), None);
 }
 
 /// The reference: the rules again in the fewest words, over whole seconds and a list of failures.
@@ -267,7 +331,7 @@ proptest! {
                     if pass.epoch == breaker.epoch {
                         model.record(pass.is_probe(), signal, now);
                     }
-                    breaker.record(pass, signal, at);
+                    breaker.record(pass, signal, (at, 0));
                 }
                 Event::End(..) => {}
             }
@@ -287,7 +351,7 @@ proptest! {
                 Event::Begin => passes.extend(breaker.admit(at).map(|pass| (pass, now))),
                 Event::End(index, signal) if index < passes.len() => {
                     let (pass, _) = passes.remove(index);
-                    breaker.record(pass, signal, at);
+                    breaker.record(pass, signal, (at, 0));
                 }
                 Event::End(..) => {}
             }

@@ -1,7 +1,7 @@
 //! The one pass over a text: counts words, signs and lines into [`Features`]. Allocates nothing.
 
-use super::Features;
 use super::words::{self, Hint};
+use super::{Category, Features};
 
 /// Bytes read of the last message. What a person wants stands at its head or its tail; the middle is material.
 pub(crate) const BYTES_MAX: usize = 6 * 1_024;
@@ -29,6 +29,11 @@ fn pass(text: &str, features: &mut Features) {
     let mut at = 0;
     let mut line_start = true;
     while let Some(byte) = bytes.get(at).copied() {
+        if byte == b' ' {
+            at += 1;
+            line_start = false;
+            continue;
+        }
         let rest = bytes.get(at..).unwrap_or_default();
         if line_start && is_item(rest) {
             features.items += 1;
@@ -51,6 +56,7 @@ fn word(text: &str, at: usize, rest: &[u8], features: &mut Features) -> usize {
         return first.map_or(1, |first| wide(first, rest, features));
     }
     features.words += 1;
+    features.numbers += usize::from(rest.first().is_some_and(u8::is_ascii_digit));
     if let Some((hint, len)) = words::word(rest) {
         count(hint, features);
         return len + letters(rest.get(len..).unwrap_or_default());
@@ -77,7 +83,7 @@ fn wide(first: char, rest: &[u8], features: &mut Features) -> usize {
 /// How many bytes of a word come first. A character from U+2000 on ends it: it is looked at on its own.
 fn letters(rest: &[u8]) -> usize {
     rest.iter()
-        .position(|byte| !words::is_letter(*byte) || *byte >= 0xE2)
+        .position(|byte| !words::is_spaced(*byte))
         .unwrap_or(rest.len())
 }
 
@@ -165,7 +171,14 @@ fn count(hint: Hint, features: &mut Features) {
         Hint::Thorough => &mut features.thorough,
         Hint::Brief => &mut features.brief,
         Hint::Lookup => &mut features.lookup,
+        Hint::Rewrite => &mut features.rewrite,
+        Hint::Summarize => &mut features.summarize,
+        Hint::Notice => &mut features.notice,
         Hint::Greeting => &mut features.greeting,
+        Hint::Nothing => return,
     };
     *counter += 1;
+    if features.first.is_none() {
+        features.first = Category::named_by(hint);
+    }
 }

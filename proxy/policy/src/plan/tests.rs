@@ -3,10 +3,11 @@ use std::net::IpAddr;
 use config::ids::{KeyId, Tenant, UserId};
 use config::settings::proxy::{Plan, Price, WhenUsedUp};
 use config::tier::Tier;
+use config::wire::wishes::Priority;
 
 use super::{
-    Asking, Outcome, Spend, Tiers, Used, concurrent_max, counters, downgrade, ip_counters, micros,
-    slot, spent, stored_counters,
+    Asking, Outcome, Spend, Tiers, Used, concurrent_max, counters, downgrade, ip_counters,
+    is_local_only, micros, priority, slot, spent, stored_counters,
 };
 use crate::calendar::Calendar;
 use crate::identity::Principal;
@@ -418,4 +419,81 @@ fn stored_bytes_are_held_by_the_person_and_by_the_groups_that_bound_them() {
         named(&[("media-bytes", 500_000_000), ("group-media-bytes", 1_000)])
     );
     assert!(all.iter().all(|counter| counter.cost == 77));
+}
+
+#[test]
+fn residency_is_said_once_and_taken_back_by_nobody_narrower() {
+    let stays = Plan {
+        local_only: Some(true),
+        ..Plan::default()
+    };
+    let goes = Plan {
+        local_only: Some(false),
+        ..Plan::default()
+    };
+    let free = ada(Plan::default());
+    assert!(!is_local_only(&free, &limits()));
+    assert_eq!(goes.over(stays).local_only, Some(true));
+    assert_eq!(stays.over(goes).local_only, Some(true));
+    assert_eq!(goes.over(Plan::default()).local_only, Some(false));
+
+    let key = Principal {
+        local_only: true,
+        overrides: goes,
+        ..ada(goes)
+    };
+    assert!(is_local_only(&key, &limits()), "the key says so");
+    let person = Principal {
+        overrides: stays,
+        key_plan: Some(goes),
+        ..ada(goes)
+    };
+    assert!(
+        is_local_only(&person, &limits()),
+        "the administrator says so"
+    );
+    let mut everyone = limits();
+    everyone.everyone = stays;
+    assert!(
+        is_local_only(&ada(goes), &everyone),
+        "everybody's plan says so"
+    );
+    let mut group = limits();
+    group.groups.insert("kids".to_owned(), stays);
+    let kid = Principal {
+        groups: vec!["kids".into()],
+        ..ada(goes)
+    };
+    assert!(is_local_only(&kid, &group), "the family says so");
+    assert!(!is_local_only(&free, &group));
+}
+
+#[test]
+fn a_plan_caps_the_class_and_a_request_may_only_ask_for_less() {
+    let capped = Plan {
+        priority: Some(Priority::Normal),
+        ..Plan::default()
+    };
+    let person = ada(capped);
+    for (wished, granted) in [
+        (Priority::Interactive, Priority::Normal),
+        (Priority::Normal, Priority::Normal),
+        (Priority::Batch, Priority::Batch),
+    ] {
+        assert_eq!(priority(&person, &limits(), wished), granted);
+    }
+    let free = ada(Plan::default());
+    let wished = Priority::Interactive;
+    assert_eq!(priority(&free, &limits(), wished), wished);
+    let batch = Plan {
+        priority: Some(Priority::Batch),
+        ..Plan::default()
+    };
+    assert_eq!(capped.over(batch).priority, Some(Priority::Batch));
+    assert_eq!(batch.over(capped).priority, Some(Priority::Batch));
+    let key = Principal {
+        key_plan: Some(batch),
+        ..free
+    };
+    assert_eq!(priority(&key, &limits(), wished), Priority::Batch);
 }

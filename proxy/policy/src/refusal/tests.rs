@@ -95,6 +95,7 @@ fn of_the_house() -> Vec<Refusal> {
         Refusal::QueueFull { retry_after },
         Refusal::NoTierAvailable {
             wanted: Some(Tier::Heavy),
+            local_only: false,
             retry_after,
         },
         Refusal::UpstreamError,
@@ -195,4 +196,16 @@ fn a_used_up_budget_says_whose_it_is_how_much_is_left_and_when_it_is_back() {
         Refusal::NeverFits { state: stored }.to_string(),
         "no room: your limit of 500000000 bytes at once has 5 bytes left (media-bytes); delete something first"
     );
+}
+
+#[test]
+fn an_outage_at_home_says_that_nobody_else_was_asked() {
+    let outage = |local_only| Refusal::NoTierAvailable {
+        wanted: Some(Tier::Heavy),
+        local_only,
+        retry_after: Duration::from_secs(5),
+    };
+    assert_eq!(outage(true).label(), outage(false).label());
+    assert!(outage(true).to_string().contains("local_only"));
+    assert!(!outage(false).to_string().contains("local_only"));
 }

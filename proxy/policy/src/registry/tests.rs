@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use config::tier::Tier::{self, Fast, Heavy, Primary};
 use config::wire::node::TierState;
+use config::wire::wake::WakeReport;
 
 use super::{Change, ListedKind, ListedState, Registry, ReportRefusal};
 use crate::testing::{backend, node_id, report, start, tier};
@@ -251,4 +252,107 @@ fn a_model_answers_to_its_other_names_and_is_listed_under_each() {
         model.aliases = vec![String::new()];
     }
     assert!(all.report("den", report("b", 1, vec![bad]), now).is_err());
+}
+
+/// A report of a node that can be woken within 20 s.
+fn sleeper(name: &str, seq: u64) -> config::wire::node::Report {
+    let mut report = report(name, seq, vec![tier(Fast), tier(Heavy)]);
+    report.wake = Some(WakeReport {
+        macs: vec!["3c:7c:3f:12:34:56".parse().expect("a card")],
+        takes_secs: 20,
+        ..WakeReport::default()
+    });
+    report
+}
+
+#[test]
+fn a_node_that_can_be_woken_sleeps_instead_of_leaving() {
+    let now = start();
+    let mut all = registry();
+    all.report("den", sleeper("a", 1), now)
+        .expect("makes sense");
+    all.report("attic", report("b", 1, vec![tier(Primary)]), now)
+        .expect("makes sense");
+    let night = now + SILENT;
+    assert_eq!(all.expire(night), [node_id("a"), node_id("b")]);
+    assert!(all.node(&node_id("b")).is_none(), "nothing wakes it");
+    let node = all.node(&node_id("a")).expect("it is only asleep");
+    assert_eq!(node.asleep.map(|asleep| asleep.since), Some(night));
+    assert!(!all.is_silent(node, night + SILENT * 100));
+    assert!(all.expire(night + SILENT * 100).is_empty(), "said once");
+    let backend = all.backend(&backend("a", Heavy)).expect("cold, not down");
+    assert_eq!(
+        (backend.tier.state, backend.tier.wakes_in_ms),
+        (TierState::Sleeping, 20_000)
+    );
+    let listed = all.list(&auto());
+    let heavy = listed.iter().find(|one| one.id == "heavy");
+    assert_eq!(heavy.map(|one| one.state), Some(ListedState::Sleeping));
+
+    all.report("den", sleeper("a", 2), night + SILENT)
+        .expect("it woke up and speaks for itself");
+    let node = all.node(&node_id("a")).expect("it is here");
+    assert_eq!(node.asleep, None);
+    assert!(node.tiers.iter().all(|tier| tier.state == TierState::Ready));
+}
+
+#[test]
+fn a_node_that_does_not_wake_up_is_down_for_a_while() {
+    let now = start();
+    let mut all = registry();
+    all.report("den", sleeper("a", 1), now)
+        .expect("makes sense");
+    all.expire(now + SILENT);
+    let until = now + SILENT * 10;
+    all.overslept(&node_id("a"), until);
+    let state = |all: &Registry| all.backend(&backend("a", Fast)).map(|one| one.tier.state);
+    assert_eq!(state(&all), Some(TierState::Down));
+    assert_eq!(all.poll_timeout(), Some(until));
+    all.expire(until.checked_sub(Duration::from_millis(1)).expect("later than the start"));
+    assert_eq!(state(&all), Some(TierState::Down));
+    all.expire(until);
+    assert_eq!(state(&all), Some(TierState::Sleeping));
+}
+
+#[test]
+fn what_slept_before_a_restart_is_recalled_until_it_speaks() {
+    let now = start();
+    let mut all = registry();
+    assert!(all.recall("den", sleeper("a", 9), now));
+    assert!(!all.recall("den", sleeper("a", 9), now), "known already");
+    assert!(
+        !all.recall("b", report("b", 9, vec![tier(Fast)]), now),
+        "nothing wakes it"
+    );
+    assert_eq!(all.tier_of_model("tiny-heavy"), Some(Heavy));
+    all.report("den", sleeper("a", 1), now)
+        .expect("its own first report is newer than a memory");
+}
+
+#[test]
+fn a_server_outside_is_foreign_and_at_home_only_if_the_settings_say_so() {
+    let now = start();
+    let mut all = registry();
+    all.place_outside(node_id("cloud"), false);
+    all.place_outside(node_id("cellar"), true);
+    for name in ["cloud", "cellar", "own"] {
+        all.report(name, report(name, 1, vec![tier(Heavy)]), now)
+            .expect("makes sense");
+    }
+    let of = |name: &str| {
+        let node = all.node(&node_id(name)).expect("reported");
+        (node.foreign, node.local)
+    };
+    assert_eq!(of("cloud"), (true, false));
+    assert_eq!(of("cellar"), (true, true));
+    assert_eq!(of("own"), (false, true));
+    let mut leaking = tier(Fast);
+    leaking.elsewhere = true;
+    all.report("own", report("own", 2, vec![leaking]), now)
+        .expect("makes sense");
+    let backend = all.backend(&backend("own", Fast)).expect("reported");
+    assert!(
+        !backend.is_local(),
+        "our node, but another server behind it"
+    );
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use config::wire::node::{TierReport, TierState};
 
+use super::warm::{Known, Prompt, predict, rendezvous};
 use super::{Local, SkipReason, Step};
 use crate::breaker::Phase;
 use crate::registry::Backend;
@@ -42,17 +43,28 @@ fn service_time(tier: &TierReport) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.0, 600.0))
 }
 
+/// Predictions that differ by less are as good as each other: what was measured varies more than that.
+const NEAR_MIN: Duration = Duration::from_millis(100);
+/// The same as a part of the shortest one.
+const NEAR_PART: u32 = 4;
+/// A backend that writes slower than the fastest by this factor is no equal of it.
+const SLOWER: f64 = 1.5;
+
 /// A backend that could take the request, with what it is compared by.
 pub(super) struct Candidate {
     pub(super) step: Step,
+    /// Until it is awake; zero: it is.
+    pub(super) waking: Duration,
     probe: bool,
     busy: f64,
     service: Duration,
+    talks: usize,
+    rendezvous: u64,
 }
 
 impl Candidate {
     /// What a backend that was not skipped has to offer.
-    pub(super) fn new(backend: &Backend<'_>, local: Local) -> Self {
+    pub(super) fn new(backend: &Backend<'_>, local: Local, prompt: Prompt<'_>) -> Self {
         let tier = backend.tier;
         let jobs = jobs(tier, local.in_flight);
         let slots = tier.slots.max(1);
@@ -60,32 +72,69 @@ impl Candidate {
         let ahead = jobs.saturating_add(1).saturating_sub(slots);
         let model = tier.model.as_ref();
         let waking = match tier.state {
+            TierState::Sleeping if tier.wakes_in_ms > 0 => Duration::from_millis(tier.wakes_in_ms),
             TierState::Sleeping => WAKING,
             TierState::Ready | TierState::Loading | TierState::Down => Duration::ZERO,
         };
+        let slot = service * ahead / slots;
+        let known = Known {
+            slot,
+            waking,
+            cached_tokens: local.cached_tokens,
+            round_trip: local.round_trip,
+        };
+        let id = backend.id();
         Self {
+            rendezvous: rendezvous(prompt.spread, &id),
             step: Step {
-                backend: backend.id(),
+                backend: id,
                 node_name: backend.node.name.clone(),
                 model: model.map(|one| one.id.clone()).unwrap_or_default(),
                 file_sha256: model.map(|one| one.file_sha256.clone()).unwrap_or_default(),
                 n_ctx: model.map_or(0, |one| one.n_ctx),
-                wait: waking + service * ahead / slots,
+                wait: waking.saturating_add(slot),
+                cold: !waking.is_zero(),
+                predicted: predict(tier, prompt.tokens, known),
             },
+            waking,
             probe: local.phase == Phase::ProbeDue,
             busy: f64::from(jobs) / f64::from(slots),
             service,
+            talks: local.talks,
         }
     }
+}
 
-    /// A due probe first: it costs one request a detour, and without it the backend would stay out for as long as others are
-    /// well. Then the shortest wait, the least busy, the fastest; the id makes the order total.
-    pub(super) fn compare(a: &Self, b: &Self) -> std::cmp::Ordering {
+/// A due probe first: it costs one request a detour, and without it the backend would stay out for as long as others are well. Then
+/// those whose first token is about as near as the nearest: the warm ones, then the fast, those with a free slot, those with the
+/// fewest conversations, the least busy. A conversation that begins here stays here, so while there is a free slot it goes by what a
+/// node has taken on and not by who is idle at the moment. Then the others, the nearest first. Names make the order total.
+pub(super) fn order(candidates: &mut [Candidate]) {
+    let totals = candidates.iter().map(|one| one.step.predicted.total());
+    let best = totals.min().unwrap_or_default();
+    let near = best.saturating_add(NEAR_MIN.max(best / NEAR_PART));
+    let fastest = candidates.iter().map(|one| one.service).min();
+    let slow = fastest.unwrap_or_default().mul_f64(SLOWER);
+    let far = |one: &Candidate| {
+        let total = one.step.predicted.total();
+        // Only whoever is far differs by how far.
+        (total > near).then_some(total)
+    };
+    candidates.sort_by(|a, b| {
         b.probe
             .cmp(&a.probe)
-            .then_with(|| a.step.wait.cmp(&b.step.wait))
+            .then_with(|| far(a).cmp(&far(b)))
+            .then_with(|| {
+                b.step
+                    .predicted
+                    .cached_tokens
+                    .cmp(&a.step.predicted.cached_tokens)
+            })
+            .then_with(|| (a.service > slow).cmp(&(b.service > slow)))
+            .then_with(|| (a.busy >= 1.0).cmp(&(b.busy >= 1.0)))
+            .then_with(|| a.talks.cmp(&b.talks))
             .then_with(|| a.busy.total_cmp(&b.busy))
-            .then_with(|| a.service.cmp(&b.service))
+            .then_with(|| a.rendezvous.cmp(&b.rendezvous))
             .then_with(|| a.step.backend.cmp(&b.step.backend))
-    }
+    });
 }

@@ -1,6 +1,7 @@
 //! Which backends a request may go to at all, in groups: the wanted tier or model, then what may stand in for it. Looks at no load
 //! and no breaker.
 
+use config::ids::BackendId;
 use config::tier::Tier;
 
 use super::{Ask, Target};
@@ -35,11 +36,11 @@ impl<'a> Order<'a> {
         // this request.
         let present = |tier: &Tier| {
             ask.principal.may_use_tier(*tier)
-                && registry.backends().any(|backend| {
-                    backend.tier.tier == *tier
-                        && backend
-                            .model_id()
-                            .is_none_or(|model| ask.principal.may_use_model(model))
+                && registry.of_tier(*tier).any(|backend| {
+                    backend
+                        .model_id()
+                        .is_none_or(|model| ask.principal.may_use_model(model))
+                        && (!ask.local_only || backend.is_local())
                         && ask.needs.met_by(backend.tier)
                 })
         };
@@ -58,11 +59,7 @@ impl<'a> Order<'a> {
             }
             Target::Tier(tier) => Self::of_tier(*tier, "requested", ask.fallback, present),
             Target::Auto(verdict) => {
-                let reason = if verdict.reasons.is_empty() {
-                    "auto".to_owned()
-                } else {
-                    verdict.reasons.join(",")
-                };
+                let reason = verdict.why();
                 // Nobody asked for this tier by name, so another one is no detour from a wish, only from a guess.
                 let mut order = Self::of_tier(verdict.tier, &reason, true, present);
                 if !ask.fallback {
@@ -77,16 +74,30 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// The backends of each group in turn, each backend in the first group that covers it.
+    /// The backends of each group in turn, each backend in the first group that covers it: those in `first`, then the others, by
+    /// their reports the best first.
     pub(super) fn grouped<'r>(
         &self,
         registry: &'r Registry,
+        first: &'r [BackendId],
     ) -> impl Iterator<Item = impl Iterator<Item = Backend<'r>>> {
         self.groups.iter().enumerate().map(move |(index, group)| {
             let earlier = self.groups.get(..index).unwrap_or_default();
-            registry.backends().filter(move |backend| {
-                group.covers(backend) && !earlier.iter().any(|group| group.covers(backend))
-            })
+            let (named, tier) = match group {
+                Group::Model(model) => (Some(registry.named(model)), None),
+                Group::Tier(tier) => (None, Some(registry.of_tier(*tier))),
+            };
+            let is_first = |backend: &Backend<'_>| {
+                let mut known = first.iter();
+                known.any(|id| id.node == backend.node.id && id.tier == backend.tier.tier)
+            };
+            let others = named.into_iter().flatten();
+            let others = others.chain(tier.into_iter().flatten());
+            let known = first.iter().filter_map(|id| registry.backend(id));
+            let known = known.filter(|backend| group.covers(backend));
+            known
+                .chain(others.filter(move |backend| !is_first(backend)))
+                .filter(move |backend| !earlier.iter().any(|group| group.covers(backend)))
         })
     }
 

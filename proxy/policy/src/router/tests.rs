@@ -7,9 +7,10 @@ use config::wire::node::{Report, TierReport, TierState};
 
 use super::{Outcome, Router, Ticket, Wish, distance};
 use crate::breaker::Phase;
-use crate::classify::Verdict;
+use crate::classify::{Category, Reason, Verdict};
 use crate::identity::Principal;
 use crate::refusal::Refusal;
+use crate::route::warm::Prompt;
 use crate::route::{Ask, Needs, Route, SkipReason, Target};
 use crate::testing::{backend, node_id, report, routing, start, tier};
 
@@ -44,6 +45,10 @@ fn plan_for(
         principal,
         needs: Needs::default(),
         fallback,
+        past_queues: false,
+        local_only: false,
+        patience: Duration::from_mins(1),
+        prompt: Prompt::default(),
     };
     router.plan(&ask, now)
 }
@@ -51,8 +56,11 @@ fn plan_for(
 fn auto(tier: Tier) -> Target {
     Target::Auto(Verdict {
         tier,
+        category: Category::Code,
         score: 0.5,
-        reasons: vec!["code", "length"],
+        reasons: ["code", "length"]
+            .map(|rule| Reason { rule, weight: 0.1 })
+            .to_vec(),
     })
 }
 
@@ -304,6 +312,10 @@ fn pictures_go_to_models_that_see() {
         principal: &principal,
         needs,
         fallback: true,
+        past_queues: false,
+        local_only: false,
+        patience: Duration::from_mins(1),
+        prompt: Prompt::default(),
     };
     assert_eq!(steps(&seeing.plan(&ask, now)), ["node_a/primary"]);
     let refusal = blind.plan(&ask, now).refusal();
@@ -314,163 +326,122 @@ fn pictures_go_to_models_that_see() {
     );
 }
 
+/// A router with a heavy tier far away and a primary tier at home.
+fn half_outside(now: Instant) -> Router {
+    let mut router = Router::new(&routing(), SILENT, 100);
+    router.place_outside(node_id("cloud"), false);
+    for (name, tiers) in [("cloud", vec![tier(Heavy)]), ("home", vec![tier(Primary)])] {
+        router
+            .report(name, report(name, 1, tiers), now)
+            .expect("a good report");
+    }
+    router
+}
+
 #[test]
-fn draining_loading_and_silent_backends_are_skipped() {
+fn what_must_stay_at_home_sees_only_what_is_there() {
     let now = start();
-    let mut draining = report("d", 1, vec![tier(Fast)]);
-    draining.draining = true;
-    let mut loading = tier(Fast);
-    loading.state = TierState::Loading;
-    loading.model = None;
-    let router = router(vec![draining, report("l", 1, vec![loading])], now);
-    let reasons = |now| -> Vec<SkipReason> {
-        let route = plan(&router, &Target::Tier(Fast), now);
-        route
-            .skipped
-            .into_iter()
-            .map(|(_, reason)| reason)
-            .collect()
+    let router = half_outside(now);
+    let (target, principal) = (Target::Tier(Heavy), ada());
+    let ask = Ask {
+        target: &target,
+        principal: &principal,
+        needs: Needs::default(),
+        fallback: true,
+        past_queues: false,
+        local_only: true,
+        patience: Duration::from_mins(1),
+        prompt: Prompt::default(),
     };
-    assert_eq!(reasons(now), [SkipReason::Draining, SkipReason::Loading]);
+    let route = router.plan(&ask, now);
+    assert_eq!(steps(&route), ["node_home/primary"]);
+    let outside = (backend("cloud", Heavy), SkipReason::NotLocal);
+    assert!(route.skipped.contains(&outside), "{route:?}");
+    let alone = router.plan(
+        &Ask {
+            fallback: false,
+            ..ask
+        },
+        now,
+    );
+    assert_eq!(steps(&alone), [""; 0]);
+    let refusal = alone.refusal();
+    assert_eq!(refusal.label(), "no_tier_available");
+    assert!(refusal.to_string().contains("local_only"), "{refusal}");
+    let free = Ask {
+        local_only: false,
+        ..ask
+    };
     assert_eq!(
-        reasons(now + SILENT),
-        [SkipReason::Silent, SkipReason::Silent]
+        steps(&router.plan(&free, now)),
+        ["node_cloud/heavy", "node_home/primary"]
     );
 }
 
 #[test]
-fn an_open_breaker_skips_and_tells_when_it_reopens() {
+fn what_only_our_nodes_can_do_is_never_asked_of_others() {
+    let now = start();
+    let router = half_outside(now);
+    let (target, principal) = (Target::Tier(Heavy), ada());
+    let ask = Ask {
+        target: &target,
+        principal: &principal,
+        needs: Needs {
+            native: true,
+            ..Needs::default()
+        },
+        fallback: true,
+        past_queues: false,
+        local_only: false,
+        patience: Duration::from_mins(1),
+        prompt: Prompt::default(),
+    };
+    assert_eq!(steps(&router.plan(&ask, now)), ["node_home/primary"]);
+}
+
+#[test]
+fn whoever_cannot_wait_for_a_sleeper_tries_every_warm_tier_first() {
+    let now = start();
+    let mut asleep = tier(Heavy);
+    asleep.state = TierState::Sleeping;
+    asleep.wakes_in_ms = 30_000;
+    let router = router(
+        vec![
+            report("a", 1, vec![asleep]),
+            report("b", 1, vec![tier(Primary)]),
+        ],
+        now,
+    );
+    let (target, principal) = (Target::Tier(Heavy), ada());
+    let ask = |secs| Ask {
+        target: &target,
+        principal: &principal,
+        needs: Needs::default(),
+        fallback: true,
+        past_queues: false,
+        local_only: false,
+        patience: Duration::from_secs(secs),
+        prompt: Prompt::default(),
+    };
+    assert_eq!(
+        steps(&router.plan(&ask(10), now)),
+        ["node_b/primary", "node_a/heavy"],
+        "it is woken only where nothing warm answers"
+    );
+    assert_eq!(
+        steps(&router.plan(&ask(30), now)),
+        ["node_a/heavy", "node_b/primary"]
+    );
+}
+
+#[test]
+fn a_failed_start_opens_the_breaker_without_an_attempt() {
     let now = start();
     let mut router = router(vec![report("a", 1, vec![tier(Heavy)])], now);
-    trip(&mut router, "a", Heavy, now);
-    let later = now + Duration::from_secs(10);
-    let route = plan(&router, &Target::Tier(Heavy), later);
-    assert_eq!(steps(&route), [""; 0]);
-    assert_eq!(route.retry_after(), Duration::from_secs(20));
-    assert_eq!(route.refusal().retry_after(), Some(Duration::from_secs(20)));
-    assert!(router.begin(&backend("a", Heavy), later).is_none());
-}
-
-#[test]
-fn a_due_probe_goes_first_and_alone() {
-    let now = start();
-    let reports = vec![
-        report("a", 1, vec![tier(Fast)]),
-        report("b", 1, vec![tier(Fast)]),
-    ];
-    let mut router = router(reports, now);
-    trip(&mut router, "b", Fast, now);
-    let due = now + Duration::from_secs(30);
-    for (seq, name) in [(2, "a"), (2, "b")] {
-        router
-            .report(name, report(name, seq, vec![tier(Fast)]), due)
-            .expect("good");
-    }
-    let one = plan(&router, &Target::Tier(Fast), due);
-    let two = plan(&router, &Target::Tier(Fast), due);
-    assert_eq!(steps(&one), ["node_b/fast", "node_a/fast"]);
-    let probe = router.begin(&one.steps[0].backend, due).expect("the probe");
-    assert!(probe.is_probe());
-    assert!(
-        router.begin(&two.steps[0].backend, due).is_none(),
-        "the second plan moves on"
-    );
-    let next = router
-        .begin(&two.steps[1].backend, due)
-        .expect("the healthy one");
-    router.settle(next, Outcome::Ok, due);
-    router.settle(probe, Outcome::Ok, due);
-    assert_eq!(router.phase(&backend("b", Fast), due), Phase::Closed);
-}
-
-#[test]
-fn clients_who_leave_and_callers_errors_open_no_breaker() {
-    let now = start();
-    let mut router = router(vec![report("a", 1, vec![tier(Fast)])], now);
-    let id = backend("a", Fast);
-    for _ in 0..10 {
-        let tickets: Vec<Ticket> = (0..3).filter_map(|_| router.begin(&id, now)).collect();
-        let outcomes = [Outcome::CallerFault, Outcome::Overloaded];
-        let mut outcomes = outcomes.into_iter();
-        for ticket in tickets {
-            match outcomes.next() {
-                Some(outcome) => router.settle(ticket, outcome, now),
-                None => router.abandon(ticket, now),
-            }
-        }
-    }
-    assert_eq!(router.phase(&id, now), Phase::Closed);
-    assert_eq!(router.in_flight(&id), 0);
-}
-
-#[test]
-fn a_probe_closes_its_breaker_only_by_a_whole_answer() {
-    let table = [
-        (Outcome::Ok, "closed"),
-        (Outcome::CallerFault, "half_open"),
-        (Outcome::Overloaded, "half_open"),
-        (Outcome::Abandoned, "half_open"),
-        (Outcome::Unavailable, "open"),
-        (Outcome::ConnectFailed, "open"),
-        (Outcome::ServerFault, "open"),
-        (Outcome::TimedOut, "open"),
-        (Outcome::Broken, "open"),
-    ];
-    let id = backend("a", Fast);
-    for (outcome, phase) in table {
-        let now = start();
-        let mut router = router(vec![report("a", 1, vec![tier(Fast)])], now);
-        trip(&mut router, "a", Fast, now);
-        let due = now + Duration::from_secs(30);
-        let probe = router.begin(&id, due).expect("the probe");
-        router.settle(probe, outcome, due);
-        assert_eq!(
-            router.phase(&id, due).as_str(),
-            phase,
-            "{}",
-            outcome.as_str()
-        );
-    }
-}
-
-#[test]
-fn a_node_that_registers_anew_may_prove_itself_at_once() {
-    let now = start();
-    let mut router = router(vec![report("a", 7, vec![tier(Fast)])], now);
-    trip(&mut router, "a", Fast, now);
-    router.node_restarted(&node_id("a"), now);
-    assert!(
-        router.registry().nodes().next().is_none(),
-        "nothing of it is believed"
-    );
-    router
-        .report("a", report("a", 1, vec![tier(Fast)]), now)
-        .expect("the count begins again");
-    let probe = router.begin(&backend("a", Fast), now).expect("a probe");
-    assert!(probe.is_probe());
-    router.settle(probe, Outcome::Ok, now);
-}
-
-#[test]
-fn a_node_that_went_silent_takes_its_quiet_breakers_along() {
-    let now = start();
-    let all = vec![tier(Fast), tier(Heavy)];
-    let mut router = router(vec![report("a", 1, all)], now);
-    fail(&mut router, "a", Fast, now);
-    trip(&mut router, "a", Heavy, now);
-    assert_eq!(router.poll_timeout(), Some(now + SILENT));
-    assert_eq!(router.expire(now + SILENT), [node_id("a")]);
-    let left: Vec<_> = router
-        .phases(now + SILENT)
-        .map(|(id, _)| id.clone())
-        .collect();
-    assert_eq!(
-        left,
-        [backend("a", Heavy)],
-        "an open one still has something to say"
-    );
-    assert!(!router.remove_node(&node_id("a")));
-    assert_eq!(router.phases(now).count(), 0);
+    let heavy = backend("a", Heavy);
+    router.trip(&heavy, now);
+    assert!(matches!(router.phase(&heavy, now), Phase::Open { .. }));
+    assert!(router.begin(&heavy, now).is_none());
 }
 
 #[test]
@@ -565,4 +536,5 @@ fn distances_are_those_of_levenshtein() {
     }
 }
 
+mod breakers;
 mod properties;

@@ -30,6 +30,9 @@ impl Api {
         match act {
             NodeAct::List => self.list_nodes(at).await,
             NodeAct::Show => Answer::ok(&self.operations.find_node(at.id).await?),
+            NodeAct::Drain => self.drain_node(at, true).await,
+            NodeAct::Undrain => self.drain_node(at, false).await,
+            NodeAct::Approve => self.approve_node(at).await,
             NodeAct::Revoke => self.revoke_node(at).await,
         }
     }
@@ -86,6 +89,23 @@ impl Api {
         Answer::ok(&view)
     }
 
+    async fn drain_node(&self, at: &At<'_>, draining: bool) -> Result<Answer, AdminError> {
+        let node = self.operations.find_node(at.id).await?;
+        let told = (
+            json!({"draining": node.draining}),
+            json!({"draining": draining}),
+        );
+        self.note(at, node.id.as_str(), told).await?;
+        Answer::ok(&self.operations.drain_node(&node.id, draining).await?)
+    }
+
+    async fn approve_node(&self, at: &At<'_>) -> Result<Answer, AdminError> {
+        let node = self.operations.find_node(at.id).await?;
+        let told = (json!({"state": node.state}), json!({"state": "approved"}));
+        self.note(at, node.id.as_str(), told).await?;
+        Answer::ok(&self.operations.approve_node(&node.id).await?)
+    }
+
     async fn revoke_node(&self, at: &At<'_>) -> Result<Answer, AdminError> {
         let node = self.operations.find_node(at.id).await?;
         if node.revoked_unix.is_none() {
@@ -101,6 +121,7 @@ fn is_same_order(known: &JoinToken, ordered: &JoinToken) -> bool {
     known.name == ordered.name
         && known.uses_max == ordered.uses_max
         && known.tiers == ordered.tiers
+        && known.approve == ordered.approve
         && known.secret_hash == ordered.secret_hash
         && life(known) == life(ordered)
 }

@@ -170,7 +170,11 @@ mod tests {
         }
         for (path, ways) in whole["paths"].as_object().expect("paths have names") {
             for (way, operation) in ways.as_object().expect("a path has its methods") {
-                unbounded(&operation["requestBody"], &format!("{way} {path}"), &mut open);
+                unbounded(
+                    &operation["requestBody"],
+                    &format!("{way} {path}"),
+                    &mut open,
+                );
             }
         }
         assert_eq!(open, Vec::<String>::new());

@@ -128,7 +128,14 @@ impl Api {
             }
             after.plan = plan;
         }
+        // Residency is no figure: whoever replaces the figures must not lift it by the way.
+        let stays_home = patch.local_only.or(after.overrides.local_only);
         after.overrides = patch.overrides.unwrap_or(after.overrides);
+        after.overrides.local_only = patch
+            .local_only
+            .or(after.overrides.local_only)
+            .or(stays_home)
+            .filter(|local_only| *local_only);
         operations::check_figures(&after.overrides)?;
         if let Some(names) = patch.groups {
             after.groups = operations::groups(&names)?;

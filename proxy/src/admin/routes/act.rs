@@ -7,6 +7,8 @@ pub enum Act {
     Describe,
     /// The proxy at a glance.
     Status,
+    /// The route that a request would take.
+    Route,
     /// Plans of the settings.
     PlanList,
     /// A copy of the store.
@@ -86,6 +88,12 @@ pub enum NodeAct {
     List,
     /// One node.
     Show,
+    /// A node that waits comes in.
+    Approve,
+    /// No new work for a node.
+    Drain,
+    /// Work again.
+    Undrain,
     /// The end of a node.
     Revoke,
 }

@@ -16,8 +16,9 @@ const MESSAGE_MAX: usize = 1_000;
 pub(super) enum Failure {
     /// The next step may.
     Next(Outcome),
-    /// The connection broke after the request was sent: the next step may, but not on the same node.
-    Lost,
+    /// The connection broke, or nothing came in time, after the request was sent: the next step may, but not on the same node, which
+    /// may be at work on it.
+    Lost(Outcome),
     /// No step can help.
     Final(Outcome, Refusal),
 }
@@ -26,8 +27,8 @@ impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Connect => Self::Next(Outcome::ConnectFailed),
-            Fault::Lost => Self::Lost,
-            Fault::Timeout => Self::Next(Outcome::TimedOut),
+            Fault::Lost => Self::Lost(Outcome::ConnectFailed),
+            Fault::Timeout => Self::Lost(Outcome::TimedOut),
             Fault::Nonsense => Self::Next(Outcome::ServerFault),
         }
     }
@@ -46,7 +47,10 @@ impl Failure {
                 None => Self::Next(Outcome::ServerFault),
             },
             429 => Self::Next(Outcome::Overloaded),
-            503 if code == Some("overloaded") => Self::Next(Outcome::Overloaded),
+            // A node that goes down, or rests, is not broken: its report says so in a moment.
+            503 if matches!(code, Some("overloaded" | "draining")) => {
+                Self::Next(Outcome::Overloaded)
+            }
             503 => Self::Next(Outcome::Unavailable),
             504 => Self::Next(Outcome::TimedOut),
             _ => Self::Next(Outcome::ServerFault),
@@ -117,6 +121,7 @@ mod tests {
         for (code, word, outcome) in [
             (503, "overloaded", Outcome::Overloaded),
             (429, "anything", Outcome::Overloaded),
+            (503, "draining", Outcome::Overloaded),
             (503, "tier_unavailable", Outcome::Unavailable),
             (500, "internal", Outcome::ServerFault),
             // A node that does not know us or the path is broken, whatever its status says.

@@ -84,6 +84,12 @@ impl Demand {
         }
     }
 
+    /// Tokens of prompt and answers, at most: what its turn in a queue costs.
+    pub(super) const fn tokens(&self) -> u64 {
+        self.prompt
+            .saturating_add(self.each.saturating_mul(self.choices))
+    }
+
     /// Whether a better count of the prompt or a shorter answer might still be admitted.
     pub(super) fn is_elastic(&self, refusal: &Refusal) -> bool {
         let unit = refusal.limit_name().map(|name| name.measure.unit());

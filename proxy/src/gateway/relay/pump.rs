@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use config::wire::chat;
 use config::wire::error::ErrorDetail;
+use config::wire::routing::{Continued, ContinuedHow};
 use config::wire::sse;
 use policy::refusal::Refusal;
 use policy::route::Step;
@@ -11,8 +12,12 @@ use policy::usage::{Meter, Usage};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use super::gather::Gather;
+use super::said::Said;
+use super::times::Times;
 use super::watch::Watch;
 use super::{Relay, is_cut};
+use crate::gateway::dispatch::Form;
 use crate::gateway::events::{Chunk, NodeEvents, Piece};
 use crate::gateway::exchange::{Exchange, Stop};
 use crate::nodes::upstream::Fault;
@@ -38,11 +43,32 @@ pub(super) struct Pump<'a> {
     /// The chunk with the `finish_reason`, until it is known to be the last.
     held: Option<Piece>,
     usage: Option<Value>,
+    /// Another node has gone on: it is not left because it is slow, or an answer would wander while everybody is busy.
+    has_moved: bool,
+    /// The answer so far, for a client that wants it whole.
+    gather: Option<Gather>,
+    /// What was said so far, if another model may go on with it.
+    said: Option<Said>,
+    /// Tokens of other models that come before those of `told`.
+    before: u64,
+    /// What all chunks say of the model, whoever goes on.
+    model: Option<Value>,
+    /// Where the answer went on elsewhere.
+    continued: Vec<Continued>,
+    times: Times,
+    /// When the present node began to write.
+    since: Instant,
+    /// The whole answer, in the end.
+    whole: Option<Value>,
 }
 
 impl<'a> Pump<'a> {
     /// Nothing is sent yet.
-    pub(super) fn new(relay: &'a Relay<'a>, step: Step, events: NodeEvents) -> Self {
+    pub(super) fn new(
+        relay: &'a Relay<'a>,
+        (step, events): (Step, NodeEvents),
+        times: Times,
+    ) -> Self {
         let meter = Meter::new(relay.prompt_bytes);
         Self {
             relay,
@@ -55,6 +81,15 @@ impl<'a> Pump<'a> {
             fingerprint: None,
             held: None,
             usage: None,
+            has_moved: false,
+            gather: (relay.job.form != Form::Stream).then(Gather::default),
+            said: relay.by_text.then(Said::default),
+            before: 0,
+            model: None,
+            continued: Vec::new(),
+            times,
+            since: Instant::now(),
+            whole: None,
         }
     }
 
@@ -73,6 +108,11 @@ impl<'a> Pump<'a> {
         !self.told.is_empty() && !self.is_hopeless && self.held.is_none()
     }
 
+    /// Whether it may be begun anew: nothing of it is known outside, and it was a node's fault.
+    pub(super) const fn may_begin_anew(&self) -> bool {
+        self.gather.is_some() && !self.is_hopeless
+    }
+
     /// Leaves the node.
     pub(super) fn leave(&mut self) {
         self.events = None;
@@ -86,10 +126,61 @@ impl<'a> Pump<'a> {
 
     /// Goes on with the chunks of another node.
     pub(super) fn go_on(&mut self, step: Step, events: NodeEvents) {
+        self.moves(&step, ContinuedHow::Tokens);
         self.step = step;
+        self.has_moved = true;
         self.events = Some(events);
         self.unnamed.clear();
         self.usage = None;
+    }
+
+    /// The text of the answer so far, if another model may go on with it.
+    pub(super) fn text(&self) -> Option<&str> {
+        let may = !self.is_hopeless && self.held.is_none();
+        self.said.as_ref().filter(|_said| may)?.text()
+    }
+
+    /// Goes on with the chunks of another model: its tokens are others.
+    pub(super) fn go_on_from_text(&mut self, step: Step, events: NodeEvents) {
+        self.moves(&step, ContinuedHow::Text);
+        self.before = self.written();
+        self.told.clear();
+        self.fingerprint = None;
+        self.meter = Meter::new(self.relay.prompt_bytes);
+        self.step = step;
+        self.has_moved = true;
+        self.events = Some(events);
+        self.unnamed.clear();
+        self.usage = None;
+    }
+
+    /// Tokens of the answer so far.
+    pub(super) fn written(&self) -> u64 {
+        let told = u64::try_from(self.told.len()).unwrap_or(u64::MAX);
+        let counted = self.meter.usage();
+        let own = if told == 0 && counted.estimated {
+            counted.completion_tokens
+        } else {
+            told
+        };
+        self.before.saturating_add(own)
+    }
+
+    /// The whole answer, once it has ended.
+    pub(super) const fn whole(&mut self) -> Option<Value> {
+        self.whole.take()
+    }
+
+    fn moves(&mut self, to: &Step, how: ContinuedHow) {
+        self.continued.push(Continued {
+            from: self.step.node_name.clone(),
+            to: to.node_name.clone(),
+            model: to.model.clone(),
+            at_token: self.written(),
+            how,
+        });
+        self.times.went_on(self.since.elapsed());
+        self.since = Instant::now();
     }
 
     /// Sends what another node would have said again, now that there is none.
@@ -106,6 +197,11 @@ impl<'a> Pump<'a> {
         if usage.estimated && told > 0 {
             usage.completion_tokens = told;
         }
+        // Whoever went on from the text read it with the prompt: nobody pays twice for what was said.
+        if !usage.estimated {
+            usage.prompt_tokens = usage.prompt_tokens.saturating_sub(self.before);
+        }
+        usage.completion_tokens = usage.completion_tokens.saturating_add(self.before);
         usage
     }
 
@@ -127,12 +223,8 @@ impl<'a> Pump<'a> {
         exchange: &mut Exchange<'_>,
         first: Vec<Piece>,
     ) -> Result<(), Stop> {
-        exchange
-            .start_stream(self.relay.early_headers(&self.step))
-            .await?;
         let mut out = Vec::new();
-        self.take(first.into_iter().map(Chunk::Piece), &mut out)?;
-        flush(exchange, &mut out).await?;
+        self.begin(exchange, first, &mut out).await?;
         let rules = &self.relay.dispatcher.rules;
         let (mut heard, mut sent) = (Instant::now(), Instant::now());
         let mut watch = self.watch();
@@ -145,8 +237,8 @@ impl<'a> Pump<'a> {
                         self.excuse(Refusal::Timeout)?;
                         return self.conclude(exchange, &mut out).await;
                     }
-                    exchange.send(Bytes::from_static(sse::KEEP_ALIVE)).await?;
                     sent = Instant::now();
+                    self.keep_alive(exchange).await?;
                     continue;
                 }
                 () = watch.lost() => Err(Fault::Lost),
@@ -170,13 +262,44 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Sends the head, if the client streams, and what came first.
+    async fn begin(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+        first: Vec<Piece>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Stop> {
+        if self.gather.is_none() {
+            let headers = self.relay.early_headers(&self.step);
+            exchange.start_stream(headers).await?;
+        }
+        self.take(first.into_iter().map(Chunk::Piece), out)?;
+        flush(exchange, out).await
+    }
+
+    /// Breaks the silence, if the client streams.
+    async fn keep_alive(&self, exchange: &mut Exchange<'_>) -> Result<(), Stop> {
+        if self.gather.is_some() {
+            return Ok(());
+        }
+        exchange.send(Bytes::from_static(sse::KEEP_ALIVE)).await
+    }
+
     /// Watches the node, if another one could go on.
     fn watch(&self) -> Watch {
         let rules = &self.relay.dispatcher.rules;
         let is_of_use = self.relay.job.resumable && !rules.migration_patience.is_zero();
         let after = (is_of_use && self.may_go_on()).then_some(rules.stall_after);
         let inquiry = self.relay.dispatcher.inquiry();
-        Watch::new(inquiry, self.step.backend.node.clone(), after)
+        let watch = Watch::new(inquiry, self.step.backend.node.clone(), after);
+        watch.leaving(after.is_some() && !self.has_moved && self.has_twin())
+    }
+
+    /// Whether another node could go on at this moment.
+    fn has_twin(&self) -> bool {
+        let route = (self.relay.twins)(&self.step);
+        let mut steps = route.steps.iter();
+        steps.any(|other| other.backend != self.step.backend)
     }
 
     /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing.
@@ -242,6 +365,12 @@ impl<'a> Pump<'a> {
 
     fn pass(&mut self, piece: Piece, out: &mut Vec<u8>) {
         self.meter.see(&piece.value);
+        if let Some(said) = &mut self.said {
+            said.hear(&piece.value);
+        }
+        if self.model.is_none() {
+            self.model = piece.value.get("model").cloned();
+        }
         if let Some(held) = self.held.take() {
             self.write(held, out);
         }
@@ -253,19 +382,25 @@ impl<'a> Pump<'a> {
     }
 
     /// Writes an ordinary chunk: as the node wrote it unless the client asked for something else.
-    fn write(&self, piece: Piece, out: &mut Vec<u8>) {
+    fn write(&mut self, piece: Piece, out: &mut Vec<u8>) {
         const NO_USAGE: &str = ",\"usage\":null";
+        if let Some(gather) = &mut self.gather {
+            self.is_hopeless |= !gather.take(&piece.value);
+            return;
+        }
         let usage = piece.value.get("usage");
         let as_wanted = match usage {
             None => !self.relay.wants_usage,
             Some(usage) => self.relay.wants_usage && usage.is_null(),
         };
+        let as_wanted = as_wanted && self.before == 0;
         if as_wanted && piece.value.get("_routing").is_none() {
             return sse::write_data(out, &piece.raw);
         }
         let mut raw = piece.raw;
         // The text `,"usage":null` cannot be part of a JSON string: its quotes would be escaped there.
         if usage.is_some_and(Value::is_null)
+            && self.before == 0
             && piece.value.get("_routing").is_none()
             && let Some(at) = raw.rfind(NO_USAGE)
         {
@@ -282,6 +417,9 @@ impl<'a> Pump<'a> {
             return;
         };
         members.remove("_routing");
+        if let (Some(model), true) = (&self.model, self.before > 0) {
+            members.insert("model".to_owned(), model.clone());
+        }
         if self.relay.wants_usage {
             members.insert("usage".to_owned(), Value::Null);
         } else {
@@ -307,11 +445,28 @@ impl<'a> Pump<'a> {
         };
         self.relay
             .note(exchange, &self.step, (self.usage(), self.queue_ms()));
-        let routing = self.relay.routing(exchange, &self.step, is_cut(&last));
+        let timings = self.usage.as_ref().and_then(|usage| usage.get("timings"));
+        let timings = timings.or_else(|| last.get("timings")).cloned();
+        let timing = self.times.split(timings.as_ref(), Instant::now());
+        let mut routing = self.relay.routing(exchange, &self.step, is_cut(&last));
+        routing.continued = std::mem::take(&mut self.continued);
+        routing.timing = Some(timing);
+        if let Some(mut gather) = self.gather.take() {
+            gather.take(&last);
+            let usage = self.usage_chunk(&last)["usage"].take();
+            let routing = serde_json::to_value(routing).unwrap_or_default();
+            let members = [
+                ("usage", Some(usage)),
+                ("timings", timings),
+                ("_routing", Some(routing)),
+            ];
+            self.whole = Some(gather.finish(members));
+            return Ok(());
+        }
         self.adapt(&mut last);
         let usage_chunk = self.relay.wants_usage.then(|| self.usage_chunk(&last));
-        if let Some(timings) = self.usage.as_ref().and_then(|usage| usage.get("timings")) {
-            last["timings"] = timings.clone();
+        if let Some(timings) = timings {
+            last["timings"] = timings;
         }
         last["_routing"] = serde_json::to_value(routing).unwrap_or_default();
         write_json(out, &last);
@@ -338,8 +493,11 @@ impl<'a> Pump<'a> {
                 "choices": [],
             })
         });
-        if chunk.get("usage").is_none_or(Value::is_null) {
+        if self.before > 0 || chunk.get("usage").is_none_or(Value::is_null) {
             chunk["usage"] = serde_json::to_value(counted).unwrap_or_default();
+        }
+        if let (Some(model), true) = (&self.model, self.before > 0) {
+            chunk["model"] = model.clone();
         }
         if let Some(members) = chunk.as_object_mut() {
             members.remove("_routing");

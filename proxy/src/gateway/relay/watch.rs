@@ -1,5 +1,6 @@
-//! Finds out early that a silent node is gone: whoever says nothing within a stream is asked whether it still lives. A node that is
-//! only slow answers, and is left in peace. Sends nothing to the client.
+//! Finds out early that nothing more will come of a node: whoever says nothing within a stream is asked whether it still lives, and an
+//! answer that stands still although its node lives is left where somebody else can go on with it. A node that is only slow is left in
+//! peace. Sends nothing to the client.
 
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -10,12 +11,23 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::gateway::dispatch::Inquiry;
 
+/// An answer stands still when the next piece takes so many times as long as its pieces took before.
+const PAUSES: u32 = 20;
+/// Before so many pieces nobody knows how fast an answer is.
+const PIECES_MIN: u32 = 4;
+/// What is a standstill then.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
 /// Watches the node of one stream.
 pub(super) struct Watch {
     inquiry: Inquiry,
     node: NodeId,
     /// Silence before it is asked; `None`: it never is.
     after: Option<Duration>,
+    /// Somebody else could go on.
+    may_leave: bool,
+    pace: Pace,
+    heard_at: Instant,
     next: Instant,
     /// A question under way; kept here, because waiting for it may be interrupted.
     asked: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
@@ -25,26 +37,40 @@ impl Watch {
     /// Begins to watch now. A zero time: never asks.
     pub(super) fn new(inquiry: Inquiry, node: NodeId, after: Option<Duration>) -> Self {
         let after = after.filter(|after| !after.is_zero());
+        let now = Instant::now();
         Self {
             inquiry,
             node,
             after,
-            next: Instant::now() + after.unwrap_or_default(),
+            may_leave: false,
+            pace: Pace::default(),
+            heard_at: now,
+            next: now + after.unwrap_or_default(),
             asked: None,
         }
     }
 
-    /// The node said something.
-    pub(super) fn heard(&mut self) {
-        self.asked = None;
-        self.next = Instant::now() + self.after.unwrap_or_default();
+    /// Whether a living node whose answer stands still may be left.
+    #[must_use]
+    pub(super) const fn leaving(mut self, may_leave: bool) -> Self {
+        self.may_leave = may_leave;
+        self
     }
 
-    /// Returns when the node no longer answers. Safe to cancel.
+    /// The node said something.
+    pub(super) fn heard(&mut self) {
+        let now = Instant::now();
+        self.pace.heard(now - self.heard_at);
+        self.heard_at = now;
+        self.asked = None;
+        self.next = now + self.after.unwrap_or_default();
+    }
+
+    /// Returns when nothing more is to be hoped for. Safe to cancel.
     pub(super) async fn lost(&mut self) {
-        if self.after.is_none() {
+        let Some(after) = self.after else {
             return pending().await;
-        }
+        };
         loop {
             if self.asked.is_none() {
                 sleep_until(self.next).await;
@@ -56,7 +82,85 @@ impl Watch {
             if !asked.await {
                 return;
             }
-            self.heard();
+            self.asked = None;
+            let now = Instant::now();
+            let stands_at = self.heard_at + self.pace.patience(after);
+            if self.may_leave && now >= stands_at {
+                return;
+            }
+            self.next = now + after;
+            if self.may_leave {
+                self.next = self.next.min(stands_at);
+            }
+        }
+    }
+}
+
+/// How fast an answer comes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    /// Between two pieces, lately.
+    pause: Duration,
+    pieces: u32,
+}
+
+impl Pace {
+    fn heard(&mut self, pause: Duration) {
+        self.pause = if self.pieces == 0 {
+            pause
+        } else {
+            (self.pause * 7 + pause) / 8
+        };
+        self.pieces = self.pieces.saturating_add(1);
+    }
+
+    /// From here on it stands still.
+    fn patience(&self, after: Duration) -> Duration {
+        let slow = if self.pieces < PIECES_MIN {
+            STANDSTILL
+        } else {
+            self.pause * PAUSES
+        };
+        after.max(slow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AFTER: Duration = Duration::from_secs(2);
+
+    #[test]
+    fn a_slow_answer_is_given_twenty_of_its_own_pauses() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.patience(Duration::ZERO), STANDSTILL);
+        for _ in 0..PIECES_MIN {
+            pace.heard(Duration::from_secs(1));
+        }
+        assert_eq!(pace.patience(AFTER), Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_fast_one_stands_still_after_the_setting() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.heard(Duration::from_millis(20));
+        }
+        assert_eq!(pace.patience(AFTER), AFTER);
+    }
+
+    proptest! {
+        #[test]
+        fn an_even_answer_never_stands_still(pause_ms in 1u64..60_000, pieces in 4u32..50) {
+            let pause = Duration::from_millis(pause_ms);
+            let mut pace = Pace::default();
+            for _ in 0..pieces {
+                pace.heard(pause);
+            }
+            prop_assert!(pace.patience(Duration::ZERO) >= pause * 19);
         }
     }
 }

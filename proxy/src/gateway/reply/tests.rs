@@ -79,6 +79,7 @@ fn refusals() -> Vec<Refusal> {
         Refusal::QueueFull { retry_after: wait },
         Refusal::NoTierAvailable {
             wanted: Some(Tier::Heavy),
+            local_only: false,
             retry_after: Duration::from_secs(30),
         },
         Refusal::UpstreamError,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use config::wire::sse::{Decoder, Event};
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::front::sink::{BodyError, ClientGone, ClientSink};
@@ -21,6 +22,8 @@ pub(super) struct Client {
     stalls: Option<Arc<AtomicUsize>>,
     /// Leaves when so many chunks have come.
     leaves_after: usize,
+    /// Leaves when told to.
+    leaves_when: Option<Arc<Notify>>,
     begun: Instant,
     pub(super) status: Option<StatusCode>,
     pub(super) headers: HeaderMap,
@@ -35,6 +38,7 @@ impl Client {
             body: VecDeque::from([body.into()]),
             stalls: None,
             leaves_after: usize::MAX,
+            leaves_when: None,
             begun: Instant::now(),
             status: None,
             headers: HeaderMap::new(),
@@ -63,6 +67,12 @@ impl Client {
 
     pub(super) const fn leaving_after(mut self, chunks: usize) -> Self {
         self.leaves_after = chunks;
+        self
+    }
+
+    /// Leaves when told to.
+    pub(super) fn leaving_when(mut self, leaves: &Arc<Notify>) -> Self {
+        self.leaves_when = Some(Arc::clone(leaves));
         self
     }
 
@@ -146,6 +156,9 @@ impl ClientSink for Client {
     }
 
     async fn gone(&mut self) {
+        if let Some(leaves) = &self.leaves_when {
+            return leaves.notified().await;
+        }
         if self.chunks.len() < self.leaves_after {
             std::future::pending::<()>().await;
         }

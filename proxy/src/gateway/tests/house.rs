@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use config::ids::{KeyId, NodeId, RequestId, UserId};
 use config::secret::Secret;
 use config::settings::plan::Prices;
-use config::settings::proxy::{Auth, Limits, PerMinute, Plan, Routing, Zone};
+use config::settings::proxy::{
+    Auth, Hedge, Limits, PerMinute, Plan, Remote as RemoteSettings, Routing, WakePatience, Zone,
+};
 use config::tier::Tier;
 use config::token::{Token, TokenKind};
 use config::wire::node::{
@@ -24,6 +26,7 @@ use policy::record::AccessRecord;
 use policy::router::Router;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tunnel::{PrivateKey, Tunnel};
 
 use super::client::Client;
@@ -34,13 +37,16 @@ use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
 use crate::gateway::dispatch::Dispatcher;
 use crate::gateway::health::Readiness;
+use crate::gateway::waiting::Waiting;
 use crate::gateway::{Call, Figures, Gateway, Rooms};
 use crate::nodes::fleet::Fleet;
-use crate::nodes::members::{Member, Members};
+use crate::nodes::members::{Member, Members, Place};
 use crate::nodes::peers::{self, HubKeys, Peers};
 use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
 use crate::nodes::upstream::{Dial, Upstream, Wire};
 use crate::observe::metrics::Metrics;
+use crate::remote::wakers::Wakers;
+use crate::remote::{self, Remote, Roads};
 use crate::store::embedded::Embedded;
 use crate::store::{KeyRecord, PEPPER, SecretHash, Store};
 
@@ -53,6 +59,8 @@ pub(super) struct Plans {
     pub(super) limits: Limits,
     pub(super) prices: Prices,
     pub(super) request_timeout: Duration,
+    /// Servers outside the tunnel.
+    pub(super) remotes: Vec<RemoteSettings>,
 }
 
 impl Default for Plans {
@@ -74,12 +82,19 @@ impl Default for Plans {
                 connect_timeout: Duration::from_secs(1),
                 first_byte_timeout: Duration::from_secs(5),
                 idle_timeout: Duration::from_secs(5),
+                silence: Duration::ZERO,
+                silence_patience: Duration::ZERO,
                 stall_after: Duration::ZERO,
                 migration_patience: Duration::from_secs(5),
                 commit_after: Duration::from_secs(3),
                 keepalive: Duration::from_secs(15),
                 fallback: true,
                 pool_max: 4,
+                queue_max: 64,
+                queue_wait: Duration::ZERO,
+                wake: WakePatience::default(),
+                classifier: config::settings::classifier::Classifier::default(),
+                hedge: Hedge::default(),
             },
             limits: Limits {
                 guard_per_minute: 600,
@@ -106,6 +121,7 @@ impl Default for Plans {
                 cloud: BTreeMap::new(),
             },
             request_timeout: Duration::from_secs(30),
+            remotes: Vec::new(),
         }
     }
 }
@@ -127,8 +143,11 @@ pub(super) struct House {
     pub(super) nodes: Vec<Node>,
     pub(super) upstream: Upstream,
     pub(super) fleet: Arc<Fleet>,
+    pub(super) metrics: Arc<Metrics>,
+    waiting: Arc<Waiting>,
     key: String,
     store: Arc<dyn Store>,
+    _watches: JoinSet<()>,
     _folder: TempDir,
 }
 
@@ -143,7 +162,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new());
         let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
-        let kept = Arc::clone(&store);
+        let (kept, counted) = (Arc::clone(&store), Arc::clone(&metrics));
         let key = put_key(&*store, &[Scope::Inference, Scope::Models]).await;
         let fleet = Arc::new(Fleet::new(Router::new(
             &plans.routing,
@@ -151,18 +170,17 @@ impl House {
             10,
         )));
         let members = Arc::new(Members::default());
-        let (mut nodes, mut table) = (Vec::new(), HashMap::new());
-        for (index, (tiers, acts)) in acts.into_iter().enumerate() {
-            let node = Node::start(acts).await;
-            let member = member(index);
-            table.insert(member.address, node.address);
-            fleet
-                .report(&member, report(&member, tiers), std::time::Instant::now())
-                .unwrap();
-            members.insert(Arc::new(member));
-            nodes.push(node);
-        }
-        let upstream = Upstream::new(Arc::new(Loopback(table)), plans.routing.pool_max);
+        let (nodes, table) = at_home(acts, &fleet, &members).await;
+        let remotes = Remote::all(&plans.remotes).unwrap();
+        let roads = Roads::new(Arc::new(table), &remotes);
+        let upstream = Upstream::new(Arc::new(roads), plans.routing.pool_max);
+        let around = remote::Rooms {
+            upstream: upstream.clone(),
+            fleet: Arc::clone(&fleet),
+            store: Arc::clone(&store),
+            metrics: Arc::clone(&metrics),
+        };
+        let watches = outside(remotes, &around, &members);
         let auth = Auth {
             azure_header: false,
             stale: Duration::from_secs(30),
@@ -174,8 +192,15 @@ impl House {
             Arc::clone(&store),
             Arc::clone(&metrics),
         );
+        let waiting = Arc::new(Waiting::new(&plans.routing, Arc::clone(&fleet)));
         let dispatcher = Dispatcher {
             fleet: Arc::clone(&fleet),
+            wakers: Arc::new(Wakers::new(
+                (Arc::clone(&fleet), Arc::clone(&members)),
+                (upstream.clone(), Arc::clone(&metrics)),
+                Box::new(|_| Some(IpAddr::from([203, 0, 113, 7]))),
+            )),
+            waiting: Arc::clone(&waiting),
             members,
             upstream: upstream.clone(),
             rules: plans.routing.clone(),
@@ -191,6 +216,7 @@ impl House {
         let figures = Figures {
             request_timeout: plans.request_timeout,
             thresholds: Thresholds::from(&plans.routing),
+            prefixes: crate::gateway::prefix::Prefixes::new(&[7; 32]),
             auth,
             started_unix: 1_800_000_000,
         };
@@ -199,10 +225,18 @@ impl House {
             nodes,
             upstream,
             fleet,
+            metrics: counted,
+            waiting,
             key,
             store: kept,
+            _watches: watches,
             _folder: folder,
         }
+    }
+
+    /// Where requests wait.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     /// Where it counts.
@@ -219,6 +253,14 @@ impl House {
     pub(super) async fn expired_key(&self) -> String {
         let (mut record, key) = key_record(&*self.store, &Scope::ALL).await;
         record.expires_unix = Some(1);
+        self.store.put_key(&record).await.unwrap();
+        key
+    }
+
+    /// A key whose requests stay at home.
+    pub(super) async fn key_that_stays(&self) -> String {
+        let (mut record, key) = key_record(&*self.store, &Scope::CLIENT).await;
+        record.local_only = true;
         self.store.put_key(&record).await.unwrap();
         key
     }
@@ -293,6 +335,38 @@ pub(super) fn stream_to(model: &str) -> serde_json::Value {
     body
 }
 
+/// Starts one node for each entry and lets it report.
+async fn at_home(
+    acts: Vec<(&[Tier], Vec<Act>)>,
+    fleet: &Fleet,
+    members: &Members,
+) -> (Vec<Node>, Loopback) {
+    let (mut nodes, mut table) = (Vec::new(), HashMap::new());
+    for (index, (tiers, acts)) in acts.into_iter().enumerate() {
+        let node = Node::start(acts).await;
+        let member = member(index);
+        table.insert(member.address, node.address);
+        let report = report(&member, index, tiers);
+        fleet
+            .report(&member, report, std::time::Instant::now())
+            .unwrap();
+        members.insert(Arc::new(member));
+        nodes.push(node);
+    }
+    (nodes, Loopback(table))
+}
+
+/// Places the machines outside and watches them until the set is dropped.
+fn outside(remotes: Vec<Arc<Remote>>, around: &remote::Rooms, members: &Members) -> JoinSet<()> {
+    let mut watches = JoinSet::new();
+    for remote in remotes {
+        around.fleet.place_outside(remote.id(), remote.is_local());
+        members.insert(Arc::new(remote.member()));
+        watches.spawn(remote::watch(remote, around.clone()));
+    }
+    watches
+}
+
 async fn rooms(
     (limits, prices): (Limits, Prices),
     store: Arc<dyn Store>,
@@ -358,21 +432,28 @@ fn member(index: usize) -> Member {
         tiers: None,
         wireguard_key: String::new(),
         agent_token: Secret::new("agent-secret".to_owned()),
+        place: Place::Tunnel,
+        draining: std::sync::atomic::AtomicBool::new(false),
     }
 }
 
-fn report(member: &Member, tiers: &[Tier]) -> Report {
+/// The first node is the fastest and the others are as busy as their number says, so that a story knows who is asked.
+fn report(member: &Member, number: usize, tiers: &[Tier]) -> Report {
     Report {
         version: VERSION,
         node_id: member.id.clone(),
         seq: 1,
         draining: false,
         memory: Memory::default(),
-        tiers: tiers.iter().map(|tier| tier_report(*tier)).collect(),
+        tiers: tiers
+            .iter()
+            .map(|tier| tier_report(*tier, number))
+            .collect(),
+        wake: None,
     }
 }
 
-fn tier_report(tier: Tier) -> TierReport {
+fn tier_report(tier: Tier, number: usize) -> TierReport {
     TierReport {
         tier,
         state: TierState::Ready,
@@ -391,11 +472,14 @@ fn tier_report(tier: Tier) -> TierReport {
             modalities: Vec::new(),
         }),
         slots: 4,
-        slots_busy: 0,
+        slots_busy: u32::try_from(number.min(3)).unwrap_or(3),
         queue_depth: 0,
         queue_max: 8,
-        tokens_per_second: 50.0,
+        tokens_per_second: if number == 0 { 500.0 } else { 50.0 },
         prompt_tokens_per_second: 500.0,
+        elsewhere: false,
+        wakes_in_ms: 0,
+        prefixes: Vec::new(),
     }
 }
 
@@ -422,6 +506,9 @@ async fn desk(store: Arc<dyn Store>, rooms: peers::Rooms) -> Desk {
         endpoint: ":51820".to_owned(),
         heartbeat: Duration::from_secs(5),
         nodes_max: 10,
+        approves_all: false,
+        unseen_max: Duration::from_hours(24 * 90),
+        hubs: Arc::default(),
     };
     Desk::new(store, peers, &secrets, facts)
 }

@@ -462,3 +462,41 @@ async fn a_silent_node_is_asked_whether_it_lives_and_left_if_not() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_stands_still_goes_on_elsewhere_though_its_node_lives() {
+    let pause = Duration::from_millis(5);
+    let pieces = (1..=6).map(|token| said(&[token], "more "));
+    let begun: Vec<String> = std::iter::once(role()).chain(pieces).collect();
+    let stalls = vec![
+        Act::Stall(pause, begun),
+        Act::Reply(200, json!({"status": "ok"})),
+    ];
+    let mut plans = hasty();
+    plans.routing.idle_timeout = Duration::from_secs(30);
+    plans.routing.stall_after = Duration::from_millis(100);
+    let house = house(plans, [stalls, vec![rest(2)]]).await;
+
+    let (client, record) = house.chat(&stream_to("primary")).await;
+
+    assert_eq!(client.said(), format!("{}three", "more ".repeat(6)));
+    assert_eq!(outcomes(&record), ["broken", "ok"]);
+    house.nodes[0].was_left().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_stands_still_is_waited_for_where_nobody_else_could_go_on() {
+    let pause = Duration::from_millis(5);
+    let pieces = (1..=6).map(|token| said(&[token], "more "));
+    let begun: Vec<String> = std::iter::once(role()).chain(pieces).collect();
+    let alive = Act::Reply(200, json!({"status": "ok"}));
+    let mut plans = hasty();
+    plans.routing.idle_timeout = Duration::from_millis(600);
+    plans.routing.stall_after = Duration::from_millis(50);
+    let acts = vec![Act::Stall(pause, begun), alive];
+    let house = House::planned(plans, vec![(&[Primary], acts)]).await;
+
+    let (_, record) = house.chat(&stream_to("primary")).await;
+
+    assert_eq!(outcomes(&record), ["timed_out"]);
+}

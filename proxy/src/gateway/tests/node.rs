@@ -10,6 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nserver-timing: queue;dur=7\r\ntransfer-encoding: chunked\r\n\r\n";
+
 /// What the node does with one request.
 #[derive(Clone, Debug)]
 pub(super) enum Act {
@@ -21,12 +24,77 @@ pub(super) enum Act {
     Slowly(Duration, Vec<String>),
     /// These events, then the connection breaks.
     Break(Vec<String>),
+    /// These events after a pause each, then nothing more until the proxy leaves.
+    Stall(Duration, Vec<String>),
     /// These events, then nothing more until the proxy leaves.
     Hang(Vec<String>),
     /// The connection breaks before any answer.
     Die,
+    /// A whole answer, from where the request says that it was cut; the connection breaks after so many bytes, if at all.
+    Twin(Arc<Script>, Option<usize>),
     /// These bytes, whatever they are, and then the other bytes again and again until the proxy leaves.
     Raw(Vec<u8>, Vec<u8>),
+}
+
+/// An answer that any node can begin and any other go on with.
+#[derive(Clone, Debug)]
+pub(super) struct Script {
+    /// The first event, which only the node that begins says.
+    pub(super) role: String,
+    /// Events, and the tokens that each is made of.
+    pub(super) pieces: Vec<(Vec<i32>, String)>,
+    /// What follows the last token.
+    pub(super) tail: Vec<String>,
+}
+
+impl Script {
+    /// How many bytes of a whole answer end with so many pieces.
+    pub(super) fn ends_after(&self, pieces: usize) -> usize {
+        let begun = Self {
+            pieces: self.pieces[..pieces].to_vec(),
+            tail: Vec::new(),
+            role: self.role.clone(),
+        };
+        let nobody = Seen {
+            head: String::new(),
+            body: Value::Null,
+        };
+        begun.bytes(&nobody).len() - LAST_CHUNK.len()
+    }
+
+    /// The bytes of a node that is asked for all of it, or for what follows the tokens told.
+    fn bytes(&self, seen: &Seen) -> Vec<u8> {
+        let told = seen
+            .body
+            .pointer("/_resume/tokens")
+            .and_then(Value::as_array);
+        let mut skip = told.map_or(0, Vec::len);
+        let mut events = Vec::new();
+        if told.is_none() {
+            events.push(self.role.clone());
+        }
+        for (tokens, event) in &self.pieces {
+            if skip >= tokens.len() {
+                skip -= tokens.len();
+                continue;
+            }
+            assert_eq!(skip, 0, "told ends within a piece");
+            let ids: Vec<String> = tokens.iter().map(ToString::to_string).collect();
+            events.push(format!(": tokens {}\ndata: {event}", ids.join(",")));
+        }
+        events.extend(self.tail.iter().cloned());
+        let mut bytes = Vec::new();
+        for event in events {
+            let event = if event.starts_with(':') {
+                format!("{event}\n\n")
+            } else {
+                format!("data: {event}\n\n")
+            };
+            bytes.extend(format!("{:x}\r\n{event}\r\n", event.len()).into_bytes());
+        }
+        bytes.extend(LAST_CHUNK);
+        bytes
+    }
 }
 
 /// One request as it arrived.
@@ -88,6 +156,17 @@ impl Node {
         *self.connections.borrow()
     }
 
+    /// Waits until somebody has asked something.
+    pub(super) async fn was_asked(&self) {
+        let asked = async {
+            while self.seen().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        waited.expect("nobody asks");
+    }
+
     /// Waits until the proxy has left an answer in the middle.
     pub(super) async fn was_left(&self) {
         let mut left = self.left.clone();
@@ -106,7 +185,7 @@ struct Stage {
 impl Stage {
     async fn play(self: Arc<Self>, mut stream: TcpStream) {
         while let Some(seen) = read(&mut stream).await {
-            self.seen.lock().unwrap().push(seen);
+            self.seen.lock().unwrap().push(seen.clone());
             let act = {
                 let mut acts = self.acts.lock().unwrap();
                 let next = acts
@@ -117,14 +196,14 @@ impl Stage {
                 }
                 next
             };
-            if !self.perform(act, &mut stream).await {
+            if !self.perform(act, &seen, &mut stream).await {
                 return;
             }
         }
     }
 
     /// Whether the connection can carry another request.
-    async fn perform(&self, act: Act, stream: &mut TcpStream) -> bool {
+    async fn perform(&self, act: Act, seen: &Seen, stream: &mut TcpStream) -> bool {
         let (pause, events, end) = match act {
             Act::Reply(status, body) => {
                 let body = body.to_string();
@@ -138,6 +217,13 @@ impl Stage {
                     .is_ok();
             }
             Act::Die => return false,
+            Act::Twin(script, cut) => {
+                let bytes = script.bytes(seen);
+                let end = cut.unwrap_or(bytes.len()).min(bytes.len());
+                let sent = stream.write_all(STREAM_HEAD.as_bytes()).await.is_ok()
+                    && stream.write_all(&bytes[..end]).await.is_ok();
+                return sent && cut.is_none();
+            }
             Act::Raw(first, again) => {
                 let mut open = stream.write_all(&first).await.is_ok();
                 while open && !again.is_empty() {
@@ -149,9 +235,9 @@ impl Stage {
             Act::Slowly(pause, events) => (pause, events, End::Clean),
             Act::Break(events) => (Duration::ZERO, events, End::Broken),
             Act::Hang(events) => (Duration::ZERO, events, End::Never),
+            Act::Stall(pause, events) => (pause, events, End::Never),
         };
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nserver-timing: queue;dur=7\r\ntransfer-encoding: chunked\r\n\r\n";
-        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(STREAM_HEAD.as_bytes()).await.unwrap();
         for event in events {
             tokio::time::sleep(pause).await;
             // An event that brings its own comments is written as it is.

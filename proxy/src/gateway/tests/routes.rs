@@ -13,7 +13,8 @@ use crate::admin::routes::{PREFIX, ROUTES};
 use crate::gateway::operation::{Closed, Operation, routes};
 
 const CHAT: &str = r#"{"model":"primary","messages":[{"role":"user","content":"hello"}]}"#;
-const BODIES: [(&str, &str); 5] = [
+const BODIES: [(&str, &str); 6] = [
+    ("/classify", r#"{"text":"hello"}"#),
     ("/chat/completions", CHAT),
     ("/apply-template", CHAT),
     ("/embeddings", r#"{"model":"primary","input":"hello"}"#),

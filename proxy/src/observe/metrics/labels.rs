@@ -27,6 +27,19 @@ pub(super) struct AttemptLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct WarmLabels {
+    pub(super) tier: &'static str,
+    pub(super) result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct WakeLabels {
+    pub(super) node: String,
+    pub(super) act: &'static str,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct FallbackLabels {
     pub(super) from: &'static str,
     pub(super) to: &'static str,

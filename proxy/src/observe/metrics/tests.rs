@@ -20,7 +20,8 @@ fn everything_counted_is_rendered() {
     metrics.jwks_fetch("ok");
     metrics.store_error("unavailable");
     metrics.breaker(Tier::Fast, BreakerGauge::HalfOpen);
-    metrics.handshake_age("den", second);
+    metrics.node("den", &status());
+    metrics.node_refused("node_pending");
     metrics.tunnel_drops("bad_mac", 3);
     metrics.migrated(Tier::Fast);
     metrics.connections(5);
@@ -43,6 +44,9 @@ fn everything_counted_is_rendered() {
         "hearth_limit_rejections_total{policy=\"text-min\"} 1",
         "hearth_breaker_state{tier=\"fast\"} 2",
         "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
+        "hearth_node_round_trip_seconds{node=\"den\"} 0.25",
+        "hearth_node_received_bytes{node=\"den\"} 3",
+        "hearth_node_refusals_total{reason=\"node_pending\"} 1",
         "hearth_tunnel_drops{reason=\"bad_mac\"} 3",
         "hearth_migrations_total{tier=\"fast\"} 1",
         "hearth_inflight 1",
@@ -60,4 +64,17 @@ fn everything_counted_is_rendered() {
     metrics.forget_node("den");
     let text = metrics.render();
     assert!(text.contains("hearth_inflight 0") && !text.contains("node=\"den\""));
+}
+
+fn status() -> ::tunnel::PeerStatus {
+    ::tunnel::PeerStatus {
+        public_key: ::tunnel::PublicKey::from_bytes([1; 32]),
+        endpoint: None,
+        since_handshake: Some(Duration::from_secs(1)),
+        since_heard: None,
+        rx_bytes: 3,
+        tx_bytes: 4,
+        streams: 0,
+        round_trip: Some(Duration::from_millis(250)),
+    }
 }

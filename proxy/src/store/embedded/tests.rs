@@ -259,14 +259,30 @@ async fn a_million_strangers_leave_the_table_below_its_bound_and_are_still_count
     strangers(1_000_000, 5_000).await;
 }
 
+/// What all who came after the tables were full may add to the process: the file's pages that are kept in memory.
+const STRANGERS_BYTES_MAX: u64 = 96 << 20;
+
+/// Memory of this process that is in use, bytes; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|text| text.trim().trim_end_matches("kB").trim().parse().ok());
+    kib.unwrap_or(0_u64) * 1024
+}
+
 async fn strangers(strangers: usize, bound: usize) {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open_for(folder.path(), bound).unwrap();
     let now = now_ms();
     let mut most = 0;
+    let mut warm = 0;
     let mut order = reservation(&[]);
     order.lease_ms = 0;
     for number in 0..strangers {
+        // The tables are full for the first time.
+        if number == bound * 5 {
+            warm = resident_bytes();
+        }
         order.counters = vec![day(&format!("u:{number}"), 3, now)];
         loop {
             match store.reserve(&order, now).await {
@@ -279,6 +295,15 @@ async fn strangers(strangers: usize, bound: usize) {
         most = most.max(lock(&store.counters).len());
     }
     assert!(most <= bound * 5, "{most} counters in memory");
+    let more = resident_bytes().saturating_sub(warm);
+    let mib = more >> 20;
+    let line =
+        format!("{strangers} strangers: {most} counters in memory, {mib} MiB more resident\n");
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+    assert!(
+        more <= STRANGERS_BYTES_MAX,
+        "{more} bytes more are resident"
+    );
     for number in [0, 1, strangers / 2, strangers - 1] {
         let counter = day(&format!("u:{number}"), 3, now);
         assert_eq!(

@@ -65,6 +65,7 @@ async fn records_of_a_house(store: &dyn Store) {
             created_unix: 1,
             expires_unix: 2,
             used_by: vec!["somebody".into()],
+            approve: None,
         })
         .await
         .unwrap();
@@ -81,6 +82,9 @@ async fn records_of_a_house(store: &dyn Store) {
             registered_unix: None,
             last_seen_unix: None,
             revoked_unix: Some(3),
+            draining: false,
+            pending: false,
+            approved_unix: None,
         })
         .await
         .unwrap();

@@ -1,0 +1,94 @@
+//! How the tunnel and each node in it are: gauges that are read off when somebody looks. The names of nodes are bounded by the settings.
+
+use std::sync::atomic::AtomicI64;
+
+use ::tunnel::PeerStatus;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::Seconds;
+use super::labels::{NodeLabel, ReasonLabel};
+
+type Count = Gauge<i64, AtomicI64>;
+
+/// The series.
+#[derive(Debug, Default)]
+pub(super) struct TunnelSeries {
+    handshake_age: Family<NodeLabel, Seconds>,
+    round_trip: Family<NodeLabel, Seconds>,
+    received: Family<NodeLabel, Count>,
+    sent: Family<NodeLabel, Count>,
+    drops: Family<ReasonLabel, Count>,
+    refusals: Family<ReasonLabel, Counter>,
+}
+
+impl TunnelSeries {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "wg_last_handshake_seconds",
+            "Time since the last WireGuard handshake with a node",
+            self.handshake_age.clone(),
+        );
+        registry.register(
+            "node_round_trip_seconds",
+            "The way to a node and back inside the tunnel",
+            self.round_trip.clone(),
+        );
+        registry.register(
+            "node_received_bytes",
+            "Bytes received from a node inside the tunnel since it registered",
+            self.received.clone(),
+        );
+        registry.register(
+            "node_sent_bytes",
+            "Bytes sent to a node inside the tunnel since it registered",
+            self.sent.clone(),
+        );
+        registry.register(
+            "tunnel_drops",
+            "Packets and handshakes that the tunnel has dropped since the start, by reason",
+            self.drops.clone(),
+        );
+        registry.register(
+            "node_refusals",
+            "Enrolments and registrations that were refused, by reason",
+            self.refusals.clone(),
+        );
+    }
+
+    pub(super) fn node(&self, node: &str, status: &PeerStatus) {
+        let label = NodeLabel { node: node.into() };
+        let count = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        if let Some(age) = status.since_handshake {
+            let gauge = self.handshake_age.get_or_create(&label);
+            gauge.set(age.as_secs_f64());
+        }
+        if let Some(time) = status.round_trip {
+            let gauge = self.round_trip.get_or_create(&label);
+            gauge.set(time.as_secs_f64());
+        }
+        self.received
+            .get_or_create(&label)
+            .set(count(status.rx_bytes));
+        self.sent.get_or_create(&label).set(count(status.tx_bytes));
+    }
+
+    pub(super) fn forget(&self, node: &str) {
+        let label = NodeLabel { node: node.into() };
+        self.handshake_age.remove(&label);
+        self.round_trip.remove(&label);
+        self.received.remove(&label);
+        self.sent.remove(&label);
+    }
+
+    pub(super) fn drops(&self, reason: &'static str, packets: u64) {
+        let gauge = self.drops.get_or_create(&ReasonLabel { reason });
+        gauge.set(i64::try_from(packets).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+}

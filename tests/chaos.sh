@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Chaos over a whole town of real programs: see tests/chaos. Bounded; prints the seed first and what was done to whom last.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+tests/chaos.sh [SECONDS]
+
+  Three machines with tiny models, two proxies on one Redis, fifty readers of greedy streams. Machines are killed, frozen, cut off, rained
+  on (30 % of the packets lost, the others late) and restarted, proxies too, by a printed seed, for SECONDS (300).
+  Then: an answer whose worker is killed after each of its tokens, every form of answer killed at random, 500 streams at once.
+
+  HEARTH_CHAOS_SEED=N       the same chaos again
+  HEARTH_CHAOS_STEP=N       only every Nth token is killed at (1)
+  HEARTH_CHAOS_KILLS=N      so many deaths for each form of answer (6)
+  HEARTH_STREAMS_SECS=N     so long the 500 streams last (10)
+HELP
+}
+
+cd "$(dirname "$0")/.."
+case ${1:-300} in
+  -h | --help) usage; exit 0 ;;
+  *[!0-9]*) echo "tests/chaos.sh: SECONDS is a number, not $1 (see --help)" >&2; exit 64 ;;
+esac
+command -v redis-server > /dev/null || { echo "tests/chaos.sh: missing: redis-server (tests/run.sh installs it)" >&2; exit 1; }
+
+export HEARTH_CHAOS_SECS=${1:-300}
+cargo build --locked --quiet -p proxy -p node-agent --bins
+# One after the other: each wants the whole machine.
+exec cargo test --locked --quiet -p tests --test chaos -- --ignored --nocapture --test-threads 1

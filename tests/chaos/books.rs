@@ -1,0 +1,218 @@
+//! The verdict: answers, books, and what is still held when all is over.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::wait::until;
+
+use crate::acts::Deed;
+use crate::crowd::{End, Question, Told};
+use crate::say;
+use crate::town::{Footprint, MACHINES, Town};
+
+/// A reservation of a proxy that was killed lasts for its lease of 10 s, and a moment.
+const SETTLED_MAX: Duration = Duration::from_secs(40);
+/// Open files more than in calm weather: a pool's connections, a log, a lookup under way.
+const FILES_MAX: usize = 24;
+/// Resident memory more than in calm weather: what allocators keep after the busiest moment.
+const RSS_KIB_MAX: u64 = 64 * 1024;
+/// Complaints that are shown.
+const SHOWN_MAX: usize = 12;
+
+/// What was found wrong, and what was counted.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    wrong: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Verdict {
+    /// Every answer is the unbroken one, or says that it is not.
+    pub(crate) fn answers(&mut self, told: &[Told], deeds: &[Deed], questions: &[Question]) {
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for told in told {
+            let question = &questions[told.question];
+            let is_excused = || {
+                let during = |deed: &&Deed| told.began < deed.ended && told.ended > deed.began;
+                let mut deeds = deeds.iter().filter(during);
+                deeds.any(|deed| deed.excuses(told.proxy))
+            };
+            let (kind, is_right) = match &told.end {
+                End::Whole => (
+                    "whole",
+                    told.text == question.answer && told.tokens == Some(question.tokens),
+                ),
+                End::Silent => ("ended silently", false),
+                End::Told(_) => ("told of an error", is_excused()),
+                End::Cut => ("cut", is_excused()),
+                End::Refused(..) => ("refused", is_excused()),
+                End::Nobody => ("nobody there", is_excused()),
+            };
+            let count = counts.entry(kind).or_default();
+            *count += 1;
+            let is_prefix = question.answer.starts_with(&told.text);
+            if !is_right || !is_prefix {
+                let at = told.text.len();
+                self.wrong.push(format!(
+                    "{:?} at byte {at} of {}, right so far: {is_prefix}, tokens {:?} of {:?}, {} attempts, {:?}, proxy {}, {}",
+                    told.end,
+                    question.answer.len(),
+                    told.tokens,
+                    question.tokens,
+                    told.attempts,
+                    told.ended - told.began,
+                    told.proxy,
+                    told.request_id,
+                ));
+            }
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_unstable();
+        let moved = told.iter().filter(|told| told.attempts > 1).count();
+        self.notes.push(format!(
+            "{} streams: {counts:?}, {moved} over more than one node",
+            told.len()
+        ));
+    }
+
+    /// The books say what was delivered, request by request, and nothing stays reserved.
+    pub(crate) async fn books(&mut self, town: &Town, told: &[Told], questions: &[Question]) {
+        let settled = until("nothing stays reserved", SETTLED_MAX, || async {
+            let (used, billed) = (used(town).await, billed(town));
+            (used == billed).then_some(billed)
+        });
+        let billed = settled.await;
+        let records = town.records();
+        let by_request: HashMap<&str, &Value> = records
+            .iter()
+            .filter_map(|record| Some((record["request_id"].as_str()?, record)))
+            .collect();
+        let (mut exact, mut between, mut missing) = (0_u64, 0_u64, 0_u64);
+        for told in told.iter().filter(|told| !told.request_id.is_empty()) {
+            let record = by_request.get(told.request_id.as_str());
+            let tokens = |name: &str| record.and_then(|record| record[name].as_u64());
+            let entry = tokens("tokens_in").zip(tokens("tokens_out"));
+            let (all_in, all_out) = questions[told.question].tokens;
+            let is_right = match (&told.end, entry) {
+                (End::Whole, entry) => {
+                    exact += 1;
+                    entry == told.tokens
+                }
+                // Nothing came, nothing is charged.
+                (End::Told(_), Some((0, 0))) => told.pieces == 0,
+                // Each piece is a token at least; what was on its way when it broke was made as well.
+                (End::Told(_), Some((tokens_in, tokens_out))) => {
+                    between += 1;
+                    tokens_in == all_in && (told.pieces..=all_out).contains(&tokens_out)
+                }
+                (End::Refused(..), entry) => entry.is_none_or(|(_, out)| out == 0),
+                // Its proxy was killed: what it had reserved went back.
+                (End::Cut | End::Silent | End::Nobody, None) => {
+                    missing += 1;
+                    true
+                }
+                (End::Cut | End::Silent | End::Nobody, Some((_, out))) => out <= all_out,
+                (End::Told(_), None) => false,
+            };
+            if !is_right {
+                self.wrong.push(format!(
+                    "the books say {entry:?} of {}, which ended {:?} with {:?} and {} pieces",
+                    told.request_id, told.end, told.tokens, told.pieces
+                ));
+            }
+        }
+        self.notes.push(format!(
+            "books: {billed} tokens in {} lines, used = billed; {exact} answers charged to the token, {between} broken ones for what was made, {missing} of killed proxies given back",
+            records.len()
+        ));
+    }
+
+    /// Nothing is held that was not held before.
+    pub(crate) async fn leaks(&mut self, town: &mut Town, before: &[(String, Footprint)]) {
+        until("no slot is busy", Duration::from_secs(40), || async {
+            (town.slots_busy() == 0).then_some(())
+        })
+        .await;
+        until("no request is open", Duration::from_secs(20), || async {
+            (town.metric("hearth_inflight").await < 0.5).then_some(())
+        })
+        .await;
+        let is_proxy = |name: &str| name.starts_with("proxy");
+        let most = |what: fn(&Footprint) -> u64, like: &str| {
+            let same = before
+                .iter()
+                .filter(|(name, _)| is_proxy(name) == is_proxy(like));
+            same.map(|(_, footprint)| what(footprint)).max()
+        };
+        for (name, now) in town.footprints() {
+            let files = most(|one| one.files as u64, &name).unwrap_or_default();
+            let rss = most(|one| one.rss_kib, &name).unwrap_or_default();
+            let line = format!(
+                "{name}: {} files ({files} in calm weather), {} MiB ({})",
+                now.files,
+                now.rss_kib / 1024,
+                rss / 1024
+            );
+            let leaks =
+                now.files as u64 > files + FILES_MAX as u64 || now.rss_kib > rss + RSS_KIB_MAX;
+            if leaks {
+                self.wrong.push(format!("leaks: {line}"));
+            }
+            self.notes.push(line);
+        }
+        for (machine, name) in town.machines.iter_mut().zip(MACHINES) {
+            for agent in &mut machine.agents {
+                let workers = agent.process().workers().len();
+                if workers != 1 {
+                    self.wrong.push(format!(
+                        "{name}: {workers} workers of an agent with one tier"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Says it all; panics if anything was wrong.
+    pub(crate) async fn said(self, town: &Town) {
+        let (passed, lost) = town.datagrams();
+        for note in &self.notes {
+            say(note);
+        }
+        say(&format!(
+            "migrations since the last start of each proxy {}, nodes believed gone {}; datagrams passed {passed}, lost {lost}",
+            town.metric("hearth_migrations_total").await,
+            town.metric("hearth_nodes_lost_total").await,
+        ));
+        for wrong in self.wrong.iter().take(SHOWN_MAX) {
+            say(&format!("WRONG: {wrong}"));
+        }
+        assert!(
+            self.wrong.is_empty(),
+            "{} things were wrong",
+            self.wrong.len()
+        );
+    }
+}
+
+/// Tokens that count against the key's limit now: settled and reserved.
+async fn used(town: &Town) -> u64 {
+    let profile = town.doors[0].get("/api/user").await.json();
+    let limits = profile["limits"].as_array().cloned().unwrap_or_default();
+    let found = limits
+        .iter()
+        .find(|state| state["name"] == "key-tokens-day");
+    found
+        .and_then(|state| state["used"].as_u64())
+        .unwrap_or(u64::MAX)
+}
+
+/// Tokens in the books.
+fn billed(town: &Town) -> u64 {
+    let of = |record: &Value, name: &str| record[name].as_u64().unwrap_or(0);
+    let records = town.records();
+    let each = records
+        .iter()
+        .map(|record| of(record, "tokens_in") + of(record, "tokens_out"));
+    each.sum()
+}

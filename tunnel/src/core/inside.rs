@@ -1,0 +1,158 @@
+//! The connections with one peer: in a stack of our own, or in the kernel's.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use crate::agenda::Agenda;
+use crate::drops::DropReason;
+use crate::netns::Registry;
+use crate::netstack::backlog::Backlog;
+use crate::netstack::conn::{Conn, End};
+use crate::netstack::link::Link;
+use crate::netstack::segment::{PortPair, Segment};
+use crate::netstack::stack::Stack;
+use crate::outbox::Outbox;
+use crate::settings::MTU_MAX;
+use crate::wg::session::Session;
+
+/// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
+const HELD_MAX: usize = 16;
+
+/// The connections with one peer.
+pub(super) enum Inside {
+    Stack(Box<Stack>),
+    Kernel(Kernel),
+}
+
+/// Connections in the kernel.
+pub(super) struct Kernel {
+    registry: Arc<Registry>,
+    address: Ipv6Addr,
+    held: VecDeque<Vec<u8>>,
+}
+
+impl Kernel {
+    pub(super) fn new(registry: Arc<Registry>, address: Ipv6Addr) -> Self {
+        registry.add(address);
+        Self {
+            registry,
+            address,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Keeps a packet that the peer cannot have got, or may not have got.
+    pub(super) fn hold(&mut self, packet: &[u8]) {
+        if packet.len() > MTU_MAX {
+            return;
+        }
+        let mut room = if self.held.len() >= HELD_MAX {
+            self.held.pop_front().unwrap_or_default()
+        } else {
+            Vec::with_capacity(MTU_MAX + 16)
+        };
+        room.clear();
+        room.extend_from_slice(packet);
+        self.held.push_back(room);
+    }
+}
+
+impl Inside {
+    pub(super) const fn is_kernel(&self) -> bool {
+        matches!(self, Self::Kernel(_))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Stack(stack) => stack.len(),
+            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
+        }
+    }
+
+    /// Whether something waits for the peer: a connection, or packets of one.
+    pub(super) fn is_wanted(&self) -> bool {
+        match self {
+            Self::Stack(stack) => stack.len() > 0,
+            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
+        }
+    }
+
+    pub(super) fn queue(&mut self, ports: PortPair, came_due: bool, agenda: &mut Agenda) {
+        if let Self::Stack(stack) = self {
+            stack.queue(ports, came_due, agenda);
+        }
+    }
+
+    pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
+        if let Self::Stack(stack) = self {
+            stack.serve(ports, link, agenda);
+        }
+    }
+
+    /// The session has come: everybody may send.
+    pub(super) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
+        match self {
+            Self::Stack(stack) => stack.queue_all(agenda),
+            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        }
+    }
+
+    /// The peer is back and has missed what it was sent.
+    pub(super) fn peer_returned(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
+        match self {
+            Self::Stack(stack) => stack.dial_again(agenda),
+            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        }
+    }
+
+    /// Works on a packet; `link` holds it. The kernel's packets go another way.
+    pub(super) fn receive(
+        &mut self,
+        segment: Segment,
+        link: &mut Link<'_>,
+        listeners: &HashMap<u16, Arc<Backlog>>,
+        agenda: &mut Agenda,
+    ) -> Result<(), DropReason> {
+        match self {
+            Self::Stack(stack) => stack.receive(segment, link, listeners, agenda),
+            Self::Kernel(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn connect(
+        &mut self,
+        port: u16,
+        agenda: &mut Agenda,
+    ) -> Result<Option<Arc<Conn>>, crate::Error> {
+        match self {
+            Self::Stack(stack) => stack.connect(port, agenda).map(Some),
+            Self::Kernel(_) => Ok(None),
+        }
+    }
+
+    pub(super) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
+        match self {
+            Self::Stack(stack) => stack.cut_all(end, link, agenda),
+            Self::Kernel(kernel) => {
+                kernel.held.clear();
+                match end {
+                    End::SessionLost => kernel.registry.cut(kernel.address, end),
+                    End::PeerRemoved | End::TunnelClosed => {
+                        kernel.registry.remove(kernel.address, end);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Kernel {
+    fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: std::time::Instant) {
+        for mut packet in self.held.drain(..) {
+            let length = packet.len();
+            packet.resize(length.next_multiple_of(16), 0);
+            session.seal(&mut packet, length, outbox, now);
+        }
+    }
+}
