@@ -15,7 +15,7 @@ const NAMES: [&str; 2] = ["attic", "den"];
 /// Tokens of one answer, and after how many of them its machine dies.
 const TOKENS: u64 = 1_800;
 const READ: usize = 20;
-const READY_MAX: Duration = Duration::from_secs(60);
+const READY_MAX: Duration = Duration::from_mins(1);
 
 /// Who dies.
 #[derive(Clone, Copy, Debug)]

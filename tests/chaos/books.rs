@@ -13,8 +13,9 @@ use crate::town::{Footprint, MACHINES, Town};
 
 /// A reservation of a proxy that was killed lasts for its lease of 10 s, and a moment.
 const SETTLED_MAX: Duration = Duration::from_secs(40);
-/// Open files more than in calm weather: a pool's connections, a log, a lookup under way.
-const FILES_MAX: usize = 24;
+/// Open files more than in calm weather: while the other proxy is away everybody comes here, and each of fifty readers leaves an idle
+/// connection to a node in the pool; a log, a lookup under way.
+const FILES_MAX: usize = 50 + 24;
 /// Resident memory more than in calm weather: what allocators keep after the busiest moment.
 const RSS_KIB_MAX: u64 = 64 * 1024;
 /// Complaints that are shown.

@@ -169,7 +169,7 @@ fn code(body: &str) -> String {
 /// One person: asks again and again until it is over. Whoever is refused asks the other proxy after a moment.
 pub(crate) async fn person(
     doors: [Client; 2],
-    questions: Arc<Vec<Question>>,
+    questions: Arc<[Question]>,
     (number, seed): (usize, u64),
     over: Arc<AtomicBool>,
 ) -> Vec<Told> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// SplitMix64, by Sebastiano Vigna: small, and good enough for dice.
+/// `SplitMix64`, by Sebastiano Vigna: small, and good enough for dice.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 

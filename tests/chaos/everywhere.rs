@@ -15,7 +15,7 @@ use crate::dice::Dice;
 use crate::{say, setting};
 
 const NAMES: [&str; 2] = ["attic", "den"];
-const READY_MAX: Duration = Duration::from_secs(60);
+const READY_MAX: Duration = Duration::from_mins(1);
 
 struct Twins {
     proxy: Proxy,

@@ -50,7 +50,7 @@ async fn whatever_homes_do_every_answer_is_whole_or_says_that_it_is_not() {
         lasts.as_secs()
     ));
     let mut town = Town::built(seed).await;
-    let questions = Arc::new(questions(&town.doors[0]).await);
+    let questions: Arc<[Question]> = questions(&town.doors[0]).await.into();
     let before = warm(&mut town, &questions, seed).await;
 
     let over = Arc::new(AtomicBool::new(false));
@@ -99,7 +99,7 @@ async fn questions(door: &Client) -> Vec<Question> {
 /// The same crowd in calm weather: what everybody holds then is what nobody may hold much more of afterwards.
 async fn warm(
     town: &mut Town,
-    questions: &Arc<Vec<Question>>,
+    questions: &Arc<[Question]>,
     seed: u64,
 ) -> Vec<(String, town::Footprint)> {
     let over = Arc::new(AtomicBool::new(false));

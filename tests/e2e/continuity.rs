@@ -88,7 +88,9 @@ async fn a_hundred_long_answers_of_one_delay_another_by_at_most_one() {
         last = end;
     }
     let worst = waits.iter().max().copied().expect("four");
-    println!("alone {alone:?}, behind a hundred {waits:?}, one of them takes {service:?}");
+    tests::tell(&format!(
+        "alone {alone:?}, behind a hundred {waits:?}, one of them takes {service:?}"
+    ));
     assert!(
         worst <= service + alone + Duration::from_millis(500),
         "{waits:?} against {service:?}"
@@ -166,7 +168,9 @@ async fn a_node_stops_for_whoever_has_left_at_any_moment() {
         assert!(asking.await.is_err(), "it was not done yet");
         took.push(until_free(&den).await);
     }
-    println!("stopped after {took:?}: five streams, four whole answers");
+    tests::tell(&format!(
+        "stopped after {took:?}: five streams, four whole answers"
+    ));
     took.sort_unstable();
     assert!(
         took[took.len() / 2] < Duration::from_millis(100),

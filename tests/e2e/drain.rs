@@ -37,7 +37,7 @@ impl Load {
     /// Waits until so many more answers came.
     async fn goes_on(&self, more: usize) {
         let goal = self.answered.load(Ordering::Relaxed) + more;
-        until("people are answered", Duration::from_secs(60), || async {
+        until("people are answered", Duration::from_mins(1), || async {
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
         })
         .await;
@@ -154,7 +154,7 @@ async fn a_node_that_is_stopped_fails_nobody() {
     assert!(status.success(), "{status}");
     load.goes_on(12).await;
     let (answered, failed) = load.ends().await;
-    println!("answered={answered} failed={}", failed.len());
+    tests::tell(&format!("answered={answered} failed={}", failed.len()));
     assert!(failed.is_empty(), "{answered} answered, failed: {failed:?}");
 }
 
@@ -170,7 +170,7 @@ async fn a_proxy_that_is_replaced_fails_nobody() {
     assert!(status.success(), "{status}");
     load.goes_on(24).await;
     let (answered, failed) = load.ends().await;
-    println!("answered={answered} failed={}", failed.len());
+    tests::tell(&format!("answered={answered} failed={}", failed.len()));
     assert!(failed.is_empty(), "{answered} answered, failed: {failed:?}");
 }
 
@@ -189,6 +189,6 @@ async fn a_model_that_is_changed_fails_nobody() {
     }
 
     let (answered, failed) = load.ends().await;
-    println!("answered={answered} failed={}", failed.len());
+    tests::tell(&format!("answered={answered} failed={}", failed.len()));
     assert!(failed.is_empty(), "{answered} answered, failed: {failed:?}");
 }

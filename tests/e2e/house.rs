@@ -105,10 +105,10 @@ async fn keys_change_every_second_while_streams_run_and_nobody_notices() {
         "long enough for several keys: {took:?}"
     );
     assert_ne!(den(&proxy)["registered_unix"], first, "the key did change");
-    println!(
+    tests::tell(&format!(
         "{} streams in {took:?}, a new key every second, 0 errors",
         told.len()
-    );
+    ));
 }
 
 async fn two_doors(redis: &Redis, patience: &str) -> [Proxy; 2] {
@@ -152,7 +152,9 @@ async fn a_node_that_joins_at_one_proxy_serves_both_and_the_death_of_one_costs_t
         assert_eq!(reply.status, 200, "after {:?}", began.elapsed());
         asked += 1;
     }
-    println!("one of two proxies killed: {asked} requests at the other, 0 errors");
+    tests::tell(&format!(
+        "one of two proxies killed: {asked} requests at the other, 0 errors"
+    ));
     let began = Instant::now();
     doors[0].restart().await;
     let friend = doors[0].friend();
@@ -160,10 +162,10 @@ async fn a_node_that_joins_at_one_proxy_serves_both_and_the_death_of_one_costs_t
         (friend.ask("fast", "Hello").await.status == 200).then_some(())
     })
     .await;
-    println!(
+    tests::tell(&format!(
         "the proxy is back, with its node, {:?} after its start",
         began.elapsed()
-    );
+    ));
 
     // The proxy that the machine joined is away when the machine starts: it knows the other one.
     doors[0].kill();
@@ -193,7 +195,9 @@ async fn a_node_revoked_at_one_proxy_is_cut_at_the_other_within_a_second() {
     let rest = stream.collect().await;
     let cut = began.elapsed();
     assert!(rest.error().is_some(), "an error event, not a clean end");
-    println!("revoked after {revoked:?} (the command), cut at the other proxy after {cut:?}");
+    tests::tell(&format!(
+        "revoked after {revoked:?} (the command), cut at the other proxy after {cut:?}"
+    ));
     let since = cut.saturating_sub(revoked);
     assert!(
         since <= Duration::from_secs(1),
@@ -218,7 +222,7 @@ async fn an_idle_node_is_back_shortly_after_its_proxy_was_killed_and_started_aga
     })
     .await;
     let took = began.elapsed();
-    println!("back {took:?} after the proxy answered again");
+    tests::tell(&format!("back {took:?} after the proxy answered again"));
     assert!(took <= Duration::from_millis(1_500), "{took:?}");
 }
 

@@ -188,7 +188,7 @@ async fn the_state_is_told_to_people_and_to_scripts() {
     );
     assert_eq!(easy["verdict"]["class"], Value::from("fast"), "{easy}");
     assert!(
-        hard.contains("tier     heavy") && hard.contains("reasons  "),
+        hard.contains("class     heavy") && hard.contains("reasons  "),
         "{hard}"
     );
 

@@ -2,6 +2,7 @@
 //! node stands with all of them together. Which line a request comes through is the proxies' business.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,8 @@ struct Running {
     stop: CancellationToken,
     task: JoinHandle<()>,
     named_at: Instant,
+    /// Which of the node's ports it has, from the one of the settings on.
+    turn: u16,
 }
 
 /// The node's lines to its house.
@@ -61,6 +64,16 @@ pub struct House {
     file: PathBuf,
     lines: Lines,
     running: Vec<Running>,
+}
+
+/// Every line has a socket of its own: a port that is fixed is the first one's, the others have those behind it.
+fn nth_port(bind: SocketAddr, turn: u16) -> SocketAddr {
+    let port = match bind.port() {
+        0 => 0,
+        // Behind the last port the system picks one.
+        fixed => fixed.checked_add(turn).unwrap_or(0),
+    };
+    SocketAddr::new(bind.ip(), port)
 }
 
 impl House {
@@ -154,8 +167,13 @@ impl House {
             window: Window::default(),
         };
         let farewell = CancellationToken::new();
+        let taken: Vec<u16> = self.running.iter().map(|running| running.turn).collect();
+        let turn = (0..=u16::MAX)
+            .find(|turn| !taken.contains(turn))
+            .unwrap_or(0);
         let uplink = Uplink {
             hub,
+            bind: nth_port(self.home.bind, turn),
             standing,
             farewell: farewell.clone(),
             window: line.window.clone(),
@@ -171,6 +189,7 @@ impl House {
             stop,
             task,
             named_at: now,
+            turn,
         });
     }
 
@@ -304,6 +323,14 @@ mod tests {
             url: url.to_owned(),
             pin: None,
         }
+    }
+
+    #[test]
+    fn a_fixed_port_is_the_first_lines_and_the_others_have_those_behind_it() {
+        let port = |bind: &str, turn| nth_port(bind.parse().expect("an address"), turn).port();
+        assert_eq!((port("0.0.0.0:0", 0), port("0.0.0.0:0", 3)), (0, 0));
+        assert_eq!((port("[::]:4500", 0), port("[::]:4500", 3)), (4_500, 4_503));
+        assert_eq!(port("0.0.0.0:65535", 1), 0);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub enum AdminError {
 }
 
 /// Finds the route that a request would take now.
-pub type Explain = dyn Fn(&RouteAsk) -> Result<RouteView, Refusal> + Send + Sync;
+type Explain = dyn Fn(&RouteAsk) -> Result<RouteView, Refusal> + Send + Sync;
 
 /// What only a running proxy can tell or do.
 pub struct Live {

@@ -308,7 +308,11 @@ fn a_node_that_does_not_wake_up_is_down_for_a_while() {
     let state = |all: &Registry| all.backend(&backend("a", Fast)).map(|one| one.tier.state);
     assert_eq!(state(&all), Some(TierState::Down));
     assert_eq!(all.poll_timeout(), Some(until));
-    all.expire(until.checked_sub(Duration::from_millis(1)).expect("later than the start"));
+    all.expire(
+        until
+            .checked_sub(Duration::from_millis(1))
+            .expect("later than the start"),
+    );
     assert_eq!(state(&all), Some(TierState::Down));
     all.expire(until);
     assert_eq!(state(&all), Some(TierState::Sleeping));

@@ -181,13 +181,9 @@ impl House {
             metrics: Arc::clone(&metrics),
         };
         let watches = outside(remotes, &around, &members);
-        let auth = Auth {
-            azure_header: false,
-            stale: Duration::from_secs(30),
-            issuers: Vec::new(),
-        };
+        let figures = figures(&plans);
         let authenticator = Authenticator::new(
-            &auth,
+            &figures.auth,
             &plans.limits.plans,
             Arc::clone(&store),
             Arc::clone(&metrics),
@@ -213,13 +209,6 @@ impl House {
             dispatcher,
         )
         .await;
-        let figures = Figures {
-            request_timeout: plans.request_timeout,
-            thresholds: Thresholds::from(&plans.routing),
-            prefixes: crate::gateway::prefix::Prefixes::new(&[7; 32]),
-            auth,
-            started_unix: 1_800_000_000,
-        };
         Self {
             gateway: Gateway::new(rooms, figures),
             nodes,
@@ -333,6 +322,20 @@ pub(super) fn stream_to(model: &str) -> serde_json::Value {
     let mut body = to(model);
     body["stream"] = true.into();
     body
+}
+
+fn figures(plans: &Plans) -> Figures {
+    Figures {
+        request_timeout: plans.request_timeout,
+        thresholds: Thresholds::from(&plans.routing),
+        prefixes: crate::gateway::prefix::Prefixes::new(&[7; 32]),
+        auth: Auth {
+            azure_header: false,
+            stale: Duration::from_secs(30),
+            issuers: Vec::new(),
+        },
+        started_unix: 1_800_000_000,
+    }
 }
 
 /// Starts one node for each entry and lets it report.
