@@ -13,7 +13,7 @@ use super::StoreError;
 const FOLDER: &str = "secrets";
 
 /// 32 random bytes under this name in the state directory: made on the first call, the same ever after. For secrets that
-/// belong to this machine; those that all proxies share come from [`super::Store::secret`].
+/// belong to this machine; those that all proxies share come from the store.
 pub fn local_secret(state_dir: &Path, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {
     let folder = state_dir.join(FOLDER);
     private_folder(&folder)?;

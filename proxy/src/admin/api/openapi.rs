@@ -88,7 +88,9 @@ fn problems(route: &Route) -> Vec<u16> {
     let mut all = vec![400, 401, 403, 408, 414, 429, 431, 503];
     let is_paged = route.asks.iter().any(|param| param.name == "cursor");
     let is_named = route.path.contains("{id}");
-    if is_named || is_paged {
+    // Of a model that nobody has there is no route.
+    let asks_model = route.asks.iter().any(|param| param.name == "model");
+    if is_named || is_paged || asks_model {
         all.push(404);
     }
     // A name may be that of two.
