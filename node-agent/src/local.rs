@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use config::settings::node::TierKind;
+use config::wire::models::StatusValue;
+use config::wire::node::TierState;
 use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::Full;
@@ -176,11 +178,22 @@ fn models(front: &Front) -> Response<Body> {
                 "aliases": room.settings().aliases,
                 "context_length": n_ctx,
                 "max_model_len": n_ctx,
+                "status": {"value": status(report.state)},
                 "report": report,
             })
         })
         .collect();
     json_response(&json!({"object": "list", "data": list}))
+}
+
+/// A model that is still loading tells no context, and whoever asks it too early guesses wrong.
+const fn status(state: TierState) -> StatusValue {
+    match state {
+        TierState::Loading => StatusValue::Loading,
+        TierState::Ready => StatusValue::Loaded,
+        TierState::Sleeping => StatusValue::Sleeping,
+        TierState::Down => StatusValue::Unloaded,
+    }
 }
 
 /// A page of another site, or a name that somebody else's DNS points here, is no program of this machine.

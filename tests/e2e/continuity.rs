@@ -115,15 +115,12 @@ async fn whoever_waits_is_told_its_place_in_comments() {
     let mut running = ada.stream_body(story("fast", 100)).await;
     running.data().await.expect("it begins");
 
-    let waiting = ben.stream_body(story("fast", 1)).await;
-    let waiting = tokio::spawn(waiting.rest());
+    let mut waiting = ben.stream_body(story("fast", 1)).await;
+    let told = waiting.text_until(": keep-alive queue 0\n\n").await;
+    assert!(told.starts_with(": keep-alive"), "{told}");
     // Its turn comes when the other one is gone.
-    tokio::time::sleep(Duration::from_secs(3)).await;
     drop(running);
-    let text = waiting.await.expect("ends");
-
-    assert!(text.starts_with(": keep-alive"), "{text}");
-    assert!(text.contains(": keep-alive queue 0\n\n"), "{text}");
+    let text = waiting.rest().await;
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
 }
 

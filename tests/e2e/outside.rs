@@ -114,10 +114,13 @@ async fn a_server_that_scales_from_zero_is_started_and_stopped() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it may run");
         path.display().to_string()
     };
+    // It is slow to rise: only when the test has read that the client was told why it waits.
+    let may_rise = folder.path().join("may-rise");
     let up = script(
         "up",
         format!(
-            "#!/bin/sh\n\"{}\" serve --config \"{}\" --listen 127.0.0.1:{port} >/dev/null 2>&1 &\necho $! > \"{}\"\n",
+            "#!/bin/sh\n(until [ -e \"{}\" ]; do sleep 0.05; done\nexec \"{}\" serve --config \"{}\" --listen 127.0.0.1:{port}) >/dev/null 2>&1 &\necho $! > \"{}\"\n",
+            may_rise.display(),
             program("hearth-node").display(),
             server_settings(folder.path()),
             pid.display()
@@ -147,8 +150,10 @@ async fn a_server_that_scales_from_zero_is_started_and_stopped() {
     assert!(!pid.exists(), "nobody has wanted it yet");
 
     let body = json!({"model": "big", "messages": [{"role": "user", "content": "Which tier are you?"}], "stream": true, "temperature": 0});
-    let said = friend.stream_body(body).await.rest().await;
-    assert!(said.contains(": keep-alive load "), "{said}");
+    let mut stream = friend.stream_body(body).await;
+    stream.text_until(": keep-alive load ").await;
+    fs::write(&may_rise, "").expect("it can be written");
+    let said = stream.rest().await;
     assert!(said.contains("[DONE]"), "{said}");
     assert!(pid.exists(), "it runs");
 
@@ -218,8 +223,12 @@ async fn a_machine_that_sleeps_is_woken_by_its_neighbour_for_the_request_that_ne
     assert_eq!(quick.routing()["fallback"], "heavy->fast", "it cannot wait");
 
     let body = json!({"model": "heavy", "messages": [{"role": "user", "content": "Which tier are you?"}], "stream": true, "temperature": 0});
-    let waits = async { friend.stream_body(body).await.rest().await };
-    let rises = async {
+    let waits = async {
+        let mut stream = friend.stream_body(body).await;
+        stream.text_until(": keep-alive load ").await;
+        stream
+    };
+    let is_called = async {
         let mut packet = [0; 200];
         let heard = tokio::time::timeout(Duration::from_secs(20), bed.recv(&mut packet));
         let length = heard.await.expect("a packet comes").expect("it is read");
@@ -228,10 +237,11 @@ async fn a_machine_that_sleeps_is_woken_by_its_neighbour_for_the_request_that_ne
         wanted.extend(mac.repeat(16));
         wanted.extend([1, 2, 3, 4, 5, 6]);
         assert_eq!(packet[..length], wanted);
-        workstation.restart();
     };
-    let (said, ()) = tokio::join!(waits, rises);
-    assert!(said.contains(": keep-alive load "), "{said}");
+    // It rises only when the client was told why it waits: a fast machine is up before that.
+    let (stream, ()) = tokio::join!(waits, is_called);
+    workstation.restart();
+    let said = stream.rest().await;
     assert!(said.contains("\"node\":\"workstation\""), "{said}");
     assert!(said.contains("[DONE]"), "{said}");
 }

@@ -281,6 +281,27 @@ impl Stream {
         String::from_utf8_lossy(&all).into_owned()
     }
 
+    /// Reads on until `mark` has come, comments included, and returns the text so far.
+    ///
+    /// What was read is gone for [`Stream::data`]; [`Stream::rest`] goes on behind it.
+    pub async fn text_until(&mut self, mark: &str) -> String {
+        let mut text = Vec::new();
+        loop {
+            let piece = tokio::time::timeout(Duration::from_mins(1), self.bytes.next())
+                .await
+                .expect("a stream goes on or ends");
+            let so_far = String::from_utf8_lossy(&text);
+            let Some(Ok(piece)) = piece else {
+                panic!("the stream ended before {mark:?} came: {so_far}");
+            };
+            text.extend_from_slice(&piece);
+            let so_far = String::from_utf8_lossy(&text);
+            if so_far.contains(mark) {
+                return so_far.into_owned();
+            }
+        }
+    }
+
     /// Takes events back that were read already.
     pub fn unread(&mut self, events: Vec<String>) {
         for event in events.into_iter().rev() {

@@ -9,6 +9,7 @@ use config::ids::BackendId;
 use config::wire::node::TierState;
 use http::StatusCode;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::lease::{Hold, LEASE, Right};
@@ -89,6 +90,19 @@ struct Listed {
     /// llama-server.
     #[serde(default)]
     meta: Option<Meta>,
+    /// llama-server's router, and our own nodes; a word that we do not know says nothing.
+    #[serde(default)]
+    status: Option<Value>,
+}
+
+impl Listed {
+    fn is_on_its_way(&self) -> bool {
+        let word = self
+            .status
+            .as_ref()
+            .and_then(|status| status["value"].as_str());
+        matches!(word, Some("loading" | "downloading"))
+    }
 }
 
 #[derive(Deserialize)]
@@ -235,6 +249,9 @@ impl Watcher {
                 wanted.unwrap_or("at all")
             ));
         };
+        if found.is_on_its_way() {
+            return Err("its model is still loading".to_owned());
+        }
         let n_ctx = found
             .max_model_len
             .or(found.meta.and_then(|meta| meta.n_ctx));

@@ -306,6 +306,27 @@ async fn a_server_that_goes_away_leaves_the_list_and_comes_back() {
     listed(&house, "big", ListedState::Ready).await;
 }
 
+#[tokio::test]
+async fn a_model_that_is_still_loading_is_asked_nothing_because_it_cannot_tell_its_context() {
+    let peer = Peer::asleep(Says::Whole(answer("hi")), 3).await;
+    let remote = Remote {
+        context: None,
+        ..peer.remote(Heavy)
+    };
+    let house = House::planned(plans(vec![remote]), vec![]).await;
+    reqwest::Client::new()
+        .post(peer.url("/start").to_string())
+        .send()
+        .await
+        .unwrap();
+    listed(&house, "big", ListedState::Ready).await;
+    let all = house
+        .fleet
+        .with(|router| router.registry().list(&["auto".to_owned()]));
+    let big = all.into_iter().find(|one| one.id == "big").unwrap();
+    assert_eq!(big.n_ctx, Some(4_096));
+}
+
 fn burst(peer: &Peer, change: impl FnOnce(&mut Burst)) -> Remote {
     let mut burst = Burst {
         start: Hook::Url(peer.url("/start")),

@@ -84,7 +84,7 @@ impl Peer {
         Self { address, stage }
     }
 
-    /// Lists no model until `/start` was asked for and so many looks have passed.
+    /// Lists no model until `/start` was asked for; then one that loads until so many looks have passed.
     pub(super) async fn asleep(says: Says, takes: usize) -> Self {
         let peer = Self::start(says).await;
         peer.stage.up.store(false, Ordering::SeqCst);
@@ -197,7 +197,14 @@ impl Stage {
             }
         }
         if !self.up.load(Ordering::SeqCst) {
-            return reply(503, "");
+            let loads = self.starts.load(Ordering::SeqCst) > self.stops.load(Ordering::SeqCst);
+            let one = json!({"id": "vendor/big", "status": {"value": "loading"}});
+            let list = json!({"object": "list", "data": [one]}).to_string();
+            return if loads {
+                reply(200, &list)
+            } else {
+                reply(503, "")
+            };
         }
         let list = json!({"object": "list", "data": [{"id": "vendor/big", "max_model_len": 4096}]});
         reply(200, &list.to_string())
