@@ -1,4 +1,6 @@
-//! Sixteen answers at once, coming and going at random, each the same as alone.
+//! Sixteen answers at once, coming and going at random, each the same as alone: to the last bit of its log-probabilities as long as a step
+//! computes one token of an answer. Guessing ahead and one memory for all slots compute several rows of attention at once, which llama.cpp
+//! sums in another order: log-probabilities then move by up to a twentieth, and where two tokens are closer than that, either may come.
 
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
+use crate::support::Answer;
 use crate::support::answer;
 use crate::support::ask;
 use crate::support::next;
@@ -67,17 +70,18 @@ fn spec(stream: &Stream) -> GenerateSpec {
     let text = format!("{}{}", STARTS[stream.start], QUESTIONS[stream.question]);
     GenerateSpec {
         max_tokens: Some(stream.tokens),
+        logprobs: Some(2),
         ignore_eos: true,
         principal: stream.principal,
         ..ask(&text)
     }
 }
 
-/// The text of a stream, or nothing if its reader left.
-async fn run(worker: &Worker, stream: Stream) -> Option<String> {
+/// The answer of a stream, or nothing if its reader left.
+async fn run(worker: &Worker, stream: Stream) -> Option<Answer> {
     tokio::time::sleep(Duration::from_micros(stream.after_us)).await;
     let Some(events) = stream.leaves else {
-        return Some(answer(worker, spec(&stream)).await.text);
+        return Some(answer(worker, spec(&stream)).await);
     };
     let mut generation = worker.generate(spec(&stream)).await.expect("there is room");
     for _event in 0..events {
@@ -88,11 +92,25 @@ async fn run(worker: &Worker, stream: Stream) -> Option<String> {
     None
 }
 
+/// Largest difference of log-probabilities before the answers part, and how close the best two tokens were where they did.
+fn compare(together: &Answer, alone: &Answer) -> (f32, Option<f32>) {
+    let mut moved = 0.0_f32;
+    for (ours, theirs) in together.logprobs.iter().zip(&alone.logprobs) {
+        if ours.chosen.token != theirs.chosen.token {
+            let gap = theirs.top[0].logprob - theirs.top[1].logprob;
+            return (moved, Some(gap));
+        }
+        moved = moved.max((ours.chosen.logprob - theirs.chosen.logprob).abs());
+    }
+    (moved, None)
+}
+
 #[test]
 fn sixteen_interleaved_answers_are_each_the_same_as_alone() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _inside = runtime.enter();
-    for (ngram, kv_unified) in [(false, false), (true, true)] {
+    // One token at a time is exact; rows of attention side by side are not, by so much.
+    for (ngram, kv_unified, slack) in [(false, false, 1e-4), (true, true, 0.1)] {
         let shared = LoadSpec {
             slots: 8,
             n_ctx: 512,
@@ -122,14 +140,19 @@ fn sixteen_interleaved_answers_are_each_the_same_as_alone() {
             runtime.block_on(async {
                 let running = streams.iter().map(|stream| run(&together, stream.clone()));
                 let answers = join_all(running).await;
-                for (stream, text) in streams.iter().zip(answers) {
-                    let Some(text) = text else { continue };
+                for (stream, ours) in streams.iter().zip(answers) {
+                    let Some(ours) = ours else { continue };
                     let lonely = GenerateSpec {
                         cache_prompt: false,
                         ..spec(stream)
                     };
-                    let expected = answer(&alone, lonely).await.text;
-                    prop_assert_eq!(text, expected);
+                    let expected = answer(&alone, lonely).await;
+                    let (moved, parted) = compare(&ours, &expected);
+                    prop_assert!(moved < slack, "{stream:?}: {moved}");
+                    match parted {
+                        None => prop_assert_eq!(ours.text, expected.text),
+                        Some(gap) => prop_assert!(gap < slack, "{stream:?}: {gap}"),
+                    }
                 }
                 Ok(())
             })
