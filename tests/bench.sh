@@ -26,8 +26,9 @@ tests/bench.sh AREA
 
   routing  The classifier on prompts of 8 KiB in six languages beside a keyword scan, and the route through 1,000 machines with three
            tiers each, unevenly loaded, beside a round robin: classify_p99_us, route_p99_us (the worst of three kinds of requests).
-           Then what a dying machine costs the reader of a stream: migration_gap_ms; and how many turns of conversations find their
-           prefix: warm_hit_rate.
+           Then what a dying machine costs the reader of a stream: migration_gap_ms. Last, eleven people with six turns each on three
+           machines with a random model of 136 million weights: how many later turns find what was said before in the cache of the
+           machine that answers (warm_hit_rate), and the time to the first word, beside a round robin over the same machines.
 
   ROUNDS=3 SECONDS_EACH=5 set the length. The rounds alternate between the peers; the median counts.
 HELP
@@ -568,18 +569,23 @@ decisions() { # classify|route, figure: of the rounds the median
 # What a program of its own measures and prints as one object; {} where it is not built.
 figures_of() { # program argument...
   local program="$bin/$1" figures
-  [ -x "$program" ] || { echo '{}'; return; }
+  [ -x "$program" ] || { say "missing: $program"; echo '{}'; return; }
   figures=$("$program" "${@:2}" | tail -n 1)
   say "$1 $figures"
   echo "$figures"
 }
 
 routing() {
-  build
+  say "building"
+  cargo build --locked --release --quiet -p proxy -p node-agent -p tests --bins
+  bin="${CARGO_TARGET_DIR:-target}/release"
+  random_model
   local classify route
   classify=$(decisions classify classify_p99_us)
   route=$(decisions route route_p99_us)
-  jq -nc --argjson c "$classify" --argjson r "$route" --argjson m "$(figures_of bench-migration)" --argjson w "$(figures_of bench-warm)" \
+  say "load $(cut -d' ' -f1 /proc/loadavg)"
+  jq -nc --argjson c "$classify" --argjson r "$route" --argjson m "$(figures_of bench-migration)" \
+    --argjson w "$(figures_of bench-warm "$model_136m")" \
     '{area: "routing", classify_p99_us: $c, route_p99_us: $r, migration_gap_ms: null, warm_hit_rate: null} + $m + $w'
 }
 

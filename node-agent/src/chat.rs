@@ -36,6 +36,8 @@ pub struct Setting<'a> {
     pub principal: u64,
     /// Its class in the queue.
     pub priority: Priority,
+    /// The links of its conversation, oldest first.
+    pub links: &'a [u64],
     /// How the answer begins, said by another model: this one goes on from there.
     pub said: Option<&'a str>,
     /// Tokens that each answer may have, whatever the body says.
@@ -450,6 +452,7 @@ pub(crate) fn fill(spec: &mut GenerateSpec, generation: &valid::Generation, sett
     spec.cache_prompt = generation.cache_prompt.unwrap_or(true);
     spec.deadline = Some(setting.deadline);
     spec.principal = setting.principal;
+    spec.links = setting.links.to_vec();
     spec.priority = match setting.priority {
         Priority::Interactive => engine::Priority::Interactive,
         Priority::Normal => engine::Priority::Normal,

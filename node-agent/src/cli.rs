@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use config::ids::NodeId;
 use config::settings::load;
 use config::settings::node::{Settings, TierSettings};
+use config::tier::Tier;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -21,6 +23,7 @@ use crate::join::{self, JoinLink};
 use crate::models;
 use crate::status::{self, ProxyStatus, Status};
 use crate::tiers::Launcher;
+use crate::unmanaged;
 
 /// Where the local API listens when nothing says otherwise.
 const API_PORT: u16 = 8090;
@@ -90,12 +93,22 @@ In quotes: the link holds a # and an &.")]
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
     },
-    /// Look at the settings.
-    #[command(after_help = "Example:
-  hearth-node config check node.toml")]
+    /// Look at the settings, or write the WireGuard configuration of a machine that runs another server and no agent.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        arg_required_else_help = true,
+        after_help = "Examples:
+  hearth-node config check node.toml
+  hearth-node config --wg-quick 'https://llm.example.org/join#hearth_nj_...' --tier heavy --port 11434 > hearth.conf
+
+The second writes to standard output what `wg-quick up` reads: behind any stock WireGuard, any server that speaks OpenAI's API (Ollama,
+llama-server, vLLM) becomes a node; the proxy looks at it by itself. The file holds a private key: keep it mode 0600."
+    )]
     Config {
+        #[command(flatten)]
+        unmanaged: UnmanagedArgs,
         #[command(subcommand)]
-        command: ConfigCommand,
+        command: Option<ConfigCommand>,
     },
     /// Say how the running agent is.
     #[command(after_help = "Example:
@@ -180,6 +193,25 @@ enum ConfigCommand {
 }
 
 #[derive(clap::Args, Debug)]
+struct UnmanagedArgs {
+    /// Take a place with this join link, in quotes, for a machine without an agent.
+    #[arg(long, value_name = "LINK")]
+    wg_quick: Option<String>,
+    /// The tier that its server is.
+    #[arg(long, requires = "wg_quick", default_value = "primary")]
+    tier: Tier,
+    /// The port on which its server listens.
+    #[arg(long, requires = "wg_quick", default_value_t = 8080)]
+    port: u16,
+    /// Its server's name for the model. Default: the first that it lists.
+    #[arg(long, requires = "wg_quick")]
+    model: Option<String>,
+    /// What people call the machine. Default: this machine's name.
+    #[arg(long, requires = "wg_quick")]
+    name: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
 struct SettingsFile {
     /// The settings.
     #[arg(long, value_name = "FILE", env = "HEARTH_NODE_CONFIG")]
@@ -228,8 +260,13 @@ pub fn main() -> ExitCode {
         Command::Run { settings, join } => run_command(&settings, join.as_deref()),
         Command::Serve { settings, listen } => serve_command(&settings, listen),
         Command::Config {
-            command: ConfigCommand::Check { file },
+            command: Some(ConfigCommand::Check { file }),
+            ..
         } => check_command(file.as_deref()),
+        Command::Config {
+            unmanaged,
+            command: None,
+        } => unmanaged_command(unmanaged),
         Command::Status { settings, output } => status_command(&settings, output),
         Command::Doctor { settings, output } => doctor_command(&settings, output),
         Command::Setup(args) => setup_command(&args),
@@ -325,6 +362,21 @@ fn join_command(link: &str, file: &SettingsFile) -> Result<(), Failure> {
         "joined {} as {} ({}); start the agent with `hearth-node run`",
         member.proxy, member.name, member.node_id
     ))
+}
+
+fn unmanaged_command(args: UnmanagedArgs) -> Result<(), Failure> {
+    let link = args.wg_quick.as_deref().unwrap_or_default();
+    let link = JoinLink::parse(link)?;
+    let wanted = unmanaged::Wanted {
+        name: args.name.unwrap_or_else(load::host_name),
+        tier: args.tier,
+        port: args.port,
+        model: args.model,
+    };
+    let waits = |node: &NodeId| complain(&format!("{}\nwaiting", hub::waiting_words(node)));
+    let written = runtime()?.block_on(unmanaged::write(&link, &wanted, waits))?;
+    complain(&format!("{} is {}", wanted.name, written.node_id));
+    say(&written.file)
 }
 
 fn run_command(file: &SettingsFile, link: Option<&str>) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use config::ids::NodeId;
 use config::token::Token;
 use config::wire::error::ErrorBody;
 use config::wire::node::{
-    EnrollReply, EnrollRequest, NonceReply, RegisterReply, RegisterRequest, VERSION,
+    EnrollReply, EnrollRequest, NonceReply, RegisterReply, RegisterRequest, Unmanaged, VERSION,
     enroll_message, register_message,
 };
 use reqwest::{Client, StatusCode, redirect};
@@ -232,26 +232,59 @@ impl Hub {
         (node_id, start): (&NodeId, &str),
         wireguard_key: PublicKey,
     ) -> Result<(RegisterReply, Shared), HubError> {
-        let nonce = self.nonce().await?;
+        let mut request = self.registration((node_id, start), wireguard_key).await?;
         let asking = Asking::new();
-        let mut request = RegisterRequest {
-            version: VERSION,
-            node_id: node_id.clone(),
-            wireguard_key: wireguard_key.to_string(),
-            start: start.to_owned(),
-            kem_key: STANDARD.encode(asking.public()),
-            nonce,
-            signature: String::new(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        request.signature = identity.sign(&register_message(&request));
-        let posted = self.post("/v1/nodes/register", &request).await;
-        let reply: RegisterReply = posted.map_err(|error| told_to_wait(error, node_id))?;
+        request.kem_key = STANDARD.encode(asking.public());
+        let reply = self.send_registration(identity, request).await?;
         let ciphertext = STANDARD.decode(&reply.kem_ciphertext).ok();
         let shared = ciphertext.and_then(|ciphertext| asking.open(&ciphertext));
         let shared =
             shared.ok_or_else(|| self.odd("it sent a useless kem_ciphertext".to_owned()))?;
         Ok((reply, shared))
+    }
+
+    /// Registers a server behind a stock WireGuard with this key. No part of a pre-shared key concerns it: such a peer has none.
+    pub async fn register_unmanaged(
+        &self,
+        identity: &Identity,
+        node_id: &NodeId,
+        wireguard_key: PublicKey,
+        server: Unmanaged,
+    ) -> Result<RegisterReply, HubError> {
+        let start = "0".repeat(32);
+        let mut request = self.registration((node_id, &start), wireguard_key).await?;
+        request.kem_key = STANDARD.encode(Asking::new().public());
+        request.unmanaged = Some(server);
+        self.send_registration(identity, request).await
+    }
+
+    /// A registration without its signature and its exchange.
+    async fn registration(
+        &self,
+        (node_id, start): (&NodeId, &str),
+        wireguard_key: PublicKey,
+    ) -> Result<RegisterRequest, HubError> {
+        Ok(RegisterRequest {
+            version: VERSION,
+            node_id: node_id.clone(),
+            wireguard_key: wireguard_key.to_string(),
+            start: start.to_owned(),
+            kem_key: String::new(),
+            nonce: self.nonce().await?,
+            signature: String::new(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            unmanaged: None,
+        })
+    }
+
+    async fn send_registration(
+        &self,
+        identity: &Identity,
+        mut request: RegisterRequest,
+    ) -> Result<RegisterReply, HubError> {
+        request.signature = identity.sign(&register_message(&request));
+        let posted = self.post("/v1/nodes/register", &request).await;
+        posted.map_err(|error| told_to_wait(error, &request.node_id))
     }
 
     async fn nonce(&self) -> Result<String, HubError> {

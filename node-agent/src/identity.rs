@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use config::ids::NodeId;
+use ring::pkcs8::Document;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -90,10 +91,18 @@ impl Identity {
         Ok(Self { pair })
     }
 
+    /// A key that is kept nowhere, for a machine without an agent: nobody registers in its name again.
+    pub fn fleeting() -> io::Result<Self> {
+        let odd = |reason: String| io::Error::other(reason);
+        let pkcs8 = new_pkcs8()?;
+        let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref());
+        Ok(Self {
+            pair: pair.map_err(|error| odd(error.to_string()))?,
+        })
+    }
+
     fn make(path: &Path) -> Result<Self, StateError> {
-        let no_key =
-            |_unspecified| io_error(path, io::Error::other("the system gives no random numbers"));
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(no_key)?;
+        let pkcs8 = new_pkcs8().map_err(|error| io_error(path, error))?;
         let text = Zeroizing::new(STANDARD.encode(pkcs8.as_ref()));
         let mut pem = Zeroizing::new(String::with_capacity(256));
         pem.push_str(PEM_BEGIN);
@@ -118,6 +127,11 @@ impl Identity {
     pub fn sign(&self, message: &[u8]) -> String {
         STANDARD.encode(self.pair.sign(message).as_ref())
     }
+}
+
+fn new_pkcs8() -> io::Result<Document> {
+    let made = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
+    made.map_err(|_unspecified| io::Error::other("the system gives no random numbers"))
 }
 
 /// The proxy that this machine belongs to.

@@ -28,6 +28,7 @@ pub mod status;
 pub mod template;
 pub mod tiers;
 pub mod tools;
+pub mod unmanaged;
 pub mod uplink;
 pub mod wake;
 pub mod work;

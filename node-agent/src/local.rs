@@ -34,6 +34,7 @@ const HEAD_SECS_MAX: u64 = 120;
 /// What the proxy says about a request; a local program may not.
 const TIER: HeaderName = HeaderName::from_static("x-hearth-tier");
 const PRINCIPAL: HeaderName = HeaderName::from_static("x-hearth-principal");
+const PREFIX: HeaderName = HeaderName::from_static(config::wire::node::PREFIX);
 
 /// The listener, bound but not served yet, so that a busy port is found at the start.
 #[derive(Debug)]
@@ -101,6 +102,7 @@ async fn answer(front: &Arc<Front>, request: Request<Incoming>) -> Response<Body
 async fn routed(front: &Arc<Front>, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
     let (mut head, body) = request.into_parts();
     head.headers.remove(PRINCIPAL);
+    head.headers.remove(PREFIX);
     if head.method == Method::GET && head.uri.path() == "/v1/models" {
         return Ok(models(front));
     }

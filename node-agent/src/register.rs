@@ -100,7 +100,7 @@ impl Place {
 }
 
 /// `:port` means the host that we dialled.
-fn full_endpoint(endpoint: &str, host: &str) -> String {
+pub(crate) fn full_endpoint(endpoint: &str, host: &str) -> String {
     if endpoint.starts_with(':') {
         format!("{host}{endpoint}")
     } else {

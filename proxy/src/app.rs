@@ -149,7 +149,8 @@ impl App {
         settings: Settings,
         inherited: Inherited,
     ) -> Result<Self, AppError> {
-        let ground = Ground::lay(&settings).await?;
+        let has_taken_over = !inherited.listeners.is_empty();
+        let ground = Ground::lay(&settings, has_taken_over).await?;
         Self::raise(settings, ground, inherited).await
     }
 

@@ -12,6 +12,7 @@ pub mod peers;
 pub mod pulse;
 pub mod register;
 pub mod report;
+pub mod unmanaged;
 pub mod upstream;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Tiers that servers outside the tunnel run: any URL that speaks `OpenAI`'s API. Each stands in the registry like a node: what it can
+//! Tiers that servers outside the tunnel run, or inside it without an agent: whatever speaks `OpenAI`'s API. Each stands in the registry like a node: what it can
 //! do is reported by our own look at it, so that breaker, fallback, limits, metrics and the model list know no difference. Its key goes to
 //! its own origin and nowhere else; no redirect is followed, and nothing that it says about itself reaches a client.
 
@@ -13,12 +13,14 @@ pub mod wakers;
 
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use config::ids::NodeId;
 use config::secret::Secret;
-use config::settings::proxy::Remote as Settings;
-use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
+use config::settings::proxy::{Fields, MaxTokensField, Remote as Settings};
+use config::settings::remote::RemoteUrl;
+use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, Unmanaged, VERSION};
 use http::{HeaderValue, Request};
 use http_body_util::Full;
 use policy::route::Step;
@@ -27,6 +29,7 @@ use tokio_rustls::TlsConnector;
 use crate::gateway::dispatch::Job;
 use crate::nodes::members::{Member, Place};
 use crate::nodes::upstream::Answer;
+use crate::store::NodeRecord;
 
 pub use answer::Shape;
 pub use dial::Roads;
@@ -58,10 +61,13 @@ pub enum RemoteError {
     },
 }
 
-/// A server outside the tunnel.
+/// A server of somebody else: outside the tunnel, or inside it without an agent.
 pub struct Remote {
+    id: NodeId,
     settings: Settings,
     address: Ipv6Addr,
+    /// Base64 of its key, if it is in the tunnel.
+    wireguard_key: Option<String>,
     authorization: Option<HeaderValue>,
     tls: Option<TlsConnector>,
     found: Mutex<Option<Found>>,
@@ -100,8 +106,10 @@ impl Remote {
             .as_ref()
             .map(|burst| Arc::new(Starter::new(&settings.name, burst.clone())));
         Ok(Self {
+            id: NodeId::new(settings.name.clone()),
             tls: dial::tls(&settings)?,
             address: Ipv6Addr::from_bits(ADDRESSES.to_bits() | u128::from(index)),
+            wireguard_key: None,
             authorization,
             settings,
             found: Mutex::new(None),
@@ -109,14 +117,33 @@ impl Remote {
         })
     }
 
-    /// What people call it; also its id among the nodes.
+    /// A server behind a stock WireGuard peer.
+    pub fn in_tunnel(record: &NodeRecord, server: &Unmanaged, address: Ipv6Addr) -> Self {
+        Self {
+            id: record.id.clone(),
+            settings: in_tunnel_settings(&record.name, server),
+            address,
+            wireguard_key: record.wireguard_key.clone(),
+            authorization: None,
+            tls: None,
+            found: Mutex::new(None),
+            starter: None,
+        }
+    }
+
+    /// Whether it is reached through the tunnel.
+    pub const fn is_in_tunnel(&self) -> bool {
+        self.wireguard_key.is_some()
+    }
+
+    /// What people call it; of a server of the settings also its id among the nodes.
     pub fn name(&self) -> &str {
         &self.settings.name
     }
 
     /// Its id among the nodes.
     pub fn id(&self) -> NodeId {
-        NodeId::new(self.settings.name.clone())
+        self.id.clone()
     }
 
     /// Whether prompts that go there stay at home.
@@ -125,7 +152,7 @@ impl Remote {
     }
 
     /// How long connecting to it may take.
-    pub const fn connect_timeout(&self) -> std::time::Duration {
+    pub const fn connect_timeout(&self) -> Duration {
         self.settings.connect_timeout
     }
 
@@ -141,7 +168,7 @@ impl Remote {
             name: self.settings.name.clone(),
             address: self.address,
             tiers: Some(vec![self.settings.tier]),
-            wireguard_key: String::new(),
+            wireguard_key: self.wireguard_key.clone().unwrap_or_default(),
             agent_token: Secret::new(String::new()),
             place: Place::Outside(Arc::clone(self)),
             draining: std::sync::atomic::AtomicBool::new(false),
@@ -239,6 +266,38 @@ impl Remote {
             architecture: String::new(),
             modalities: self.settings.modalities.clone(),
         }
+    }
+}
+
+/// As a server of the settings would have them that says nothing more.
+fn in_tunnel_settings(name: &str, server: &Unmanaged) -> Settings {
+    Settings {
+        name: name.to_owned(),
+        tier: server.tier,
+        url: RemoteUrl {
+            tls: false,
+            // It is dialled by its address in the tunnel; servers at home refuse other names, as a guard against pages of other sites.
+            host: "localhost".to_owned(),
+            port: server.port,
+            path: "/v1".to_owned(),
+        },
+        plain_http: false,
+        key: None,
+        model: server.model.clone(),
+        model_id: None,
+        context: None,
+        slots: 4,
+        queue_max: 16,
+        modalities: Vec::new(),
+        local: true,
+        fields: Fields::default(),
+        max_tokens_field: MaxTokensField::default(),
+        ca_file: None,
+        connect_timeout: Duration::from_secs(5),
+        health_every: Duration::from_secs(5),
+        health_timeout: Duration::from_secs(5),
+        price: None,
+        burst: None,
     }
 }
 

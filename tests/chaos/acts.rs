@@ -54,6 +54,21 @@ impl Deed {
         }
     }
 
+    /// Whether it was done to this machine.
+    pub(crate) fn strikes(&self, machine: usize) -> bool {
+        match self.act {
+            Act::Blackout => true,
+            Act::KillProxy | Act::RestartProxy => false,
+            Act::KillAgents
+            | Act::KillWorkers
+            | Act::StopAgents
+            | Act::StopWorkers
+            | Act::Cut
+            | Act::Storm(..)
+            | Act::Restart => self.whom == machine,
+        }
+    }
+
     /// Whether a stream through this proxy may break because of it.
     pub(crate) fn excuses(&self, proxy: usize) -> bool {
         match self.act {
@@ -155,6 +170,7 @@ impl Round {
         let undone = Instant::now();
         town.is_whole().await;
         let back = undone.elapsed();
+        town.is_trusted().await;
         tokio::time::sleep(self.calm).await;
         let deed = |(act, whom): &(Act, usize)| Deed {
             act: *act,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::wait::until;
 
-use crate::acts::Deed;
+use crate::acts::{Act, Deed};
 use crate::crowd::{End, Question, Told};
 use crate::say;
 use crate::town::{Footprint, MACHINES, Town};
@@ -18,6 +18,10 @@ const SETTLED_MAX: Duration = Duration::from_secs(40);
 const FILES_MAX: usize = 50 + 24;
 /// Resident memory more than in calm weather: what allocators keep after the busiest moment.
 const RSS_KIB_MAX: u64 = 64 * 1024;
+/// Between the last word of an answer and its line in the books, when all wait for a processor.
+const UNWRITTEN_MAX: Duration = Duration::from_secs(2);
+/// One answer in so many may part from the unbroken one at a tie.
+const TIES_PER: usize = 20;
 /// Complaints that are shown.
 const SHOWN_MAX: usize = 12;
 
@@ -32,12 +36,16 @@ impl Verdict {
     /// Every answer is the unbroken one, or says that it is not.
     pub(crate) fn answers(&mut self, told: &[Told], deeds: &[Deed], questions: &[Question]) {
         let mut counts: HashMap<&str, usize> = HashMap::new();
+        let mut ties = 0;
         for told in told {
             let question = &questions[told.question];
             let is_excused = || {
                 let during = |deed: &&Deed| told.began < deed.ended && told.ended > deed.began;
-                let mut deeds = deeds.iter().filter(during);
-                deeds.any(|deed| deed.excuses(told.proxy))
+                let seen: Vec<&Deed> = deeds.iter().filter(during).collect();
+                // Whoever waited so long that every machine was struck under it has nobody left who has not begun with it.
+                let is_struck = |machine| seen.iter().any(|deed| deed.strikes(machine));
+                let is_alone = told.text.is_empty() && (0..MACHINES.len()).all(is_struck);
+                is_alone || seen.iter().any(|deed| deed.excuses(told.proxy))
             };
             let (kind, is_right) = match &told.end {
                 End::Whole => (
@@ -53,6 +61,10 @@ impl Verdict {
             let count = counts.entry(kind).or_default();
             *count += 1;
             let is_prefix = question.answer.starts_with(&told.text);
+            if !is_prefix && parts_at_tie(told, question) {
+                ties += 1;
+                continue;
+            }
             if !is_right || !is_prefix {
                 let at = told.text.len();
                 self.wrong.push(format!(
@@ -66,19 +78,32 @@ impl Verdict {
                     told.proxy,
                     told.request_id,
                 ));
+                if !is_prefix {
+                    self.wrong
+                        .push(parting(&told.text, &question.answer, &told.continued));
+                }
             }
         }
         let mut counts: Vec<_> = counts.into_iter().collect();
         counts.sort_unstable();
         let moved = told.iter().filter(|told| told.attempts > 1).count();
         self.notes.push(format!(
-            "{} streams: {counts:?}, {moved} over more than one node",
+            "{} streams: {counts:?}, {moved} over more than one node, {ties} went another way where two tokens were as likely",
             told.len()
         ));
+        if ties * TIES_PER > told.len() {
+            self.wrong
+                .push(format!("{ties} answers parted at ties, of {}", told.len()));
+        }
     }
 
     /// The books say what was delivered, request by request, and nothing stays reserved.
-    pub(crate) async fn books(&mut self, town: &Town, told: &[Told], questions: &[Question]) {
+    pub(crate) async fn books(
+        &mut self,
+        town: &Town,
+        (told, deeds): (&[Told], &[Deed]),
+        questions: &[Question],
+    ) {
         let settled = until("nothing stays reserved", SETTLED_MAX, || async {
             let (used, billed) = (used(town).await, billed(town));
             (used == billed).then_some(billed)
@@ -96,6 +121,11 @@ impl Verdict {
             let entry = tokens("tokens_in").zip(tokens("tokens_out"));
             let (all_in, all_out) = questions[told.question].tokens;
             let is_right = match (&told.end, entry) {
+                // Killed between the last word and the books: what was reserved went back.
+                (End::Whole, None) if was_killed(told, deeds) => {
+                    missing += 1;
+                    true
+                }
                 (End::Whole, entry) => {
                     exact += 1;
                     entry == told.tokens
@@ -108,7 +138,6 @@ impl Verdict {
                     tokens_in == all_in && (told.pieces..=all_out).contains(&tokens_out)
                 }
                 (End::Refused(..), entry) => entry.is_none_or(|(_, out)| out == 0),
-                // Its proxy was killed: what it had reserved went back.
                 (End::Cut | End::Silent | End::Nobody, None) => {
                     missing += 1;
                     true
@@ -175,7 +204,7 @@ impl Verdict {
     }
 
     /// Says it all; panics if anything was wrong.
-    pub(crate) async fn said(self, town: &Town) {
+    pub(crate) async fn said(self, town: &mut Town) {
         let (passed, lost) = town.datagrams();
         for note in &self.notes {
             say(note);
@@ -187,6 +216,11 @@ impl Verdict {
         ));
         for wrong in self.wrong.iter().take(SHOWN_MAX) {
             say(&format!("WRONG: {wrong}"));
+            let id = wrong.split(' ').find(|word| word.starts_with("req_"));
+            let id = id.unwrap_or_default().trim_end_matches(',');
+            for line in town.logged(id) {
+                say(&format!("       {line}"));
+            }
         }
         assert!(
             self.wrong.is_empty(),
@@ -194,6 +228,41 @@ impl Verdict {
             self.wrong.len()
         );
     }
+}
+
+fn same_bytes(one: &str, other: &str) -> usize {
+    let pairs = one.bytes().zip(other.bytes());
+    pairs.take_while(|(one, other)| one == other).count()
+}
+
+/// Whether an answer goes another way from a token on that was as likely as another: rounding decides there, and who else is in the batch.
+pub(crate) fn parts_at_tie(told: &Told, question: &Question) -> bool {
+    question.is_tie(same_bytes(&told.text, &question.answer))
+}
+
+/// Where two answers part.
+fn parting(told: &str, wanted: &str, continued: &Value) -> String {
+    let at = same_bytes(told, wanted);
+    let around = |text: &str| {
+        let from = text.floor_char_boundary(at.saturating_sub(16));
+        let to = text.floor_char_boundary((at + 24).min(text.len()));
+        text.get(from..to).unwrap_or_default().to_owned()
+    };
+    format!(
+        "it parts at byte {at}: {:?} instead of {:?}; continued {continued}",
+        around(told),
+        around(wanted)
+    )
+}
+
+/// Whether the proxy of an answer was killed so shortly after its end that nothing of it may stand in the books.
+fn was_killed(told: &Told, deeds: &[Deed]) -> bool {
+    let mut kills = deeds
+        .iter()
+        .filter(|deed| deed.act == Act::KillProxy && deed.whom == told.proxy);
+    kills.any(|deed| {
+        deed.began + UNWRITTEN_MAX >= told.ended && deed.began <= told.ended + UNWRITTEN_MAX
+    })
 }
 
 /// Tokens that count against the key's limit now: settled and reserved.

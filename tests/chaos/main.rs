@@ -76,9 +76,9 @@ async fn whatever_homes_do_every_answer_is_whole_or_says_that_it_is_not() {
     table(&deeds, &told, began);
     let mut verdict = Verdict::default();
     verdict.answers(&told, &deeds, &questions);
-    verdict.books(&town, &told, &questions).await;
+    verdict.books(&town, (&told, &deeds), &questions).await;
     verdict.leaks(&mut town, &before).await;
-    verdict.said(&town).await;
+    verdict.said(&mut town).await;
 }
 
 /// The answers without chaos; every machine gives the same.
@@ -87,8 +87,10 @@ async fn questions(door: &Client) -> Vec<Question> {
     for body in crowd::bodies(TOKENS) {
         let told = crowd::ask(door, &body, (0, 0)).await;
         assert_eq!(told.end, End::Whole, "{body}");
+        let leads = crowd::leads(door, &body, &told.text).await;
         questions.push(Question {
             body,
+            leads,
             answer: told.text,
             tokens: told.tokens.expect("usage was asked for"),
         });
@@ -118,7 +120,9 @@ async fn warm(
         let told = person.await.expect("a person does not panic");
         for told in &told {
             assert_eq!(told.end, End::Whole, "in calm weather: {told:?}");
-            assert_eq!(told.text, questions[told.question].answer);
+            let question = &questions[told.question];
+            let may_part = books::parts_at_tie(told, question);
+            assert!(told.text == question.answer || may_part, "{told:?}");
         }
         streams += told.len();
     }

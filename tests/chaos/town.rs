@@ -18,6 +18,8 @@ const MACHINES_READY: f64 = 3.0;
 /// A machine that was down is back within this, on a busy test machine.
 const BACK_MAX: Duration = Duration::from_mins(1);
 const READY_MAX: Duration = Duration::from_mins(1);
+/// Lines of a log that are shown of one request.
+const LINES_MAX: usize = 8;
 
 /// One home machine: an agent for each proxy.
 pub(crate) struct Machine {
@@ -47,6 +49,11 @@ impl Town {
         let build = |port: u16| {
             Proxy::generous()
                 .limit("lease_secs = 10")
+                // Whoever stood still for a moment is tried again soon: there are three machines, and their turns come fast.
+                .routing("breaker_open_secs = 1")
+                // Two processors for all of this: a machine that gets none of them for a while is not dead.
+                .routing("silence_patience_ms = 2000")
+                .routing("migration_patience_secs = 60")
                 .limit("text_per_day = 1000000")
                 .server("connections_per_ip_max = 4000")
                 .tunnel(&format!("endpoint = \"127.0.0.1:{port}\""))
@@ -91,6 +98,16 @@ impl Town {
     /// Waits until every proxy hears all machines; says how long that took.
     pub(crate) async fn is_whole(&self) -> Duration {
         let began = Instant::now();
+        // First the machines: a proxy goes on to believe one that was killed until it registers anew.
+        for machine in &self.machines {
+            for agent in &machine.agents {
+                until("a machine has a line to each proxy", READY_MAX, || async {
+                    let (_, said) = agent.typed(&["status"]);
+                    (said.matches(" connected, ").count() == 2).then_some(())
+                })
+                .await;
+            }
+        }
         for proxy in &self.proxies {
             until("all machines serve", READY_MAX, || async {
                 let ready = proxy.metric("hearth_nodes_ready").await;
@@ -99,6 +116,31 @@ impl Town {
             .await;
         }
         began.elapsed()
+    }
+
+    /// Waits until nobody keeps away from a machine any more, which takes people who ask.
+    pub(crate) async fn is_trusted(&self) {
+        for proxy in &self.proxies {
+            until("every breaker is closed", READY_MAX, || async {
+                let worst = proxy.metric("hearth_breaker_state").await;
+                (worst < 0.5).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// What the proxies logged of a request, the last lines of it.
+    pub(crate) fn logged(&mut self, id: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        if id.is_empty() {
+            return lines;
+        }
+        for proxy in &mut self.proxies {
+            let log = proxy.process().log();
+            let found = log.lines().filter(|line| line.contains(id));
+            lines.extend(found.map(ToOwned::to_owned));
+        }
+        lines.split_off(lines.len().saturating_sub(LINES_MAX))
     }
 
     /// Changes the weather between a machine and both hubs.

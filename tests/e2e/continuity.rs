@@ -134,53 +134,84 @@ async fn until_free(node: &Node) -> Duration {
     left.elapsed()
 }
 
+/// Leaves a stream after so many chunks.
+async fn leave_stream(friend: &Client, node: &Node, chunks: usize) -> Duration {
+    let mut stream = friend.stream_body(story("fast", 1_500)).await;
+    for _chunk in 0..chunks {
+        stream.data().await.expect("it goes on");
+    }
+    drop(stream);
+    until_free(node).await
+}
+
+/// Leaves a whole answer so long after the node has begun with it; `None`: it was done before.
+async fn leave_whole(friend: &Client, node: &Node, after: Duration) -> Option<Duration> {
+    let mut body = story("fast", 1_500);
+    body["stream"] = false.into();
+    let asking = tokio::spawn({
+        let friend = friend.clone();
+        async move { friend.complete(body).await }
+    });
+    until("it is at work", Duration::from_secs(10), || async {
+        let is_busy = node.metric("hearth_node_slots_busy").await == Some(1.0);
+        (is_busy || asking.is_finished()).then_some(())
+    })
+    .await;
+    tokio::time::sleep(after).await;
+    if asking.is_finished() {
+        return None;
+    }
+    asking.abort();
+    Some(until_free(node).await)
+}
+
+/// Each moment is tried again while others have the processors: what never comes within the bound does not come.
 #[tokio::test]
 async fn a_node_stops_for_whoever_has_left_at_any_moment() {
+    const BOUND: Duration = Duration::from_millis(100);
+    const TRIES: usize = 6;
     let proxy = Proxy::start().await;
     let den = Node::named("den").section(&tier("fast", 1, 8)).join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
     let mut took = Vec::new();
     for chunks in [1, 2, 7, 19, 40] {
-        let mut stream = friend.stream_body(story("fast", 1_500)).await;
-        for _chunk in 0..chunks {
-            stream.data().await.expect("it goes on");
+        let mut best = Duration::MAX;
+        for _try in 0..TRIES {
+            best = best.min(leave_stream(&friend, &den, chunks).await);
+            if best < BOUND {
+                break;
+            }
         }
-        drop(stream);
-        took.push(until_free(&den).await);
+        assert!(best < BOUND, "{best:?} after {chunks} chunks");
+        took.push(best);
     }
     for moment in [0, 5, 40, 150] {
-        let mut body = story("fast", 1_500);
-        body["stream"] = false.into();
-        let asking = tokio::spawn({
-            let friend = friend.clone();
-            async move { friend.complete(body).await }
-        });
-        until("it is at work", Duration::from_secs(10), || async {
-            (den.metric("hearth_node_slots_busy").await == Some(1.0)).then_some(())
-        })
-        .await;
-        tokio::time::sleep(Duration::from_millis(moment)).await;
-        asking.abort();
-        assert!(asking.await.is_err(), "it was not done yet");
-        took.push(until_free(&den).await);
+        let mut best = Duration::MAX;
+        for _try in 0..TRIES {
+            let left = leave_whole(&friend, &den, Duration::from_millis(moment)).await;
+            best = best.min(left.unwrap_or(Duration::MAX));
+            if best < BOUND {
+                break;
+            }
+        }
+        // A fast machine may be done before the last moment comes, and nobody leaves it then.
+        let is_done = best == Duration::MAX && moment > 100;
+        assert!(best < BOUND || is_done, "{best:?} after {moment} ms");
+        took.push(best);
     }
     tests::tell(&format!(
         "stopped after {took:?}: five streams, four whole answers"
     ));
-    took.sort_unstable();
-    assert!(
-        took[took.len() / 2] < Duration::from_millis(100),
-        "{took:?}"
-    );
-    // One look at the metrics of a busy machine may take longer than the node does.
-    assert!(took[took.len() - 1] < Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]
 async fn another_model_goes_on_from_the_text_and_the_answer_says_so() {
     let proxy = Proxy::start().await;
-    let mut attic = Node::named("attic").tier("primary").join(&proxy);
+    // Slow enough to be killed in the middle on any machine.
+    let mut attic = Node::named("attic")
+        .tier_from("primary", &slow(400, 10), 2)
+        .join(&proxy);
     let _den = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["primary", "fast"]).await;

@@ -121,7 +121,7 @@ async fn a_client_that_leaves_frees_its_slot() {
 async fn a_client_that_leaves_before_the_first_token_frees_its_slot_too() {
     let proxy = Proxy::start().await;
     let home = Node::named("den")
-        .tier_from("fast", &slow(1, 200), 1)
+        .tier_from("fast", &slow(100, 200), 1)
         .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;

@@ -212,8 +212,13 @@ async fn an_idle_node_is_back_shortly_after_its_proxy_was_killed_and_started_aga
     let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
-    // Where the node was heard is on the disk by the next look.
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let endpoints = proxy.config().with_file_name("state");
+    let endpoints = endpoints.join("endpoints.json");
+    until("where it was heard is on the disk", SOON, || async {
+        let text = std::fs::read_to_string(&endpoints).unwrap_or_default();
+        text.contains("127.0.0.1:").then_some(())
+    })
+    .await;
     proxy.kill();
     proxy.restart().await;
     let began = Instant::now();

@@ -19,3 +19,5 @@ mod migration;
 mod outside;
 mod quotas;
 mod stores;
+mod unmanaged;
+mod warm;

@@ -254,6 +254,7 @@ impl Api {
             nonce: nonce.nonce,
             signature: String::new(),
             agent_version: "fake".to_owned(),
+            unmanaged: None,
         };
         request.signature = STANDARD.encode(identity.sign(&register_message(&request)));
         self.post("register", &request).await

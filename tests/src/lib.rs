@@ -8,6 +8,7 @@ pub mod process;
 pub mod proxy;
 pub mod redis;
 pub mod shaper;
+pub mod talk;
 pub mod wait;
 
 /// Says what a story measured, beside the test's own output.

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::process::{Process, free_tcp_port, program, said};
 use crate::proxy::Proxy;
+use crate::wait::page;
 
 /// The tiny model of a tier.
 pub fn model(tier: &str) -> PathBuf {
@@ -62,10 +63,16 @@ impl Builder {
 
     /// Serves a model of the story's own on so many slots.
     #[must_use]
-    pub fn tier_from(mut self, tier: &str, model: &str, slots: u32) -> Self {
+    pub fn tier_from(self, tier: &str, model: &str, slots: u32) -> Self {
+        self.tier_with(tier, model, slots, "")
+    }
+
+    /// The same with more lines of the tier.
+    #[must_use]
+    pub fn tier_with(mut self, tier: &str, model: &str, slots: u32, lines: &str) -> Self {
         write!(
             self.tiers,
-            "[[tiers]]\ntier = \"{tier}\"\nmodel = '{model}'\nslots = {slots}\n\n"
+            "[[tiers]]\ntier = \"{tier}\"\nmodel = '{model}'\nslots = {slots}\n{lines}\n\n"
         )
         .expect("a string grows");
         self
@@ -222,12 +229,7 @@ impl Node {
 
     /// The sum over the series of `/metrics` that start with the prefix.
     pub async fn metric(&self, prefix: &str) -> Option<f64> {
-        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port))
-            .await
-            .ok()?
-            .text()
-            .await
-            .ok()?;
+        let page = page(self.admin_port, "/metrics").await?;
         let found: Vec<f64> = page
             .lines()
             .filter(|line| line.starts_with(prefix))

@@ -15,7 +15,7 @@ use crate::client::{Client, Reply};
 use crate::issuer::Issuer;
 use crate::process::{Process, free_tcp_port, free_udp_port, program};
 use crate::redis::Redis;
-use crate::wait::until;
+use crate::wait::{page, until};
 
 /// Settings of a proxy to be started.
 #[derive(Default)]
@@ -182,17 +182,11 @@ impl Proxy {
         let mut command = Command::new(program("hearth-proxy"));
         command.args(["serve", "--config"]).arg(self.config());
         self.process = Some(Process::start("proxy", &mut command, self.folder.path()));
-        let admin = format!("http://127.0.0.1:{}/healthz", self.admin_port);
+        let port = self.admin_port;
         let process = self.process.as_mut().expect("just started");
         until("the proxy answers", Duration::from_secs(20), || {
             process.assert_running();
-            let asked = reqwest::get(admin.clone());
-            async move {
-                asked
-                    .await
-                    .ok()
-                    .filter(|answer| answer.status().is_success())
-            }
+            page(port, "/healthz")
         })
         .await;
     }
@@ -324,14 +318,17 @@ impl Proxy {
 
     /// One sample of `/metrics`: the sum over the series whose line starts with the prefix.
     pub async fn metric(&self, prefix: &str) -> f64 {
-        let page = reqwest::get(format!("http://127.0.0.1:{}/metrics", self.admin_port))
-            .await
-            .expect("metrics answer");
-        let page = page.text().await.expect("metrics are text");
-        page.lines()
+        self.try_metric(prefix).await.expect("metrics answer")
+    }
+
+    /// The same of a proxy that may be away.
+    pub async fn try_metric(&self, prefix: &str) -> Option<f64> {
+        let page = page(self.admin_port, "/metrics").await?;
+        let samples = page
+            .lines()
             .filter(|line| line.starts_with(prefix))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Some(samples.sum())
     }
 
     /// A GET on the admin listener.

@@ -50,16 +50,19 @@ impl Machine {
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/share")));
         Self {
-            host_name: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            host_name: host_name(),
             data_home,
             state_directory: variable("STATE_DIRECTORY").map(PathBuf::from),
             root: rustix::process::geteuid().is_root(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
+}
+
+/// What this machine calls itself.
+pub fn host_name() -> String {
+    let names = rustix::system::uname();
+    names.nodename().to_string_lossy().into_owned()
 }
 
 impl Outside<'_> {

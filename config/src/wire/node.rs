@@ -93,6 +93,22 @@ pub struct RegisterRequest {
     pub signature: String,
     /// For the list of nodes.
     pub agent_version: String,
+    /// There is no agent: somebody else's server stands behind a stock WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmanaged: Option<Unmanaged>,
+}
+
+/// A node without an agent: any server that speaks `OpenAI`'s API, inside the tunnel by a stock WireGuard. The proxy looks at it by itself.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unmanaged {
+    /// The tier it serves.
+    pub tier: Tier,
+    /// The port on which it listens, on its address inside the tunnel.
+    pub port: u16,
+    /// Its name for the model; `None`: the first that it lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// Answer to an accepted [`RegisterRequest`]: all a node needs to dial in. Carries secrets: never log it.
@@ -149,16 +165,19 @@ pub fn enroll_message(token_id: &str, identity: &str, nonce: &str) -> Vec<u8> {
 
 /// The bytes that a registering node signs.
 pub fn register_message(request: &RegisterRequest) -> Vec<u8> {
-    [
-        "hearth-register-v1",
-        request.node_id.as_str(),
-        &request.wireguard_key,
-        &request.start,
-        &request.kem_key,
-        &request.nonce,
-    ]
-    .join("\0")
-    .into_bytes()
+    let mut words = vec![
+        "hearth-register-v1".to_owned(),
+        request.node_id.to_string(),
+        request.wireguard_key.clone(),
+        request.start.clone(),
+        request.kem_key.clone(),
+        request.nonce.clone(),
+    ];
+    if let Some(server) = &request.unmanaged {
+        let model = server.model.as_deref().unwrap_or_default();
+        words.push(format!("unmanaged {} {} {model}", server.tier, server.port));
+    }
+    words.join("\0").into_bytes()
 }
 
 /// `POST /v1/report` inside the tunnel, every few seconds and on every change.

@@ -233,6 +233,11 @@ impl Worker {
         self.link.stats()
     }
 
+    /// Watches the links of the conversations in its caches, the newest last; none once it has ended.
+    pub fn held(&self) -> watch::Receiver<Arc<[u64]>> {
+        self.link.held()
+    }
+
     /// Waits for the end of the process and says why it came.
     pub async fn exited(&self) -> String {
         self.link.exited().await
@@ -431,7 +436,8 @@ async fn shake_hands(
             | FromWorker::Tokens { .. }
             | FromWorker::Text { .. }
             | FromWorker::Embedded { .. }
-            | FromWorker::Stats(_),
+            | FromWorker::Stats(_)
+            | FromWorker::Held { .. },
         )) => Err(Some(LoadError::Protocol {
             reason: "the first frame was not the model's card".to_owned(),
         })),

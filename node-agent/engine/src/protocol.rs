@@ -24,7 +24,7 @@ use crate::spec::Stats;
 use crate::spec::Usage;
 
 /// Raised with every change of a frame.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The longest frame either side accepts. A prompt for a context of a million tokens is about 5 MB; the
 /// rest is for pictures ([`crate::media::REQUEST_BYTES_MAX`]).
@@ -142,6 +142,11 @@ pub enum FromWorker {
     },
     /// How busy the worker is.
     Stats(Stats),
+    /// Which conversations lie in its caches.
+    Held {
+        /// Their links, the newest last.
+        links: Vec<u64>,
+    },
 }
 
 /// Appends `frame` to `out`.

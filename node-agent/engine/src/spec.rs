@@ -66,7 +66,8 @@ pub struct LoadSpec {
     pub mmap: bool,
     /// Lock the model in memory.
     pub mlock: bool,
-    /// One KV cache for all slots instead of one part each (less memory, 16 % more work per token).
+    /// One KV cache for all slots instead of one part each (less memory, 16 % more work per token). Attention of several answers is then
+    /// summed side by side: log-probabilities depend a little on who else is asking, as they do with guesses.
     pub kv_unified: bool,
     /// Keep all positions of layers with a sliding window. Takes several times the memory with such models, but any
     /// prefix can then be reused, not only one that was left a few hundred tokens ago.
@@ -280,6 +281,9 @@ pub struct GenerateSpec {
     pub priority: Priority,
     /// Requests with the same salt may reuse what the others have read; two salts never share anything.
     pub cache_salt: Option<String>,
+    /// The links of its conversation, oldest first. They say nothing here, and come back in what is held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<u64>,
     /// Never end at an end-of-generation token.
     pub ignore_eos: bool,
     /// Do not end at one before the answer has so many tokens.
@@ -337,6 +341,7 @@ impl GenerateSpec {
             principal: 0,
             priority: Priority::Normal,
             cache_salt: None,
+            links: Vec::new(),
             ignore_eos: false,
             cache_prompt: true,
             render_special: false,

@@ -36,6 +36,8 @@ pub struct Job<T> {
     pub wall: Wall,
     /// The tokens to read, never empty.
     pub prompt: Vec<Token>,
+    /// The links of its conversation, oldest first: by these its next turn is found here.
+    pub links: Vec<u64>,
     /// The most tokens its sequence can hold at any time: the prompt and the longest answer.
     pub cells: usize,
     /// When it came.

@@ -8,6 +8,7 @@
 
 mod drafting;
 mod job;
+mod links;
 mod ngram;
 mod pacer;
 mod plan;
@@ -28,6 +29,8 @@ pub use job::Token;
 pub use job::TooLong;
 pub use job::Wall;
 pub use job::admit;
+pub use links::Links;
+pub use links::newest;
 pub use ngram::NgramIndex;
 pub use pacer::Pacer;
 pub use plan::BatchPlan;

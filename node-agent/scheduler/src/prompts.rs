@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::job::Token;
 use crate::job::Wall;
+use crate::links::Links;
 use crate::prefix::KvState;
 use crate::prefix::Rollback;
 use crate::prefix::common_prefix;
@@ -24,6 +25,8 @@ pub struct Kept<S> {
     pub wall: Wall,
     /// The tokens read.
     pub tokens: Vec<Token>,
+    /// Which conversations they are.
+    pub links: Links,
     /// What the cache holds of them.
     pub kv: KvState,
     /// The state, shared with whoever is using it now.
@@ -91,14 +94,30 @@ impl<S> Prompts<S> {
         self.kept.iter().any(|kept| kept.covers(wall, tokens))
     }
 
+    /// Notes more conversations of tokens that are kept already. Says whether they are.
+    pub fn join(&mut self, wall: Wall, tokens: &[Token], links: &Links) -> bool {
+        let mut kept = self.kept.iter_mut();
+        let Some(kept) = kept.find(|kept| kept.covers(wall, tokens)) else {
+            return false;
+        };
+        kept.links.join(links, tokens.len());
+        true
+    }
+
     /// Keeps an entry, and lets go of what it makes superfluous and of the oldest ones. Says whether it was kept.
-    pub fn insert(&mut self, entry: Kept<S>) -> bool {
+    pub fn insert(&mut self, mut entry: Kept<S>) -> bool {
         let size = entry.size();
         if size > self.bytes_max {
             return false;
         }
-        self.kept
-            .retain(|kept| !entry.covers(kept.wall, &kept.tokens));
+        let (covered, kept) = std::mem::take(&mut self.kept)
+            .into_iter()
+            .partition(|kept| entry.covers(kept.wall, &kept.tokens));
+        self.kept = kept;
+        let covered: Vec<Kept<S>> = covered;
+        for old in &covered {
+            entry.links.join(&old.links, old.tokens.len());
+        }
         self.bytes = self.kept.iter().map(Kept::size).sum();
         while self.bytes + size > self.bytes_max || self.kept.len() >= ENTRIES_MAX {
             self.bytes -= self.kept.remove(0).size();
@@ -130,6 +149,7 @@ impl<S> Prompts<S> {
         let found = Kept {
             wall: kept.wall,
             tokens: kept.tokens.clone(),
+            links: kept.links.clone(),
             kv: kept.kv,
             state: kept.state.clone(),
             bytes: kept.bytes,
@@ -168,6 +188,7 @@ mod tests {
         Kept {
             wall: Wall(wall),
             tokens,
+            links: Links::default(),
             kv,
             state: Rc::new(()),
             bytes: 1_000,

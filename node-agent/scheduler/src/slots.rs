@@ -10,6 +10,7 @@ use crate::job::Job;
 use crate::job::JobId;
 use crate::job::Token;
 use crate::job::Wall;
+use crate::links::Links;
 use crate::plan::BatchPlan;
 use crate::prefix::common_prefix;
 
@@ -28,6 +29,8 @@ pub struct Slot<T> {
     cached: Vec<Token>,
     /// Who may reuse them.
     wall: Option<Wall>,
+    /// Which conversations they are.
+    links: Links,
     /// When the slot was last given away, in jobs.
     used: u64,
     work: Option<Work<T>>,
@@ -110,6 +113,21 @@ impl<T> Slot<T> {
         self.wall
     }
 
+    /// Which conversations its cache was filled with.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// The links of those that it holds, newest first.
+    pub fn held(&self) -> impl Iterator<Item = u64> {
+        self.links.held(self.cached.len())
+    }
+
+    /// When it was last given away, in jobs.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
     /// How many tokens a prompt behind `wall` has in common with its cache.
     ///
     /// A cache is compared only with prompts behind the wall of whoever filled it: the time to the first token would
@@ -130,6 +148,7 @@ impl<T> Slots<T> {
             id: SlotId(number),
             cached: Vec::new(),
             wall: None,
+            links: Links::default(),
             used: 0,
             work: None,
         });
@@ -205,12 +224,13 @@ impl<T> Slots<T> {
         idle.min_by_key(|slot| slot.used).map(Slot::id)
     }
 
-    /// Notes that the engine has filled an idle slot's cache with these tokens.
-    pub fn adopt(&mut self, id: SlotId, wall: Wall, tokens: &[Token]) {
+    /// Notes that the engine has filled an idle slot's cache with these tokens of these conversations.
+    pub fn adopt(&mut self, id: SlotId, wall: Wall, (tokens, links): (&[Token], &Links)) {
         if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
             slot.cached.clear();
             slot.cached.extend_from_slice(tokens);
             slot.wall = Some(wall);
+            slot.links.clone_from(links);
         }
     }
 
@@ -218,6 +238,7 @@ impl<T> Slots<T> {
     pub fn truncate(&mut self, id: SlotId, len: usize) {
         if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
             slot.cached.truncate(len);
+            slot.links.cut(len);
         }
     }
 
@@ -236,6 +257,8 @@ impl<T> Slots<T> {
         slot.used = self.given;
         slot.wall = Some(job.wall);
         slot.cached.truncate(kept);
+        slot.links.cut(kept);
+        slot.links.name(&job.links, job.prompt.len());
         let done = slot.cached.len();
         slot.work = Some(Work {
             job,
@@ -299,6 +322,7 @@ impl<T> Slots<T> {
     pub fn forget(&mut self, id: SlotId) {
         if let Some(slot) = self.slots.get_mut(usize::from(id.0)) {
             slot.cached.clear();
+            slot.links = Links::default();
             slot.wall = None;
         }
     }

@@ -24,6 +24,7 @@ fn setting(template: &Template) -> Setting<'_> {
         modalities: Modalities::default(),
         deadline: Duration::from_secs(9),
         priority: Priority::default(),
+        links: &[],
         said: None,
         principal: 7,
         max_tokens: None,

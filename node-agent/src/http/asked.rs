@@ -246,7 +246,7 @@ fn system_message(text: &str) -> Message {
 pub(super) fn setting<'a>(
     ready: &'a Ready,
     defaults: &'a SamplingDefaults,
-    call: &Call,
+    call: &'a Call,
 ) -> Result<Setting<'a>, Refused> {
     Ok(Setting {
         template: &ready.template,
@@ -255,6 +255,7 @@ pub(super) fn setting<'a>(
         deadline: call.time_left().ok_or(Refused::Deadline)?,
         principal: call.principal,
         priority: call.priority,
+        links: &call.links,
         said: None,
         max_tokens: call.max_tokens,
         now: SystemTime::now(),

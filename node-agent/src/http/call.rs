@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use config::tier::Tier;
+use config::wire::node::{LINKS_MAX, PREFIX};
 use config::wire::wishes::{self, Priority};
 use http::HeaderMap;
 use rand::Rng;
@@ -41,6 +42,8 @@ pub(super) struct Call {
     pub(super) max_tokens: Option<u32>,
     /// Name the tokens of the answer, so that another node can go on with it; the body may hold its beginning.
     pub(super) resumable: bool,
+    /// The links of its conversation, oldest first.
+    pub(super) links: Vec<u64>,
     /// When the answer began, Unix seconds.
     pub(super) created: Option<i64>,
     completion_id: Option<String>,
@@ -76,6 +79,7 @@ impl Call {
                 None => None,
                 Some(text) => Some(text.parse().map_err(|_error| Refused::Header(CREATED))?),
             },
+            links: links(headers)?,
             ends_at: began + left,
             request_id: id(headers, REQUEST_ID)?.unwrap_or_default(),
             principal: text(headers, PRINCIPAL)?.map_or(0, hashed),
@@ -108,6 +112,25 @@ impl Call {
             prefix.chars().chain(letters.map(char::from)).collect()
         })
     }
+}
+
+/// Numbers of 16 hex digits with commas between them; they mean nothing here.
+fn links(headers: &HeaderMap) -> Result<Vec<u64>, Refused> {
+    let Some(text) = text(headers, PREFIX)? else {
+        return Ok(Vec::new());
+    };
+    let link = |digits: &str| {
+        let whole = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let link = whole.then(|| u64::from_str_radix(digits, 16).ok());
+        link.flatten().ok_or(Refused::Header(PREFIX))
+    };
+    // One more than allowed is enough to see that it is too many.
+    let links = text.split(',').take(LINKS_MAX + 1).map(link);
+    let links: Vec<u64> = links.collect::<Result<_, _>>()?;
+    if links.len() > LINKS_MAX {
+        return Err(Refused::Header(PREFIX));
+    }
+    Ok(links)
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<Option<&'h str>, Refused> {
@@ -160,6 +183,8 @@ mod tests {
             (&[(TIER, "fast"), (MAX_TOKENS, "0")], MAX_TOKENS),
             (&[(TIER, "fast"), (CREATED, "now")], CREATED),
             (&[(TIER, "fast"), (PRIORITY, "urgent")], PRIORITY),
+            (&[(TIER, "fast"), (PREFIX, "00112233445566+7")], PREFIX),
+            (&[(TIER, "fast"), (PREFIX, "0011223344556677,")], PREFIX),
             (&[(TIER, "fast"), (MAX_TOKENS, "all")], MAX_TOKENS),
         ] {
             let refused = Call::read(&headers(pairs)).err();
@@ -176,6 +201,7 @@ mod tests {
             (PRINCIPAL, "u:0011"),
             (MAX_TOKENS, "37"),
             (PRIORITY, "batch"),
+            (PREFIX, "0011223344556677,ffffffffffffffff"),
         ]))
         .expect("reads");
         assert_eq!(call.tier, Tier::Heavy);
@@ -184,5 +210,11 @@ mod tests {
         assert_ne!(call.principal, 0);
         assert_eq!(call.priority, Priority::Batch);
         assert_eq!(call.max_tokens, Some(37));
+        assert_eq!(call.links, [0x0011_2233_4455_6677, u64::MAX]);
+        let many = vec!["0011223344556677"; LINKS_MAX + 1].join(",");
+        let mut headers = headers(&[(TIER, "fast")]);
+        headers.insert(PREFIX, many.parse().expect("visible"));
+        let refused = Call::read(&headers).err();
+        assert_eq!(refused, Some(Refused::Header(PREFIX)));
     }
 }

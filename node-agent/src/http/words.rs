@@ -114,6 +114,7 @@ impl Front {
                 deadline,
                 principal: 0,
                 priority: Priority::default(),
+                links: &[],
                 said: None,
                 max_tokens: None,
                 now: SystemTime::now(),

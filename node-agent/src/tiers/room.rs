@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use config::settings::node::{TierKind, TierSettings};
 use config::tier::Tier;
-use config::wire::node::{ModelReport, TierReport, TierState};
+use config::wire::node::{ModelReport, PREFIXES_MAX, TierReport, TierState};
 use engine::{Modalities, ModelCard, Stats, Worker};
 use tokio::sync::{Notify, watch};
 
@@ -435,8 +435,21 @@ impl TierRoom {
                 .as_ref()
                 .is_some_and(|upstream| !upstream.local),
             wakes_in_ms: 0,
-            prefixes: Vec::new(),
+            prefixes: self.prefixes(),
         }
+    }
+
+    /// The links of what its worker holds, the newest last. Another worker or none holds nothing of it.
+    fn prefixes(&self) -> Vec<String> {
+        let held = match &*self.phase.borrow() {
+            Phase::Ready(ready) => ready.worker.held().borrow().clone(),
+            Phase::Remote(_) | Phase::Loading { .. } | Phase::Sleeping | Phase::Down { .. } => {
+                return Vec::new();
+            }
+        };
+        let newest = held.get(held.len().saturating_sub(PREFIXES_MAX)..);
+        let newest = newest.into_iter().flatten();
+        newest.map(|link| format!("{link:016x}")).collect()
     }
 
     /// Remembers what the model file says, for a tier that has not been loaded yet.

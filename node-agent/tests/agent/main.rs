@@ -20,3 +20,4 @@ mod support;
 mod uplink;
 mod usage;
 mod vectors;
+mod warm;

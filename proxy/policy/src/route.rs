@@ -301,10 +301,19 @@ pub struct Local {
     pub talks: usize,
 }
 
+/// Who is looked at before the others of a group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead<'a> {
+    /// They hold the beginning of the conversation.
+    pub warm: &'a [BackendId],
+    /// Their breakers wait for a probe, whoever did so longest first.
+    pub due: &'a [BackendId],
+}
+
 /// Whether looking at more backends of the group is pointless: they come by their reports, the best first. That several could begin
 /// at once settles it; where none could, a few times as many are looked at.
-fn is_enough(seen: usize, candidates: &[Candidate]) -> bool {
-    let at_once = candidates.iter().filter(|one| one.step.wait.is_zero());
+fn is_enough(seen: usize, candidates: &[Candidate<'_>]) -> bool {
+    let at_once = candidates.iter().filter(|one| one.is_free());
     let wanted = if seen < LOOK_MAX {
         at_once.count()
     } else {
@@ -313,58 +322,128 @@ fn is_enough(seen: usize, candidates: &[Candidate]) -> bool {
     seen.is_multiple_of(LOOK_MIN) && wanted >= STEPS_PER_GROUP_MAX
 }
 
-/// Plans a route. `first` are looked at in any case: they hold the beginning of the conversation. `local` says what we know of each backend ourselves.
+/// The backends of one group, as far as they were looked at.
+struct Look<'a, L> {
+    ask: &'a Ask<'a>,
+    registry: &'a Registry,
+    local: L,
+    now: Instant,
+    candidates: Vec<Candidate<'a>>,
+    skipped: Vec<(BackendId, SkipReason)>,
+    /// Those that came ahead of the others.
+    ahead: Vec<BackendId>,
+}
+
+impl<'a, L: Fn(&BackendId) -> Local> Look<'a, L> {
+    fn at(&mut self, backend: Backend<'a>) {
+        let id = backend.id();
+        let ours = (self.local)(&id);
+        let silent = self.registry.is_silent(backend.node, self.now);
+        if let Some(reason) = skip(&backend, self.ask, silent, ours, self.now) {
+            self.skipped.push((id, reason));
+        } else {
+            let candidate = Candidate::new((backend, id), ours, self.ask.prompt);
+            self.candidates.push(candidate);
+        }
+    }
+
+    fn at_known(&mut self, id: &BackendId, backend: Backend<'a>) {
+        if !self.ahead.contains(id) {
+            self.ahead.push(id.clone());
+            self.at(backend);
+        }
+    }
+
+    /// Those that came ahead, then the others until there are enough.
+    fn around(&mut self, order: &Order<'_>, group: usize, ahead: Ahead<'_>) {
+        let covered = |id: &&BackendId| {
+            let backend = self.registry.backend(id);
+            backend.filter(|backend| order.covers(group, backend))
+        };
+        let named = |ids: &[BackendId]| -> Vec<(BackendId, Backend<'a>)> {
+            let found = ids
+                .iter()
+                .filter_map(|id| Some((id.clone(), covered(&id)?)));
+            found.collect()
+        };
+        let (warm, due) = (named(ahead.warm), named(ahead.due));
+        for (id, backend) in warm {
+            self.at_known(&id, backend);
+        }
+        // One of them is enough, and each that cannot be asked for another reason makes room for the next.
+        for (id, backend) in due.into_iter().take(LOOK_MAX) {
+            if self.candidates.iter().any(Candidate::is_probe) {
+                break;
+            }
+            self.at_known(&id, backend);
+        }
+        let known = std::mem::take(&mut self.ahead);
+        let is_known = |backend: &Backend<'_>| {
+            let mut known = known.iter();
+            known.any(|id| id.node == backend.node.id && id.tier == backend.tier.tier)
+        };
+        let others = order.backends(group, self.registry);
+        let others = others.filter(|backend| !is_known(backend));
+        for (seen, backend) in others.enumerate() {
+            if seen >= LOOK_MIN && is_enough(seen, &self.candidates) {
+                break;
+            }
+            self.at(backend);
+        }
+    }
+}
+
+/// Plans a route. Whoever is `ahead` is looked at in any case. `local` says what we know of each backend ourselves.
 pub fn plan(
     ask: &Ask<'_>,
     registry: &Registry,
-    (first, local): (&[BackendId], impl Fn(&BackendId) -> Local),
+    (ahead, local): (Ahead<'_>, impl Fn(&BackendId) -> Local),
     now: Instant,
 ) -> Route {
     let order = Order::of(ask, registry);
-    let mut route = Route {
+    let mut look = Look {
+        ask,
+        registry,
+        local,
+        now,
+        candidates: Vec::new(),
+        skipped: Vec::new(),
+        ahead: Vec::new(),
+    };
+    let (mut steps, mut asleep) = (Vec::new(), Vec::new());
+    for group in 0..order.len() {
+        look.around(&order, group, ahead);
+        let mut candidates = std::mem::take(&mut look.candidates);
+        load::foresee(&mut candidates, ask.prompt);
+        // What would take longer to wake up than the request waits comes after everything that is warm, in whatever tier.
+        let is_late = |candidate: &mut Candidate<'_>| candidate.waking > ask.patience;
+        asleep.extend(candidates.extract_if(.., is_late));
+        load::order(&mut candidates);
+        let best = candidates.into_iter().take(STEPS_PER_GROUP_MAX);
+        steps.extend(best.map(Candidate::step));
+    }
+    let mut skipped = look.skipped;
+    if ask.local_only {
+        // Tiers that are only elsewhere are in no group: they are named all the same, so that the answer says why there is none.
+        let away = registry.backends().filter(|backend| !backend.is_local());
+        for id in away.map(|backend| backend.id()) {
+            if !skipped.iter().any(|(known, _)| *known == id) {
+                skipped.push((id, SkipReason::NotLocal));
+            }
+        }
+    }
+    let last = asleep.into_iter().take(STEPS_PER_GROUP_MAX);
+    steps.extend(last.map(Candidate::step));
+    Route {
         wanted: order.wanted,
         wanted_model: match ask.target {
             Target::Model(model) => Some(model.clone()),
             Target::Tier(_) | Target::Auto(_) => None,
         },
-        reason: order.reason.clone(),
-        steps: Vec::new(),
-        skipped: Vec::new(),
-    };
-    let mut asleep = Vec::new();
-    for backends in order.grouped(registry, first) {
-        let mut candidates = Vec::new();
-        for (seen, backend) in backends.enumerate() {
-            if seen >= first.len() + LOOK_MIN && is_enough(seen, &candidates) {
-                break;
-            }
-            let id = backend.id();
-            let ours = local(&id);
-            let silent = registry.is_silent(backend.node, now);
-            match skip(&backend, ask, silent, ours, now) {
-                Some(reason) => route.skipped.push((id, reason)),
-                None => candidates.push(Candidate::new(&backend, ours, ask.prompt)),
-            }
-        }
-        // What would take longer to wake up than the request waits comes after everything that is warm, in whatever tier.
-        let is_late = |candidate: &mut Candidate| candidate.waking > ask.patience;
-        asleep.extend(candidates.extract_if(.., is_late));
-        load::order(&mut candidates);
-        let steps = candidates.into_iter().map(|candidate| candidate.step);
-        route.steps.extend(steps.take(STEPS_PER_GROUP_MAX));
+        reason: order.reason,
+        steps,
+        skipped,
     }
-    if ask.local_only {
-        // Tiers that are only elsewhere are in no group: they are named all the same, so that the answer says why there is none.
-        let away = registry.backends().filter(|backend| !backend.is_local());
-        for id in away.map(|backend| backend.id()) {
-            if !route.skipped.iter().any(|(known, _)| *known == id) {
-                route.skipped.push((id, SkipReason::NotLocal));
-            }
-        }
-    }
-    let last = asleep.into_iter().map(|candidate| candidate.step);
-    route.steps.extend(last.take(STEPS_PER_GROUP_MAX));
-    route
 }
 
 fn skip(

@@ -1,13 +1,15 @@
 //! Owns what routing knows: the registry, a breaker per backend, and how many attempts are under way. Every attempt is one
 //! [`Ticket`]: begun once, settled once. Opens no connection.
 
+mod due;
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use config::ids::{BackendId, NodeId};
 use config::settings::proxy::{Routing, tier_of_model};
 use config::tier::Tier;
-use config::wire::node::{PREFIXES_MAX, Report, TierState};
+use config::wire::node::{PREFIXES_MAX, Report, TierReport, TierState};
 
 use crate::breaker::{Breaker, News, Pass, Phase, Rules, Signal};
 use crate::hedge::Speed;
@@ -15,7 +17,8 @@ use crate::identity::Principal;
 use crate::refusal::Refusal;
 use crate::registry::{Change, Listed, Registry, ReportRefusal};
 use crate::route::warm::{Link, Warmth};
-use crate::route::{self, Ask, Local, Route};
+use crate::route::{self, Ahead, Ask, Local, Route};
+use due::Due;
 
 /// Ids named in the message about an unknown model.
 const NEAREST_MAX: usize = 5;
@@ -119,6 +122,7 @@ pub struct Router {
     rules: Rules,
     auto_models: Vec<String>,
     breakers: HashMap<BackendId, Breaker>,
+    due: Due,
     in_flight: HashMap<BackendId, u32>,
     /// A moment, and the Unix milliseconds then.
     clock: Option<(Instant, u64)>,
@@ -134,6 +138,7 @@ impl Router {
             rules: Rules::from(routing),
             auto_models: routing.auto_models.clone(),
             breakers: HashMap::new(),
+            due: Due::default(),
             in_flight: HashMap::new(),
             clock: None,
             speed: Speed::new(&routing.hedge),
@@ -161,10 +166,13 @@ impl Router {
     pub fn trip(&mut self, backend: &BackendId, now: Instant) -> News {
         let rules = self.rules;
         let at = (now, self.stamp(now));
-        self.breakers
+        let breaker = self
+            .breakers
             .entry(backend.clone())
-            .or_insert_with(|| Breaker::new(rules))
-            .fail(at)
+            .or_insert_with(|| Breaker::new(rules));
+        let news = breaker.fail(at);
+        self.due.note(backend, breaker.phase(now), now);
+        news
     }
 
     /// Unix milliseconds at one moment, so that terms of breakers can be compared between proxies.
@@ -185,6 +193,7 @@ impl Router {
         let Ticket { backend, pass } = ticket;
         if let Some(breaker) = self.breakers.get_mut(&backend) {
             breaker.stand_back(pass, pause, now);
+            self.due.note(&backend, breaker.phase(now), now);
         }
         self.leave(&backend);
     }
@@ -193,7 +202,9 @@ impl Router {
     pub fn prove(&mut self, ticket: &mut Ticket, now: Instant) -> Option<News> {
         let at = (now, self.stamp(now));
         let breaker = self.breakers.get_mut(&ticket.backend)?;
-        breaker.prove(&mut ticket.pass, at)
+        let news = breaker.prove(&mut ticket.pass, at);
+        self.due.note(&ticket.backend, breaker.phase(now), now);
+        news
     }
 
     /// What another proxy says of a backend. Of one that is not known here nothing is kept: the table stays as small as the fleet.
@@ -202,10 +213,13 @@ impl Router {
         if self.registry.backend(backend).is_none() && !self.breakers.contains_key(backend) {
             return false;
         }
-        self.breakers
+        let breaker = self
+            .breakers
             .entry(backend.clone())
-            .or_insert_with(|| Breaker::new(rules))
-            .hear(news, now)
+            .or_insert_with(|| Breaker::new(rules));
+        let heard = breaker.hear(news, now);
+        self.due.note(backend, breaker.phase(now), now);
+        heard
     }
 
     /// What proxies that heard nothing lately should know.
@@ -219,17 +233,25 @@ impl Router {
     pub fn report(
         &mut self,
         name: &str,
-        report: Report,
+        mut report: Report,
         now: Instant,
     ) -> Result<Vec<Change>, ReportRefusal> {
         let node = report.node_id.clone();
-        let held = report.tiers.iter().map(|tier| {
-            let links = tier.prefixes.iter().take(PREFIXES_MAX);
-            let links = links.filter_map(|link| u64::from_str_radix(link, 16).ok());
+        let held = report.tiers.iter_mut().map(|tier| {
+            // Kept in the table of who is warm, and nowhere else.
+            let links = std::mem::take(&mut tier.prefixes).into_iter();
+            let links = links.take(PREFIXES_MAX);
+            let links = links.filter_map(|link| u64::from_str_radix(&link, 16).ok());
             (tier.tier, tier.state, links.collect())
         });
         let held: Vec<(Tier, TierState, Vec<u64>)> = held.collect();
+        let swapped = self.swapped(&report);
+        self.remember_speeds(&mut report, &swapped, now);
         let changes = self.registry.report(name, report, now)?;
+        self.heed_loaded(&changes, now);
+        for backend in &swapped {
+            self.warmth.another(backend);
+        }
         for (tier, state, links) in held {
             let backend = BackendId {
                 node: node.clone(),
@@ -243,6 +265,60 @@ impl Router {
             }
         }
         Ok(changes)
+    }
+
+    /// A tier is as fast at reading as it was seen to be lately, not as it was with its last prompt.
+    fn remember_speeds(&mut self, report: &mut Report, swapped: &[BackendId], now: Instant) {
+        // Of a node that is not known yet nothing is kept: it may be refused.
+        if self.registry.node(&report.node_id).is_none() {
+            return;
+        }
+        for tier in &mut report.tiers {
+            let backend = BackendId {
+                node: report.node_id.clone(),
+                tier: tier.tier,
+            };
+            if !swapped.contains(&backend) {
+                let says = tier.prompt_tokens_per_second;
+                tier.prompt_tokens_per_second = self.warmth.reads(&backend, says, now);
+            }
+        }
+    }
+
+    /// The tiers that a report says have another model than before: nothing of what was read is in its caches.
+    fn swapped(&self, report: &Report) -> Vec<BackendId> {
+        let other = |backend: &BackendId, tier: &TierReport| {
+            let before = self.registry.backend(backend)?.tier.model.as_ref()?;
+            let after = tier.model.as_ref()?;
+            let hashes = (&before.file_sha256, &after.file_sha256);
+            // A hash is empty while it is computed.
+            let is_known = !hashes.0.is_empty() && !hashes.1.is_empty();
+            Some(before.id != after.id || (is_known && hashes.0 != hashes.1))
+        };
+        let tiers = report.tiers.iter().map(|tier| {
+            let backend = BackendId {
+                node: report.node_id.clone(),
+                tier: tier.tier,
+            };
+            (other(&backend, tier) == Some(true)).then_some(backend)
+        });
+        tiers.flatten().collect()
+    }
+
+    /// What the breaker of a tier saw was another worker, if the tier was loaded since: it may probe at once.
+    fn heed_loaded(&mut self, changes: &[Change], now: Instant) {
+        for change in changes {
+            if let Change::Backend {
+                backend,
+                from: Some(TierState::Loading | TierState::Down | TierState::Sleeping),
+                to: Some(TierState::Ready),
+            } = change
+                && let Some(breaker) = self.breakers.get_mut(backend)
+            {
+                breaker.restarted(now);
+                self.due.note(backend, breaker.phase(now), now);
+            }
+        }
     }
 
     /// Somebody said that the node gets no new work.
@@ -269,6 +345,7 @@ impl Router {
     /// The node was revoked: nothing of it remains but its tickets.
     pub fn remove_node(&mut self, node: &NodeId) -> bool {
         self.breakers.retain(|backend, _| backend.node != *node);
+        self.due.retain(|backend| backend.node != *node);
         self.speed.forget(node);
         self.warmth.forget(node);
         self.registry.forget(node)
@@ -284,6 +361,8 @@ impl Router {
         self.breakers.retain(|backend, breaker| {
             registry.backend(backend).is_some() || breaker.phase(now) != Phase::Closed
         });
+        let breakers = &self.breakers;
+        self.due.retain(|backend| breakers.contains_key(backend));
         silent
     }
 
@@ -355,8 +434,13 @@ impl Router {
             round_trip: self.warmth.round_trip(&backend.node),
             talks: self.warmth.talks(backend),
         };
-        let first: Vec<BackendId> = warm.keys().map(|id| (*id).clone()).collect();
-        route::plan(ask, &self.registry, (&first, local), now)
+        let holders: Vec<BackendId> = warm.keys().map(|id| (*id).clone()).collect();
+        let due: Vec<BackendId> = self.due.now(now).cloned().collect();
+        let ahead = Ahead {
+            warm: &holders,
+            due: &due,
+        };
+        route::plan(ask, &self.registry, (ahead, local), now)
     }
 
     /// Begins an attempt; `None` if the breaker says no by now (someone else has the probe, or it has just opened).
@@ -367,6 +451,9 @@ impl Router {
             .entry(backend.clone())
             .or_insert_with(|| Breaker::new(rules));
         let pass = breaker.admit(now)?;
+        if pass.is_probe() {
+            self.due.note(backend, breaker.phase(now), now);
+        }
         *self.in_flight.entry(backend.clone()).or_insert(0) += 1;
         Some(Ticket {
             backend: backend.clone(),
@@ -380,7 +467,9 @@ impl Router {
         let at = (now, self.stamp(now));
         self.leave(&backend);
         let breaker = self.breakers.get_mut(&backend)?;
-        breaker.record(pass, outcome.signal(), at)
+        let news = breaker.record(pass, outcome.signal(), at);
+        self.due.note(&backend, breaker.phase(now), now);
+        news
     }
 
     fn leave(&mut self, backend: &BackendId) {
@@ -404,11 +493,33 @@ impl Router {
         }
     }
 
+    /// A request with this chain goes there besides, to whoever of two is first: both will have read it, and whose conversation it is
+    /// stays as it was.
+    pub fn sent_besides(&mut self, backend: &BackendId, chain: &[Link], now: Instant) {
+        if self.registry.backend(backend).is_some() {
+            self.warmth.sent_besides(backend, chain, now);
+        }
+    }
+
+    /// How many beginnings of conversations each node says it holds, by its name.
+    pub fn prefixes(&self) -> HashMap<String, usize> {
+        let told = self.warmth.told_by_node().into_iter();
+        let named = told.filter_map(|(id, count)| Some((self.registry.node(id)?, count)));
+        named
+            .map(|(node, count)| (node.name.clone(), count))
+            .collect()
+    }
+
     /// A round trip to a node was measured.
     pub fn took(&mut self, node: &NodeId, round_trip: Duration) {
         if self.registry.node(node).is_some() {
             self.warmth.took(node, round_trip);
         }
+    }
+
+    /// Which conversations lie warm where.
+    pub const fn warmth(&self) -> &Warmth {
+        &self.warmth
     }
 
     /// How fast backends begin to answer, and who may be asked besides.

@@ -15,6 +15,7 @@ use ring::hmac;
 
 use super::explain::{RouteAsk, RouteView};
 use super::words::{Invite, InviteOrder, KeyOrder, KeyPatch, KeyView, NodeNow, NodeView, Status};
+use crate::store::records::change_node;
 use crate::store::{JoinToken, KeyRecord, PEPPER, SecretHash, Store, StoreError};
 
 /// Characters of a name.
@@ -284,8 +285,12 @@ impl Operations {
 
     /// From now on a node gets no new work, or gets it again. Stands in the store: every proxy heeds it, after a restart too.
     pub async fn drain_node(&self, id: &NodeId, draining: bool) -> Result<NodeView, AdminError> {
-        let known = self.store.node(id).await?;
-        let mut record = known.ok_or_else(|| {
+        let changed = change_node(&*self.store, id, |record| {
+            if record.revoked_unix.is_none() {
+                record.draining = draining;
+            }
+        });
+        let record = changed.await?.ok_or_else(|| {
             AdminError::Conflict(format!(
                 "{id} is no home machine: a server of the settings cannot be drained, take its [[remote]] out of them"
             ))
@@ -295,28 +300,25 @@ impl Operations {
                 "{id} is revoked: it gets no work anyway"
             )));
         }
-        if record.draining != draining {
-            record.draining = draining;
-            self.store.put_node(&record).await?;
-        }
         self.find_node(id.as_str()).await
     }
 
     /// Lets a node in that waits for it. One that is in already stays in.
     pub async fn approve_node(&self, id: &NodeId) -> Result<NodeView, AdminError> {
-        let known = self.store.node(id).await?;
-        let mut record = known.ok_or_else(|| {
+        let now = now_unix();
+        let changed = change_node(&*self.store, id, |record| {
+            if record.pending && record.revoked_unix.is_none() {
+                record.pending = false;
+                record.approved_unix = Some(now);
+            }
+        });
+        let record = changed.await?.ok_or_else(|| {
             AdminError::Conflict(format!("{id} is no home machine: it needs no approval"))
         })?;
         if record.revoked_unix.is_some() {
             return Err(AdminError::Conflict(format!(
                 "{id} is revoked, for ever: delete its state directory there and let it join with a new link"
             )));
-        }
-        if record.pending {
-            record.pending = false;
-            record.approved_unix = Some(now_unix());
-            self.store.put_node(&record).await?;
         }
         self.find_node(id.as_str()).await
     }

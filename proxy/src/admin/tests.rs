@@ -99,6 +99,7 @@ impl Desk {
             draining: false,
             pending: false,
             approved_unix: None,
+            unmanaged: None,
         };
         self.store.put_node(&node).await.unwrap();
     }

@@ -214,7 +214,7 @@ fn ticks(every: Duration) -> tokio::time::Interval {
 pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunnel: &Tunnel) {
     let now = Instant::now().into_std();
     let phases = fleet.phases(now);
-    let (ready, depths) = fleet.with(|router| {
+    let (ready, depths, prefixes) = fleet.with(|router| {
         let registry = router.registry();
         let is_ready = |node: &&policy::registry::Node| {
             node.asleep.is_none() && node.tiers.iter().any(|tier| tier.state.answers())
@@ -228,6 +228,7 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
         (
             registry.nodes().filter(is_ready).count(),
             Tier::ALL.map(|tier| (tier, depth(tier))),
+            router.prefixes(),
         )
     });
     metrics.nodes_ready(ready);
@@ -250,7 +251,11 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
     for member in members.all() {
         let status = tunnel.peer_status(member.address);
         match status.filter(|status| status.since_handshake.is_some()) {
-            Some(status) => metrics.node(&member.name, &status),
+            Some(status) => {
+                metrics.node(&member.name, &status);
+                let told = prefixes.get(member.name.as_str());
+                metrics.node_prefixes(&member.name, told.copied().unwrap_or(0));
+            }
             None => metrics.forget_node(&member.name),
         }
     }

@@ -31,6 +31,7 @@ use crate::nodes::members::Members;
 use crate::nodes::peers::{self, HubKeys, Peers};
 use crate::nodes::pulse;
 use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
+use crate::nodes::unmanaged::Stations;
 use crate::nodes::upstream::Upstream;
 use crate::observe::admin_http;
 use crate::observe::metrics::Metrics;
@@ -46,6 +47,10 @@ const HUB_SECRET: &str = "hub";
 const NONCE_SECRET: &str = "node-nonce";
 /// A store that starts together with us gets this long to answer.
 const STORE_PATIENCE: Duration = Duration::from_mins(1);
+
+/// A process that has ended lets go of its files within this, on a busy machine.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
+const LET_GO_POLL: Duration = Duration::from_millis(20);
 
 /// The rooms behind the edge.
 pub(super) struct Ground {
@@ -66,16 +71,24 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Opens the store of the settings and builds the rooms on it.
-    pub(super) async fn lay(settings: &Settings) -> Result<Self, AppError> {
+    /// Opens the store of the settings and builds the rooms on it. `after_another`: a process that had it open has ended a moment ago.
+    pub(super) async fn lay(settings: &Settings, after_another: bool) -> Result<Self, AppError> {
         let metrics = Arc::new(Metrics::new());
-        let state_dir = &settings.server.state_dir;
-        let store = store::open(
-            &settings.store,
-            (state_dir, settings.limits.table_max),
-            Arc::clone(&metrics),
-        )
-        .await?;
+        let began = Instant::now();
+        let store = loop {
+            let opened = store::open(
+                &settings.store,
+                (&settings.server.state_dir, settings.limits.table_max),
+                Arc::clone(&metrics),
+            );
+            match opened.await {
+                // The system takes the locks of a process back after its streams have ended, not before.
+                Err(StoreError::InUse(_)) if after_another && began.elapsed() < LET_GO_MAX => {
+                    tokio::time::sleep(LET_GO_POLL).await;
+                }
+                opened => break opened?,
+            }
+        };
         Self::lay_on(settings, store, metrics).await
     }
 
@@ -93,8 +106,9 @@ impl Ground {
         )?;
         let tunnel = tunnel(settings, secret(&*store, WIREGUARD_KEY).await?).await?;
         let remotes = Remote::all(&settings.remotes)?;
-        let roads = Roads::new(Arc::new(tunnel.clone()), &remotes);
-        let upstream = Upstream::new(Arc::new(roads), settings.routing.pool_max);
+        let roads = Arc::new(Roads::new(Arc::new(tunnel.clone()), &remotes));
+        let dial = Arc::<Roads>::clone(&roads);
+        let upstream = Upstream::new(dial, settings.routing.pool_max);
         let fleet = Arc::new(Fleet::new(router(settings)));
         let members = Arc::new(Members::default());
         let rooms = peers::Rooms {
@@ -108,7 +122,16 @@ impl Ground {
         };
         let peers = Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub);
         let endpoints = settings.server.state_dir.join("endpoints.json");
-        let peers = Arc::new(peers.remembering(Endpoints::open(endpoints)));
+        let around = remote::Rooms {
+            upstream: upstream.clone(),
+            fleet: Arc::clone(&fleet),
+            store: Arc::clone(&store),
+            metrics: Arc::clone(&metrics),
+        };
+        let peers = peers
+            .remembering(Endpoints::open(endpoints))
+            .with_stations(Stations::new(roads, around));
+        let peers = Arc::new(peers);
         if let Err(error) = peers.sync().await {
             tracing::warn!(%error, "nodes are not known yet; trying again");
         }

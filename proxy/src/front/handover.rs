@@ -2,6 +2,14 @@
 //! Unix socket in the state directory, drains and ends; the new one waits for that end, because store, tunnel and management socket
 //! belong to one process, and accepts what queued up meanwhile. At its end the old one
 //! says what keys its nodes have, so that no node must register again: from memory to memory. Closes nothing itself.
+//!
+//! New clients wait in the queues of the listeners while the old process finishes its answers, at most its grace: nobody is refused, and a long
+//! stream makes the others wait. Two processes cannot serve at once yet, for three reasons. A node speaks in its newest WireGuard session
+//! only: a second process with the same key would draw the packets of the streams that the first one carries. Those streams' TCP lies in the
+//! first one's memory, or in its namespace. And the file of the embedded store has one owner, who alone can settle. Where the kernel
+//! does TCP, the namespace could be handed on with its device, so that the old process keeps nothing but sockets, and settle through this pipe.
+//! A house with two proxies on one Redis needs none of it: its nodes hold a tunnel to each, so one proxy after the other is replaced while the
+//! other one serves.
 
 use std::fs::Permissions;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};

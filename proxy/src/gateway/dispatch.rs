@@ -186,6 +186,8 @@ pub struct Tries<'a> {
     outcomes: Vec<Outcome>,
     /// A connection broke under a request.
     broke: bool,
+    /// Backends that failed, those that were only full not among them.
+    failed: Vec<BackendId>,
     /// Backends that were asked besides another one: not again.
     besides: Vec<BackendId>,
     /// The last step that was asked: its node may be at work.
@@ -218,6 +220,7 @@ impl<'a> Tries<'a> {
             lost: Vec::new(),
             outcomes: Vec::new(),
             broke: false,
+            failed: Vec::new(),
             besides: Vec::new(),
             asked: None,
             trail,
@@ -347,6 +350,9 @@ impl<'a> Tries<'a> {
         if matches!(failure, Failure::Lost(_)) {
             self.lost.push(opened.step.backend.node.clone());
         }
+        if outcome != Outcome::Overloaded {
+            self.failed.push(opened.step.backend.clone());
+        }
         self.note(&opened.step, outcome);
         self.asked = None;
         opened.settle(outcome);
@@ -359,6 +365,17 @@ impl<'a> Tries<'a> {
     fn note(&mut self, step: &Step, outcome: Outcome) {
         self.outcomes.push(outcome);
         self.trail.push(attempt_at(step, outcome.as_str()));
+    }
+
+    /// Whether somebody was only full, whatever became of the others.
+    pub fn found_full(&self) -> bool {
+        self.outcomes.contains(&Outcome::Overloaded)
+            || matches!(self.route.refusal(), Refusal::QueueFull { .. })
+    }
+
+    /// Nodes that may have started on the request, and backends that failed: none of them is asked for it again.
+    pub fn spent(self) -> (Vec<NodeId>, Vec<BackendId>) {
+        (self.lost, self.failed)
     }
 
     /// What the caller is told when no step answered.

@@ -78,7 +78,7 @@ impl Relay<'_> {
             exchange.record.ttft_ms = Some(exchange.elapsed_ms());
             let mut pump = Pump::new(self, (opened.step.clone(), events), times);
             let running = (opened, chunks);
-            let pumped = self.pump(exchange, &mut pump, running).await;
+            let pumped = Box::pin(self.pump(exchange, &mut pump, running)).await;
             self.note(exchange, pump.step(), (pump.usage(), pump.queue_ms()));
             match pumped {
                 Ok(()) => {
@@ -114,7 +114,7 @@ impl Relay<'_> {
         exchange.took("ttft", exchange.received_at);
         let mut pump = Pump::new(self, (opened.step.clone(), *events), times);
         let running = (opened, chunks);
-        let pumped = self.pump(exchange, &mut pump, running).await;
+        let pumped = Box::pin(self.pump(exchange, &mut pump, running)).await;
         self.note(exchange, pump.step(), (pump.usage(), pump.queue_ms()));
         pumped?;
         exchange.end().await?;

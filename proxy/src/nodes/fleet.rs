@@ -88,6 +88,11 @@ impl Fleet {
         self.router().sent(backend, chain, now);
     }
 
+    /// The same for a backend that is asked besides the one that was chosen.
+    pub fn sent_besides(&self, backend: &BackendId, chain: &[Link], now: Instant) {
+        self.router().sent_besides(backend, chain, now);
+    }
+
     /// A round trip to a node was measured.
     pub fn took(&self, node: &NodeId, round_trip: Duration) {
         self.router().took(node, round_trip);

@@ -47,7 +47,12 @@ impl Member {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The server outside the tunnel, if it is one.
+    /// Whether it speaks through the tunnel, with an agent or without.
+    pub fn is_in_tunnel(&self) -> bool {
+        self.remote().is_none_or(|remote| remote.is_in_tunnel())
+    }
+
+    /// The server of somebody else, if it is one.
     pub const fn remote(&self) -> Option<&Arc<Remote>> {
         match &self.place {
             Place::Tunnel => None,

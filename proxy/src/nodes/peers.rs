@@ -22,6 +22,7 @@ use super::derive::{self, IDENTITY_BYTES};
 use super::endpoints::{Endpoints, Heard};
 use super::fleet::Fleet;
 use super::members::{Member, Members, Place};
+use super::unmanaged::Stations;
 use super::upstream::Upstream;
 use crate::store::{NodeRecord, Store, StoreError};
 
@@ -58,6 +59,8 @@ pub struct Peers {
     hub: HubKeys,
     members: Arc<Members>,
     endpoints: Endpoints,
+    /// Nodes without an agent.
+    stations: Option<Stations>,
     /// One change of the tunnel's peers at a time: a poll must not undo a registration.
     changing: tokio::sync::Mutex<Table>,
     /// Whether registrations are taken: a node that is called comes with one.
@@ -135,6 +138,7 @@ impl Peers {
             hub,
             members,
             endpoints: Endpoints::default(),
+            stations: None,
             changing: tokio::sync::Mutex::default(),
             open: watch::channel(false).0,
         }
@@ -144,6 +148,13 @@ impl Peers {
     #[must_use]
     pub fn remembering(mut self, endpoints: Endpoints) -> Self {
         self.endpoints = endpoints;
+        self
+    }
+
+    /// Takes nodes without an agent too.
+    #[must_use]
+    pub fn with_stations(mut self, stations: Stations) -> Self {
+        self.stations = Some(stations);
         self
     }
 
@@ -158,7 +169,7 @@ impl Peers {
         let mut table = self.changing.lock().await;
         // Servers outside stand in the settings, not in the store.
         let members = self.members.all().into_iter();
-        let members = members.filter(|member| member.remote().is_none());
+        let members = members.filter(|member| member.is_in_tunnel());
         let mut gone: HashMap<NodeId, Arc<Member>> =
             members.map(|member| (member.id.clone(), member)).collect();
         let mut called = std::mem::take(&mut table.called);
@@ -179,7 +190,7 @@ impl Peers {
             }
             if let Some(address) = called.remove(&record.id) {
                 table.called.insert(record.id, address);
-            } else if let Some(address) = self.card(&record).await {
+            } else if let Some(address) = self.expected(&record).await {
                 table.called.insert(record.id, address);
                 away.push(address);
             }
@@ -194,6 +205,17 @@ impl Peers {
             self.forget_peer(address).await;
         }
         Ok(())
+    }
+
+    /// Somebody of the store who is not here: a server without an agent comes in at once, a node can be called if it was heard before.
+    async fn expected(&self, record: &NodeRecord) -> Option<Ipv6Addr> {
+        if record.unmanaged.is_none() {
+            return self.card(record).await;
+        }
+        if let Err(error) = self.station(record).await {
+            tracing::warn!(node = %record.id, %error, "a node without an agent was not taken into the tunnel");
+        }
+        None
     }
 
     fn heed_drain(&self, member: &Member, draining: bool) {
@@ -214,6 +236,12 @@ impl Peers {
         arrival: Arrival,
     ) -> Result<Admitted, AdmitError> {
         let mut table = self.changing.lock().await;
+        if record.unmanaged.is_some() {
+            return Ok(Admitted {
+                member: self.station(record).await?,
+                pair_secret: [0; 32],
+            });
+        }
         let wireguard_key = record.wireguard_key.as_deref().ok_or(AdmitError::Record)?;
         let (secret, hub) = (&self.hub.secret, &self.hub.public_key);
         let pair_secret = derive::pair_secret(secret, &record.id, wireguard_key, hub);
@@ -309,11 +337,7 @@ impl Peers {
     /// Notes in the store which nodes were there lately.
     pub async fn note_seen(&self, nodes: &[NodeId], now_unix: i64) -> Result<(), StoreError> {
         for id in nodes {
-            let Some(mut record) = self.store.node(id).await? else {
-                continue;
-            };
-            record.last_seen_unix = Some(now_unix);
-            self.store.put_node(&record).await?;
+            self.store.touch_node(id, now_unix).await?;
         }
         Ok(())
     }
@@ -427,6 +451,20 @@ impl Peers {
         Ok(member)
     }
 
+    /// Takes a node without an agent into the tunnel.
+    async fn station(&self, record: &NodeRecord) -> Result<Arc<Member>, AdmitError> {
+        let stations = self.stations.as_ref().zip(record.unmanaged.as_ref());
+        let (stations, server) = stations.ok_or(AdmitError::Record)?;
+        let heard = self.endpoints.of(&record.id);
+        let endpoint = heard.map(|heard| heard.endpoint);
+        let member = stations
+            .open(&self.tunnel, (record, server), endpoint)
+            .await?;
+        member.draining.store(record.draining, Ordering::Relaxed);
+        self.members.insert(Arc::clone(&member));
+        Ok(member)
+    }
+
     async fn forget_peer(&self, address: Ipv6Addr) {
         if let Err(error) = self.tunnel.remove_peer(address).await {
             tracing::debug!(%address, %error, "a peer was not removed from the tunnel");
@@ -435,6 +473,9 @@ impl Peers {
 
     async fn remove(&self, member: &Member) {
         self.members.remove(&member.id);
+        if let Some(stations) = &self.stations {
+            stations.close(member);
+        }
         self.fleet.forget(&member.id);
         self.upstream.cut(member.address);
         if let Err(error) = self.tunnel.remove_peer(member.address).await {
@@ -444,7 +485,7 @@ impl Peers {
     }
 }
 
-fn identity(record: &NodeRecord) -> Result<[u8; IDENTITY_BYTES], AdmitError> {
+pub(super) fn identity(record: &NodeRecord) -> Result<[u8; IDENTITY_BYTES], AdmitError> {
     STANDARD
         .decode(&record.identity)
         .ok()

@@ -23,6 +23,8 @@ use super::derive::{self, IDENTITY_BYTES};
 use super::hubs::Hubs;
 use super::nonce::{LIFE, Nonces};
 use super::peers::{Arrival, Peers};
+use super::unmanaged;
+use crate::store::records::change_node;
 use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store, StoreError};
 
 /// Requests of nodes are a few hundred bytes.
@@ -249,20 +251,34 @@ impl Desk {
             .as_ref()
             .map_or(approve, |known| known.pending && approve);
         let record = NodeRecord {
-            id: id.clone(),
             identity: request.identity,
             name: request.name,
             tiers,
             join_token: token.id().to_owned(),
             pending,
-            ..known.unwrap_or_else(|| stranger(&id, now_unix))
+            ..stranger(&id, now_unix)
         };
-        self.store.put_node(&record).await?;
-        tracing::info!(node = %id, name = record.name, pending, "a node enrolled");
+        tracing::info!(node = %id, name = record.name, pending, "a node enrols");
+        self.enrolled(record, known.is_some()).await?;
         Ok(EnrollReply {
             node_id: id,
             approved: !pending,
         })
+    }
+
+    /// Writes what an enrolment brought; all that was said of a node before, by whomever, stays.
+    async fn enrolled(&self, record: NodeRecord, is_known: bool) -> Result<(), Rejection> {
+        if !is_known {
+            return Ok(self.store.put_node(&record).await?);
+        }
+        let written = change_node(&*self.store, &record.id, |known| {
+            known.identity.clone_from(&record.identity);
+            known.name.clone_from(&record.name);
+            known.tiers.clone_from(&record.tiers);
+            known.join_token.clone_from(&record.join_token);
+            known.pending = record.pending;
+        });
+        written.await?.map(drop).ok_or(Rejection::Unknown)
     }
 
     /// Whom an enrolment is for and the token it brings, before the store is asked.
@@ -320,6 +336,7 @@ impl Desk {
             (&request.nonce, now_ms),
         )?;
         self.check_approved(&mut record, now_ms).await?;
+        check_agent(&request, &record)?;
         let kem_key = STANDARD.decode(&request.kem_key).ok();
         let exchange = kem_key.and_then(|key| tunnel::kem::answer(&key));
         let (ciphertext, shared) = exchange.ok_or_else(|| {
@@ -331,10 +348,9 @@ impl Desk {
             return Err(Rejection::KeyTaken);
         }
 
-        record.wireguard_key = Some(key);
-        record.agent_version = request.agent_version;
-        record.registered_unix = Some(unix_seconds(now_ms));
-        self.store.put_node(&record).await?;
+        record = self
+            .registered(&record.id, (&request, &key), now_ms)
+            .await?;
         let arrival = Arrival {
             start: request.start,
             shared,
@@ -362,6 +378,29 @@ impl Desk {
         })
     }
 
+    /// Writes a registration down; all that others have said of the node stays.
+    async fn registered(
+        &self,
+        id: &NodeId,
+        (request, key): (&RegisterRequest, &str),
+        now_ms: u64,
+    ) -> Result<NodeRecord, Rejection> {
+        let written = change_node(&*self.store, id, |record| {
+            record.unmanaged.clone_from(&request.unmanaged);
+            record.wireguard_key = Some(key.to_owned());
+            record.agent_version = match &request.unmanaged {
+                Some(_server) => "unmanaged".to_owned(),
+                None => request.agent_version.clone(),
+            };
+            record.registered_unix = Some(unix_seconds(now_ms));
+        });
+        let record = written.await?.ok_or(Rejection::Unknown)?;
+        if record.revoked_unix.is_some() {
+            return Err(Rejection::Revoked);
+        }
+        Ok(record)
+    }
+
     /// Whether the node may come in; one that nobody saw for too long waits from now on.
     async fn check_approved(&self, record: &mut NodeRecord, now_ms: u64) -> Result<(), Rejection> {
         let seen = [
@@ -375,8 +414,8 @@ impl Desk {
         let unseen_max = i64::try_from(self.facts.unseen_max.as_secs()).unwrap_or(i64::MAX);
         if !record.pending && unseen > unseen_max {
             tracing::warn!(node = %record.id, name = record.name, days = unseen / 86_400, "a node that was away for long waits for approval");
-            record.pending = true;
-            self.store.put_node(record).await?;
+            let written = change_node(&*self.store, &record.id, |record| record.pending = true);
+            *record = written.await?.ok_or(Rejection::Unknown)?;
         }
         if record.pending {
             return Err(Rejection::Pending(record.id.clone()));
@@ -421,7 +460,21 @@ fn stranger(id: &NodeId, now_unix: i64) -> NodeRecord {
         draining: false,
         pending: false,
         approved_unix: None,
+        unmanaged: None,
     }
+}
+
+/// Whether the node has an agent, which it cannot change, or a server that may be here.
+fn check_agent(request: &RegisterRequest, record: &NodeRecord) -> Result<(), Rejection> {
+    let is_known = record.registered_unix.is_some();
+    if is_known && record.unmanaged.is_some() != request.unmanaged.is_some() {
+        let message = "a node is registered with an agent or without one: join anew with a fresh link to change that";
+        return Err(Rejection::Invalid(message.to_owned()));
+    }
+    let server = request.unmanaged.as_ref();
+    server.map_or(Ok(()), |server| {
+        unmanaged::check(server, record).map_err(Rejection::Invalid)
+    })
 }
 
 fn check_start(text: &str) -> Result<(), Rejection> {

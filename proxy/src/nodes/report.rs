@@ -156,6 +156,10 @@ impl ReportDesk {
             .ok()?
             .strip_prefix("Bearer ")?;
         let member = self.members.at(from)?;
+        if member.remote().is_some() {
+            // It has no agent, and so no token: nothing that it could show is right.
+            return None;
+        }
         let same: bool = shown
             .as_bytes()
             .ct_eq(member.agent_token.expose().as_bytes())

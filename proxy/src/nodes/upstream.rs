@@ -44,6 +44,15 @@ pub trait Dial: Send + Sync {
     /// Opens a stream to the node at `address` within `deadline`.
     async fn dial(&self, address: Ipv6Addr, deadline: Duration) -> io::Result<Box<dyn Wire>>;
 
+    /// Opens a stream to another port than a node's own, where a server without an agent listens.
+    async fn dial_port(
+        &self,
+        _to: (Ipv6Addr, u16),
+        _deadline: Duration,
+    ) -> io::Result<Box<dyn Wire>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Whether the node is surely within reach, without asking it: it was heard a moment ago, and answers when it is asked.
     fn hears(&self, _address: Ipv6Addr) -> bool {
         false
@@ -53,7 +62,15 @@ pub trait Dial: Send + Sync {
 #[async_trait]
 impl Dial for tunnel::Tunnel {
     async fn dial(&self, address: Ipv6Addr, deadline: Duration) -> io::Result<Box<dyn Wire>> {
-        let stream = self.connect(address, NODE_PORT, deadline).await;
+        self.dial_port((address, NODE_PORT), deadline).await
+    }
+
+    async fn dial_port(
+        &self,
+        (address, port): (Ipv6Addr, u16),
+        deadline: Duration,
+    ) -> io::Result<Box<dyn Wire>> {
+        let stream = self.connect(address, port, deadline).await;
         Ok(Box::new(stream.map_err(io::Error::other)?))
     }
 

@@ -521,26 +521,6 @@ impl Metrics {
         self.nodes_ready.set(gauge_value(nodes));
     }
 
-    /// How the tunnel to a node is, by its name; the number of nodes is bounded by the settings.
-    pub fn node(&self, node: &str, status: &::tunnel::PeerStatus) {
-        self.tunnel.node(node, status);
-    }
-
-    /// What the tunnel has dropped since the start, for this reason.
-    pub fn tunnel_drops(&self, reason: &'static str, packets: u64) {
-        self.tunnel.drops(reason, packets);
-    }
-
-    /// An enrolment or a registration was refused.
-    pub fn node_refused(&self, reason: &'static str) {
-        self.tunnel.refused(reason);
-    }
-
-    /// A node is gone: its series end.
-    pub fn forget_node(&self, node: &str) {
-        self.tunnel.forget(node);
-    }
-
     /// What is called before each rendering, to set the gauges that nobody sets on the way. The first one stays.
     pub fn refresh_with(&self, refresh: impl Fn(&Self) + Send + Sync + 'static) {
         if self.refresh.0.set(Box::new(refresh)).is_err() {

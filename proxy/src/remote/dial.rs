@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ const ADDRESSES_MAX: usize = 8;
 /// The tunnel, and beside it the roads to servers outside.
 pub struct Roads {
     tunnel: Arc<dyn Dial>,
-    remotes: HashMap<Ipv6Addr, Arc<Remote>>,
+    remotes: RwLock<HashMap<Ipv6Addr, Arc<Remote>>>,
 }
 
 impl Roads {
@@ -35,15 +35,36 @@ impl Roads {
         let by_address = |remote: &Arc<Remote>| (remote.address, Arc::clone(remote));
         Self {
             tunnel,
-            remotes: remotes.iter().map(by_address).collect(),
+            remotes: RwLock::new(remotes.iter().map(by_address).collect()),
         }
+    }
+
+    /// Leads to one more.
+    pub fn lead_to(&self, remote: Arc<Remote>) {
+        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        remotes.insert(remote.address, remote);
+    }
+
+    /// Leads there no more.
+    pub fn lead_no_more(&self, address: Ipv6Addr) {
+        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        remotes.remove(&address);
+    }
+
+    fn remote(&self, address: Ipv6Addr) -> Option<Arc<Remote>> {
+        let remotes = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        remotes.get(&address).cloned()
     }
 }
 
 #[async_trait]
 impl Dial for Roads {
     async fn dial(&self, address: Ipv6Addr, deadline: Duration) -> io::Result<Box<dyn Wire>> {
-        match self.remotes.get(&address) {
+        match self.remote(address) {
+            Some(remote) if remote.is_in_tunnel() => {
+                let to = (address, remote.settings.url.port);
+                self.tunnel.dial_port(to, deadline).await
+            }
             Some(remote) => remote.dial(deadline).await,
             None => self.tunnel.dial(address, deadline).await,
         }
@@ -51,7 +72,7 @@ impl Dial for Roads {
 
     fn hears(&self, address: Ipv6Addr) -> bool {
         // A server of somebody else has no /health of ours to ask; a silent stream of it ends with the idle timeout.
-        self.remotes.contains_key(&address) || self.tunnel.hears(address)
+        self.remote(address).is_some() || self.tunnel.hears(address)
     }
 }
 

@@ -59,7 +59,7 @@ fn redemption(id: &str, identity: &str) -> Redemption {
     }
 }
 
-fn node(id: &str) -> NodeRecord {
+pub(crate) fn node(id: &str) -> NodeRecord {
     NodeRecord {
         id: NodeId::new(id),
         identity: "aWRlbnRpdHk=".into(),
@@ -75,6 +75,7 @@ fn node(id: &str) -> NodeRecord {
         draining: false,
         pending: false,
         approved_unix: None,
+        unmanaged: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use config::ids::{KeyId, NodeId, Tenant, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
+use config::wire::node::Unmanaged;
 use policy::identity::{Scope, Subject};
 use ring::hmac;
 use serde::{Deserialize, Serialize};
@@ -290,6 +291,9 @@ pub struct NodeRecord {
     /// Unix seconds of the last approval by an administrator.
     #[serde(default)]
     pub approved_unix: Option<i64>,
+    /// There is no agent: the server behind a stock WireGuard peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmanaged: Option<Unmanaged>,
 }
 
 impl JoinToken {

@@ -1,12 +1,15 @@
 //! The records of a store: keys, people, denials, join tokens, nodes and our own secrets. Counts nothing. Every change that
 //! another proxy must hear of is pushed to it; see [`super::Changes`].
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use config::ids::{KeyId, NodeId, UserId};
 use config::secret::Secret;
 
 use super::{
-    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError, UserRecord,
+    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, Store, StoreError,
+    UserRecord,
 };
 
 /// Records, shared by every proxy of the store.
@@ -75,8 +78,14 @@ pub trait Records: Send + Sync {
     /// All join tokens, by id.
     async fn join_tokens(&self) -> Result<Vec<JoinToken>, StoreError>;
 
-    /// Adds or replaces a node. A node that was revoked stays revoked.
+    /// Adds or replaces a node. A node that was revoked stays revoked. Whoever changes one that is there uses [`change_node`].
     async fn put_node(&self, node: &NodeRecord) -> Result<(), StoreError>;
+
+    /// Replaces a node if it still is what was read; `false` when somebody else was faster.
+    async fn swap_node(&self, before: &NodeRecord, after: &NodeRecord) -> Result<bool, StoreError>;
+
+    /// Notes that a node was there. Coarse: callers do it at most once a minute and node. Nobody is told.
+    async fn touch_node(&self, id: &NodeId, now_unix: i64) -> Result<(), StoreError>;
 
     /// One node.
     async fn node(&self, id: &NodeId) -> Result<Option<NodeRecord>, StoreError>;
@@ -93,4 +102,33 @@ pub trait Records: Send + Sync {
 
     /// 32 random bytes that stay the same for this name: made on the first call, shared by all proxies of the store.
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError>;
+}
+
+/// Tries of [`change_node`]; each failure means that somebody else succeeded.
+const TRIES_MAX: usize = 16;
+
+/// Between two of them, at most.
+const PAUSE_MS_MAX: u8 = 16;
+
+/// Changes a node as it stands, whoever else writes it: `change` is made again on what somebody else wrote meanwhile. What stands there
+/// afterwards, or `None` when there is no node of that id.
+pub async fn change_node(
+    store: &dyn Store,
+    id: &NodeId,
+    change: impl Fn(&mut NodeRecord) + Send + Sync,
+) -> Result<Option<NodeRecord>, StoreError> {
+    for _ in 0..TRIES_MAX {
+        let Some(before) = store.node(id).await? else {
+            return Ok(None);
+        };
+        let mut after = before.clone();
+        change(&mut after);
+        if after == before || store.swap_node(&before, &after).await? {
+            return Ok(Some(after));
+        }
+        // Two that always come at the same moment would meet for ever.
+        let pause = Duration::from_millis(u64::from(rand::random::<u8>() % PAUSE_MS_MAX));
+        tokio::time::sleep(pause).await;
+    }
+    Err(StoreError::Overloaded)
 }

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use config::ids::{KeyId, Tenant, UserId};
+use config::ids::{KeyId, NodeId, Tenant, UserId};
 use config::settings::proxy::Plan;
 use policy::identity::Subject;
 
 use super::changes::{Change, next};
-use super::contract::{api_key, each_store};
+use super::contract::{api_key, each_store, node};
+use super::records::change_node;
 use super::redis::tests::RedisServer;
-use super::{Denial, Denied, Store, UserRecord};
+use super::{Denial, Denied, NodeRecord, Store, UserRecord};
 
 pub(crate) fn person(id: &str) -> UserRecord {
     UserRecord {
@@ -137,6 +138,62 @@ async fn of_two_changes_of_a_key_the_later_reader_wins() {
     .await;
 }
 
+/// What a proxy notes of a node and what an administrator says of it meet in one record.
+#[tokio::test]
+async fn of_many_writers_of_a_node_none_undoes_what_another_said() {
+    each_store(async |store| {
+        let id = NodeId::new("node_00000000000000aa");
+        store.put_node(&node(id.as_str())).await.unwrap();
+        let read = store.node(&id).await.unwrap().unwrap();
+        let drained = change_node(&*store, &id, |node| node.draining = true);
+        assert!(drained.await.unwrap().unwrap().draining);
+        let stale = NodeRecord {
+            agent_version: "2".to_owned(),
+            ..read.clone()
+        };
+        assert!(
+            !store.swap_node(&read, &stale).await.unwrap(),
+            "read before it was drained"
+        );
+        store.touch_node(&id, 4_000).await.unwrap();
+        store.touch_node(&id, 3_000).await.unwrap();
+        let now = store.node(&id).await.unwrap().unwrap();
+        assert_eq!((now.draining, now.last_seen_unix), (true, Some(4_000)));
+
+        // Everybody at once, over and over: each one's last word stands.
+        let rounds = 20;
+        let drains = async {
+            for round in 0..rounds {
+                let changed = change_node(&*store, &id, |node| node.draining = round % 2 == 0);
+                changed.await.unwrap();
+            }
+        };
+        let registers = async {
+            for round in 0..rounds {
+                let changed = change_node(&*store, &id, |node| {
+                    node.registered_unix = Some(round);
+                });
+                changed.await.unwrap();
+            }
+        };
+        let touches = async {
+            for round in 0..rounds {
+                store.touch_node(&id, 5_000 + round).await.unwrap();
+            }
+        };
+        tokio::join!(drains, registers, touches);
+        let now = store.node(&id).await.unwrap().unwrap();
+        assert!(!now.draining, "the last word was no");
+        assert_eq!(now.registered_unix, Some(rounds - 1));
+        assert_eq!(now.last_seen_unix, Some(5_000 + rounds - 1));
+        store.touch_node(&NodeId::new("none"), 1).await.unwrap();
+        assert_eq!(store.node(&NodeId::new("none")).await.unwrap(), None);
+        let nobody = change_node(&*store, &NodeId::new("none"), |_| {}).await;
+        assert_eq!(nobody.unwrap(), None);
+    })
+    .await;
+}
+
 async fn hears(changes: &mut tokio::sync::broadcast::Receiver<Change>, wanted: &Change) {
     let heard = async { while next(changes).await.expect("a living store") != *wanted {} };
     let heard = tokio::time::timeout(Duration::from_secs(5), heard).await;
@@ -166,6 +223,10 @@ async fn listeners_hear_of_every_change_that_counts() {
         }
         store.touch_key(&key.id, 60).await.unwrap();
         store.touch_user(&user.id, 60).await.unwrap();
+        store
+            .touch_node(&NodeId::new("node_00000000000000aa"), 60)
+            .await
+            .unwrap();
         assert!(changes.is_empty(), "a visit is no news");
     })
     .await;

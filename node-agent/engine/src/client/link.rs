@@ -55,6 +55,7 @@ pub(super) struct Link {
     table: Mutex<Table>,
     wake: Notify,
     stats: watch::Sender<Stats>,
+    held: watch::Sender<Arc<[u64]>>,
     exited: watch::Sender<Option<String>>,
 }
 
@@ -89,6 +90,7 @@ impl Link {
             table: Mutex::default(),
             wake: Notify::new(),
             stats: watch::Sender::new(stats),
+            held: watch::Sender::new(Arc::default()),
             exited: watch::Sender::new(None),
         }
     }
@@ -154,6 +156,10 @@ impl Link {
         Ok((call, receiver))
     }
 
+    pub(super) fn held(&self) -> watch::Receiver<Arc<[u64]>> {
+        self.held.subscribe()
+    }
+
     pub(super) fn stats(&self) -> watch::Receiver<Stats> {
         self.stats.subscribe()
     }
@@ -195,6 +201,9 @@ impl Link {
             FromWorker::Tokens { call, tokens } => self.answer(call, Reply::Tokens(tokens)),
             FromWorker::Text { call, text } => self.answer(call, Reply::Text(text)),
             FromWorker::Embedded { call, result } => self.answer(call, Reply::Embedded(result)),
+            FromWorker::Held { links } => {
+                self.held.send_replace(links.into());
+            }
             FromWorker::Stats(stats) => {
                 self.stats.send_replace(stats);
             }
@@ -281,6 +290,7 @@ impl Link {
             stats.queue_depth = 0;
             stats.kv_tokens = 0;
         });
+        self.held.send_replace(Arc::default());
         self.wake.notify_one();
     }
 

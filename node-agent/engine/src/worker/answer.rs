@@ -27,6 +27,8 @@ use crate::spec::Usage;
 
 /// Some grammars can be followed in twice as many ways after every token. A whole vocabulary takes 13 ms at worst.
 const GRAMMAR_STEP_MAX: Duration = Duration::from_secs(1);
+/// A step that takes this long is too long whatever was before it.
+const GRAMMAR_STEP_LAST: Duration = Duration::from_secs(4);
 
 /// What an answer keeps while its job waits and works.
 pub(super) struct Answer {
@@ -53,6 +55,24 @@ pub(super) struct Answer {
     times: Option<JobTimes>,
     /// Text of resumed tokens.
     told: Vec<String>,
+    /// How long the grammar takes.
+    pace: GrammarPace,
+}
+
+/// How long the last two steps of a grammar took. One slow step says little: others may have had the processors meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+struct GrammarPace {
+    before: Duration,
+    last: Duration,
+}
+
+impl GrammarPace {
+    /// Whether a grammar becomes slower with every token, and is too slow by now.
+    fn is_exploding(&mut self, took: Duration) -> bool {
+        let grew = self.before > GRAMMAR_STEP_MAX / 4 && self.last > GRAMMAR_STEP_MAX / 2;
+        (self.before, self.last) = (self.last, took);
+        took > GRAMMAR_STEP_LAST || (grew && took > GRAMMAR_STEP_MAX)
+    }
 }
 
 /// A token and what is told about it.
@@ -125,6 +145,7 @@ impl Answer {
             credit: PIECES_WINDOW,
             times: None,
             told: Vec::new(),
+            pace: GrammarPace::default(),
         }
     }
 
@@ -221,7 +242,7 @@ impl Answer {
         if let Err(reason) = self.sampler.accept(token, &bytes) {
             return fault(reason);
         }
-        if self.sampler.is_constrained() && now.elapsed() + chosen.took > GRAMMAR_STEP_MAX {
+        if self.sampler.is_constrained() && self.pace.is_exploding(now.elapsed() + chosen.took) {
             let reason = "following it takes too long".to_owned();
             return (None, Next::Refuse(Refusal::BadGrammar { reason }));
         }
@@ -356,5 +377,28 @@ fn describe((chosen, best): Scores, engine: &dyn Engine) -> TokenLogprob {
     TokenLogprob {
         chosen: entry(chosen),
         top: best.into_iter().map(entry).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given_up_after(steps_ms: &[u64]) -> Option<usize> {
+        let mut pace = GrammarPace::default();
+        let mut steps = steps_ms.iter().map(|ms| Duration::from_millis(*ms));
+        steps.position(|took| pace.is_exploding(took))
+    }
+
+    #[test]
+    fn a_grammar_that_doubles_is_given_up_and_a_machine_that_stood_still_once_is_forgiven() {
+        assert_eq!(given_up_after(&[100, 200, 400, 800, 1_600]), Some(4));
+        assert_eq!(given_up_after(&[150, 300, 600, 1_200]), Some(3));
+        assert_eq!(given_up_after(&[1, 1_900, 1, 1_500, 2, 3]), None);
+        assert_eq!(
+            given_up_after(&[1, 2, 5_000]),
+            Some(2),
+            "too long for anybody"
+        );
     }
 }

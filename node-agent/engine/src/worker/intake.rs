@@ -79,6 +79,12 @@ pub(super) fn prepare(
         principal: Principal(spec.principal),
         class: class(spec.priority),
         wall: wall(spec),
+        // What is not kept cannot be found again.
+        links: if spec.cache_prompt {
+            spec.links.clone()
+        } else {
+            Vec::new()
+        },
         cells,
         arrived: now,
         deadline: spec.deadline.and_then(|left| now.checked_add(left)),

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use scheduler::Job;
 use scheduler::Kept;
 use scheduler::KvState;
+use scheduler::Links;
 use scheduler::Prompts;
 use scheduler::Rollback;
 use scheduler::SlotId;
@@ -124,22 +125,27 @@ impl Reuse {
 
     /// Keeps a copy of a slot's cache, if it is worth it and not kept already.
     pub(super) fn keep(&mut self, engine: &mut dyn Engine, slots: &Slots<Answer>, slot: SlotId) {
-        let Some((wall, tokens)) = held(slots, slot) else {
+        let Some((wall, tokens, links)) = held(slots, slot) else {
             return;
         };
         if tokens.len() < WORTH_KEEPING
-            || self.kept.covers(wall, tokens)
+            || self.kept.join(wall, tokens, links)
             || !self.kept.could_keep(engine.snapshot_bytes(slot))
         {
             return;
         }
         if let Some(state) = engine.snapshot(slot, tokens) {
-            self.insert(wall, tokens.to_vec(), state);
+            self.insert(wall, (tokens.to_vec(), links.clone()), state);
         }
     }
 
     /// Keeps a state that was taken elsewhere.
-    pub(super) fn insert(&mut self, wall: Wall, tokens: Vec<Token>, state: Snapshot) {
+    pub(super) fn insert(
+        &mut self,
+        wall: Wall,
+        (tokens, links): (Vec<Token>, Links),
+        state: Snapshot,
+    ) {
         let kv = KvState {
             len: tokens.len(),
             ..state.kv
@@ -149,6 +155,7 @@ impl Reuse {
         self.kept.insert(Kept {
             wall,
             tokens,
+            links,
             kv,
             state,
             bytes,
@@ -238,22 +245,24 @@ impl Reuse {
         job: &Job<Answer>,
         (slot, source): (SlotId, Source),
     ) -> usize {
-        let (brought, tokens, usable) = match source {
+        let (brought, (tokens, links), usable) = match source {
             Source::Slot(from, usable) => {
-                let tokens = held(slots, from).map(|(_wall, tokens)| tokens.to_vec());
-                (engine.copy(from, slot), tokens.unwrap_or_default(), usable)
+                let found = held(slots, from);
+                let found = found.map(|(_wall, tokens, links)| (tokens.to_vec(), links.clone()));
+                (engine.copy(from, slot), found.unwrap_or_default(), usable)
             }
             Source::Memory(_) => {
                 let Some((kept, usable)) = self.kept.find(job.wall, &job.prompt) else {
                     return cut(engine, slots, slot, 0);
                 };
-                (engine.restore(slot, &kept.state), kept.tokens, usable)
+                let found = (kept.tokens, kept.links);
+                (engine.restore(slot, &kept.state), found, usable)
             }
         };
         if !brought {
             return cut(engine, slots, slot, 0);
         }
-        slots.adopt(slot, job.wall, &tokens);
+        slots.adopt(slot, job.wall, (&tokens, &links));
         // What arrived is asked again, so that a mistake above costs time and not an answer.
         let kv = engine.kv_state(slot, tokens.len());
         let usable = reusable(usable, job.prompt.len(), kv);
@@ -270,17 +279,17 @@ impl Reuse {
         slot: SlotId,
         staying: usize,
     ) {
-        let held = held(slots, slot).map_or(0, |(_wall, tokens)| tokens.len());
+        let held = held(slots, slot).map_or(0, |(_wall, tokens, _links)| tokens.len());
         if held >= staying + WORTH_KEEPING {
             self.keep(engine, slots, slot);
         }
     }
 }
 
-/// What a slot's cache holds, and for whom.
-fn held(slots: &Slots<Answer>, slot: SlotId) -> Option<(Wall, &[Token])> {
+/// What a slot's cache holds, for whom, and of which conversations.
+fn held(slots: &Slots<Answer>, slot: SlotId) -> Option<(Wall, &[Token], &Links)> {
     let slot = slots.get(slot)?;
-    Some((slot.wall()?, slot.cached()))
+    Some((slot.wall()?, slot.cached(), slot.links()))
 }
 
 /// Cuts an idle slot's cache to `len` tokens, and says how many it then holds.

@@ -21,6 +21,7 @@ use std::time::Instant;
 use ring::digest::Context;
 use ring::digest::SHA256;
 use scheduler::Kept;
+use scheduler::Links;
 use scheduler::SlotId;
 use scheduler::Slots;
 use scheduler::Token;
@@ -67,6 +68,9 @@ struct Entry {
     file: String,
     wall: String,
     tokens: Vec<i32>,
+    /// Which conversations they are: a link, and the tokens that it needs.
+    #[serde(default)]
+    links: Vec<(u64, usize)>,
     sha256: String,
 }
 
@@ -137,6 +141,7 @@ impl Saved {
                     file,
                     wall: format!("{:032x}", kept.wall.0),
                     tokens: kept.tokens.iter().map(|token| token.0).collect(),
+                    links: kept.links.iter().collect(),
                     sha256,
                 }),
                 Err(error) => tracing::warn!(%error, file, "a read prompt could not be saved"),
@@ -182,7 +187,8 @@ impl Saved {
             let taken = engine.snapshot(SlotId(0), &tokens);
             engine.keep_prefix(SlotId(0), 0);
             let state = taken.ok_or("its state cannot be copied")?;
-            reuse.insert(wall, tokens, state);
+            let links = Links::saved(&entry.links);
+            reuse.insert(wall, (tokens, links), state);
             Ok(())
         });
         if let Err(reason) = &restored {

@@ -36,6 +36,7 @@ use super::outbox::Outbox;
 use super::progress::Reporter;
 use super::reuse::Reuse;
 use super::saved::Saved;
+use super::warm::Warm;
 use super::watchdog::Watchdog;
 use crate::engine::Engine;
 use crate::engine::EngineFault;
@@ -74,6 +75,7 @@ pub(super) struct Server<'engine> {
     seed_default: Option<u64>,
     meters: Meters,
     progress: Reporter,
+    warm: Warm,
     reported: Stats,
     reported_at: Instant,
     /// Something has changed since, and it is to be told even if nothing more happens.
@@ -113,6 +115,7 @@ impl<'engine> Server<'engine> {
             seed_default: spec.seed_default,
             meters: Meters::default(),
             progress: Reporter::new(),
+            warm: Warm::new(Instant::now()),
             reported: Stats::default(),
             reported_at: Instant::now(),
             stale: false,
@@ -145,6 +148,8 @@ impl<'engine> Server<'engine> {
                 self.step(now)?;
             }
             self.report_stats(now)?;
+            self.warm
+                .report((&self.slots, &self.reuse), &mut self.outbox, now)?;
             self.progress
                 .report((&self.queue, &self.slots), &mut self.outbox, now)?;
             // The agent may be stopped in a debugger; that is no reason to die.
@@ -187,6 +192,7 @@ impl<'engine> Server<'engine> {
         let deadlines = [
             self.queue.poll_timeout(),
             self.slots.poll_timeout(),
+            self.warm.poll_timeout(),
             report_at,
         ];
         let next = deadlines.into_iter().flatten().min();
@@ -570,6 +576,7 @@ impl<'engine> Server<'engine> {
         if moved || due {
             self.reported = stats;
             self.reported_at = now;
+            self.warm.touch();
             self.outbox.send(&FromWorker::Stats(stats))?;
         }
         self.stale = stats != self.reported;

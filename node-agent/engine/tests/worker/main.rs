@@ -9,6 +9,8 @@ mod gguf_writer;
 #[cfg(feature = "llama")]
 mod guesses;
 #[cfg(feature = "llama")]
+mod held;
+#[cfg(feature = "llama")]
 mod interleaved;
 mod life;
 #[cfg(feature = "llama")]

@@ -48,6 +48,7 @@ fn job(id: u64, len: usize) -> Job<()> {
         principal: Principal(0),
         class: Class::Normal,
         wall: Wall(0),
+        links: Vec::new(),
         prompt: vec![Token(7); len],
         cells: len,
         arrived: Instant::now(),

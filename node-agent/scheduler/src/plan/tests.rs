@@ -27,6 +27,7 @@ fn slots_with(prompts: &[usize]) -> Slots<()> {
             principal: Principal(0),
             class: Class::Normal,
             wall: Wall(0),
+            links: Vec::new(),
             cells: *length,
             prompt: vec![Token(7); *length],
             arrived: epoch(),

@@ -24,6 +24,7 @@ fn job(id: u64, principal: u64, start: Instant) -> Job<()> {
         principal: Principal(principal),
         class: Class::Normal,
         wall: Wall(0),
+        links: Vec::new(),
         cells: 1,
         prompt: vec![Token(1)],
         arrived: start,

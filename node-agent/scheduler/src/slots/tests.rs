@@ -25,6 +25,7 @@ fn job(id: u64, principal: u64, prompt: Vec<Token>) -> Job<()> {
         principal: Principal(principal),
         class: Class::Normal,
         wall: Wall(u128::from(principal)),
+        links: Vec::new(),
         cells: prompt.len(),
         prompt,
         arrived: epoch(),

@@ -52,7 +52,7 @@ fn pass(text: &str, features: &mut Features) {
 /// One word, phrase or CJK character at `at`; returns its bytes.
 fn word(text: &str, at: usize, rest: &[u8], features: &mut Features) -> usize {
     if rest.first().is_some_and(|byte| *byte >= 0xE2) {
-        let first = text.get(at..).and_then(|tail| tail.chars().next());
+        let first = three_bytes(rest).or_else(|| text.get(at..)?.chars().next());
         return first.map_or(1, |first| wide(first, rest, features));
     }
     features.words += 1;
@@ -62,6 +62,15 @@ fn word(text: &str, at: usize, rest: &[u8], features: &mut Features) -> usize {
         return len + letters(rest.get(len..).unwrap_or_default());
     }
     letters(rest).max(1)
+}
+
+/// The character of three bytes at the start of a text that is UTF-8; most of a Chinese or Japanese one are.
+fn three_bytes(rest: &[u8]) -> Option<char> {
+    let [first @ 0xE2..=0xEF, second, third, ..] = rest else {
+        return None;
+    };
+    let bits = |byte: u8, mask: u8| u32::from(byte & mask);
+    char::from_u32(bits(*first, 0x0F) << 12 | bits(*second, 0x3F) << 6 | bits(*third, 0x3F))
 }
 
 /// A character of three or four bytes: a CJK term, a sign of mathematics, or just a character.

@@ -9,10 +9,47 @@ use super::lexicon::{CJK, WORDS};
 #[derive(Debug)]
 struct Entry {
     text: &'static [u8],
-    /// Its third byte, 0 if it has none: most words of a bucket differ here, and looking at it needs no look at the text.
-    third: u8,
     open_end: bool,
     hint: Hint,
+}
+
+/// Entries that begin with the same two letters, by the third: most words end here, after a look at a few bytes that lie together.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// The third bytes that there are, each once.
+    thirds: Vec<u8>,
+    /// For each of these its entries.
+    entries: Vec<Vec<Entry>>,
+    /// Those that have no third letter.
+    short: Vec<Entry>,
+}
+
+impl Bucket {
+    /// Of entries that come longest first.
+    fn of(entries: Vec<Entry>) -> Self {
+        let mut bucket = Self::default();
+        for entry in entries {
+            let Some(third) = entry.text.get(2).copied() else {
+                bucket.short.push(entry);
+                continue;
+            };
+            let place = bucket.thirds.iter().position(|known| *known == third);
+            if let Some(same) = place.and_then(|place| bucket.entries.get_mut(place)) {
+                same.push(entry);
+            } else {
+                bucket.thirds.push(third);
+                bucket.entries.push(vec![entry]);
+            }
+        }
+        bucket
+    }
+
+    /// Whatever may begin with a word whose third letter is this.
+    fn with(&self, third: u8) -> impl Iterator<Item = &Entry> {
+        let place = self.thirds.iter().position(|known| *known == third);
+        let longer = place.and_then(|place| self.entries.get(place));
+        longer.into_iter().flatten().chain(&self.short)
+    }
 }
 
 /// The entries by the first two letters of a word, or the first character of a CJK term; longest first, so that
@@ -21,7 +58,7 @@ struct Entry {
 struct Index {
     /// For each pair of letters one more than the bucket's number, or 0: most words of a text end here, after one look.
     pairs: Vec<u16>,
-    buckets: Vec<Vec<Entry>>,
+    buckets: Vec<Bucket>,
     /// The same for the first character of a CJK term; they all lie below U+10000.
     characters: Vec<u16>,
     terms: Vec<Vec<Entry>>,
@@ -38,7 +75,7 @@ impl Index {
         });
         Self {
             pairs,
-            buckets,
+            buckets: buckets.into_iter().map(Bucket::of).collect(),
             characters,
             terms,
         }
@@ -78,7 +115,6 @@ impl Entry {
         let stem = text.strip_suffix('*');
         Self {
             text: stem.unwrap_or(text).as_bytes(),
-            third: stem.unwrap_or(text).as_bytes().get(2).copied().unwrap_or(0),
             open_end: stem.is_some(),
             hint,
         }
@@ -97,11 +133,9 @@ pub(crate) fn word(rest: &[u8]) -> Option<(Hint, usize)> {
     let bucket = INDEX.buckets.get(number.checked_sub(1)?)?;
     let second = rest.get(1).copied().map_or(0, |byte| fold(0, byte));
     let third = rest.get(2).copied().map_or(0, |byte| fold(second, byte));
-    let entry = bucket.iter().find(|entry| {
-        (entry.third == third || entry.third == 0)
-            && rest
-                .get(..entry.text.len())
-                .is_some_and(|head| same_letters(head, entry.text))
+    let entry = bucket.with(third).find(|entry| {
+        rest.get(..entry.text.len())
+            .is_some_and(|head| same_letters(head, entry.text))
             && (entry.open_end || !rest.get(entry.text.len()).copied().is_some_and(is_spaced))
     })?;
     Some((entry.hint, entry.text.len()))

@@ -1,7 +1,6 @@
 //! Which backends a request may go to at all, in groups: the wanted tier or model, then what may stand in for it. Looks at no load
 //! and no breaker.
 
-use config::ids::BackendId;
 use config::tier::Tier;
 
 use super::{Ask, Target};
@@ -74,31 +73,32 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// The backends of each group in turn, each backend in the first group that covers it: those in `first`, then the others, by
-    /// their reports the best first.
-    pub(super) fn grouped<'r>(
+    /// How many groups there are.
+    pub(super) fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether a backend is tried in this group: it is covered by it, and by none before it.
+    pub(super) fn covers(&self, group: usize, backend: &Backend<'_>) -> bool {
+        let mut groups = self.groups.iter();
+        groups.position(|known| known.covers(backend)) == Some(group)
+    }
+
+    /// The backends of one group, by their reports the best first; each is in the first group that covers it.
+    pub(super) fn backends<'r>(
         &self,
+        group: usize,
         registry: &'r Registry,
-        first: &'r [BackendId],
-    ) -> impl Iterator<Item = impl Iterator<Item = Backend<'r>>> {
-        self.groups.iter().enumerate().map(move |(index, group)| {
-            let earlier = self.groups.get(..index).unwrap_or_default();
-            let (named, tier) = match group {
-                Group::Model(model) => (Some(registry.named(model)), None),
-                Group::Tier(tier) => (None, Some(registry.of_tier(*tier))),
-            };
-            let is_first = |backend: &Backend<'_>| {
-                let mut known = first.iter();
-                known.any(|id| id.node == backend.node.id && id.tier == backend.tier.tier)
-            };
-            let others = named.into_iter().flatten();
-            let others = others.chain(tier.into_iter().flatten());
-            let known = first.iter().filter_map(|id| registry.backend(id));
-            let known = known.filter(|backend| group.covers(backend));
-            known
-                .chain(others.filter(move |backend| !is_first(backend)))
-                .filter(move |backend| !earlier.iter().any(|group| group.covers(backend)))
-        })
+    ) -> impl Iterator<Item = Backend<'r>> {
+        let (named, tier) = match self.groups.get(group) {
+            Some(Group::Model(model)) => (Some(registry.named(model)), None),
+            Some(Group::Tier(tier)) => (None, Some(registry.of_tier(*tier))),
+            None => (None, None),
+        };
+        let named = named.into_iter().flatten();
+        let all = named.chain(tier.into_iter().flatten());
+        let earlier = self.groups.get(..group).unwrap_or_default();
+        all.filter(move |backend| !earlier.iter().any(|group| group.covers(backend)))
     }
 
     /// The tier and those below it. A tier that exists nowhere gives way to the nearest that does, even a stronger one.

@@ -27,6 +27,9 @@ const TALK_MAX: Duration = Duration::from_mins(5);
 const TALKS_MAX: usize = 65_536;
 /// Weight of a new measurement of the round trip.
 const ROUND_TRIP_WEIGHT: f64 = 0.2;
+/// How long until half of what a backend was seen to read in a second is forgotten. Whatever else a machine does only ever slows it, so
+/// the best lately says what it can; a single slow prompt would send new conversations elsewhere.
+const READS_HALF: Duration = Duration::from_mins(5);
 /// No part of a prediction is longer.
 const LONGEST: Duration = Duration::from_hours(1);
 
@@ -88,7 +91,7 @@ impl Predicted {
 }
 
 /// What a prediction is made from, besides the report.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Known {
     /// Waiting for a slot.
     pub slot: Duration,
@@ -98,6 +101,8 @@ pub struct Known {
     pub cached_tokens: u32,
     /// Measured; `None`: not yet.
     pub round_trip: Option<Duration>,
+    /// How fast it probably reads, if it was never seen to; `None`: nobody like it was.
+    pub prompt_tokens_per_second: Option<f64>,
 }
 
 /// Predicts the time to the first token of a prompt.
@@ -106,7 +111,8 @@ pub fn predict(tier: &TierReport, prompt_tokens: u32, known: Known) -> Predicted
     let speed = if measured > 0.0 && measured.is_finite() {
         measured
     } else {
-        PROMPT_TOKENS_PER_SECOND
+        let like = known.prompt_tokens_per_second;
+        like.unwrap_or(PROMPT_TOKENS_PER_SECOND)
     };
     let cached_tokens = known.cached_tokens.min(prompt_tokens);
     let seconds = f64::from(prompt_tokens - cached_tokens) / speed;
@@ -151,6 +157,8 @@ struct Held {
     by_age: BTreeMap<u64, u64>,
     /// Its node tells what it holds.
     tells: bool,
+    /// So many links were told last.
+    said: usize,
 }
 
 /// Which backend has which conversations lately. Requests would be the wrong measure of its share: who was given many short
@@ -207,17 +215,24 @@ pub struct Warmth {
     places: HashMap<u64, Vec<BackendId>>,
     talks: Talks,
     round_trips: HashMap<NodeId, Duration>,
+    /// Tokens read in a second, and when.
+    reads: HashMap<BackendId, (f64, Instant)>,
     count: u64,
 }
 
 impl Warmth {
     /// A request with this chain goes there.
     pub fn sent(&mut self, backend: &BackendId, chain: &[Link], now: Instant) {
-        for link in chain {
-            self.insert(backend, link.hash, false, now);
-        }
+        self.sent_besides(backend, chain, now);
         if let Some(first) = chain.first() {
             self.talks.hear(first.hash, backend, now);
+        }
+    }
+
+    /// The same of a backend that is asked besides another one: it reads the conversation, and need not keep it.
+    pub fn sent_besides(&mut self, backend: &BackendId, chain: &[Link], now: Instant) {
+        for link in chain {
+            self.insert(backend, link.hash, false, now);
         }
     }
 
@@ -235,6 +250,7 @@ impl Warmth {
             return;
         };
         held.tells = true;
+        held.said = links.len();
         let told: BTreeSet<u64> = links.iter().copied().collect();
         let gone = held.links.iter().filter(|(link, one)| {
             let late = now.saturating_duration_since(one.since) >= UNTOLD_MAX;
@@ -256,6 +272,12 @@ impl Warmth {
         }
     }
 
+    /// A backend has another model.
+    pub fn another(&mut self, backend: &BackendId) {
+        self.cold(backend);
+        self.reads.remove(backend);
+    }
+
     /// A node is gone, or was started anew.
     pub fn forget(&mut self, node: &NodeId) {
         let of_it = self.held.keys().filter(|backend| backend.node == *node);
@@ -264,7 +286,26 @@ impl Warmth {
             self.cold(backend);
         }
         self.talks.forget(node);
+        self.reads.retain(|backend, _| backend.node != *node);
         self.round_trips.remove(node);
+    }
+
+    /// How fast a backend reads, from what it says now and what it said before; 0: nobody knows.
+    pub fn reads(&mut self, backend: &BackendId, says: f64, now: Instant) -> f64 {
+        let before = self.reads.get(backend).map_or(0.0, |(speed, at)| {
+            let halves =
+                now.saturating_duration_since(*at).as_secs_f64() / READS_HALF.as_secs_f64();
+            speed * 0.5_f64.powf(halves)
+        });
+        let speed = if says.is_finite() {
+            says.max(before)
+        } else {
+            before
+        };
+        if speed > 0.0 {
+            self.reads.insert(backend.clone(), (speed, now));
+        }
+        speed
     }
 
     /// A round trip to a node was measured.
@@ -293,6 +334,15 @@ impl Warmth {
             }
         }
         found
+    }
+
+    /// How many links each node that tells its links has told last.
+    pub fn told_by_node(&self) -> HashMap<&NodeId, usize> {
+        let mut nodes = HashMap::new();
+        for (backend, held) in self.held.iter().filter(|(_, held)| held.tells) {
+            *nodes.entry(&backend.node).or_default() += held.said;
+        }
+        nodes
     }
 
     /// Links remembered of a backend.

@@ -536,5 +536,6 @@ fn distances_are_those_of_levenshtein() {
     }
 }
 
+mod ahead;
 mod breakers;
 mod properties;

@@ -94,6 +94,9 @@ impl Tries<'_> {
             }
             (Side::Second, Ok(answer)) => {
                 self.outrun(opened, "won");
+                let now = Instant::now().into_std();
+                let fleet = &self.dispatcher.fleet;
+                fleet.sent(&other.backend, &self.job.chain, now);
                 self.asked = Some(other.clone());
                 Ok(Some(self.begun(second, answer)))
             }
@@ -126,7 +129,10 @@ impl Tries<'_> {
             })
             .find(|step| !self.lost.contains(&step.backend.node))?;
         let fleet = &self.dispatcher.fleet;
-        let attempting = fleet.begin_besides(&step.backend, Instant::now().into_std())?;
+        let now = Instant::now().into_std();
+        let attempting = fleet.begin_besides(&step.backend, now)?;
+        // It reads the conversation too, whoever of the two will have said it.
+        fleet.sent_besides(&step.backend, &self.job.chain, now);
         self.besides.push(step.backend.clone());
         Some(self.opened(step, attempting))
     }

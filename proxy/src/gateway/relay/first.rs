@@ -6,7 +6,7 @@ use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
-use config::ids::NodeId;
+use config::ids::{BackendId, NodeId};
 use config::settings::proxy::Routing as Rules;
 use config::tier::Tier;
 use config::wire::progress::Progress as Word;
@@ -52,6 +52,10 @@ pub(super) struct First<'a> {
     progress: Progress,
     /// Nodes that may have started on it and are not asked again.
     pub(super) lost: Vec<NodeId>,
+    /// Backends that failed on it and are not asked again.
+    failed: Vec<BackendId>,
+    /// What they would have the client told, where others were only full.
+    blamed: Option<Refusal>,
     pub(super) trail: Vec<Attempt>,
     /// The last step that was asked: its node may be at work.
     pub(super) asked: Option<Step>,
@@ -70,6 +74,8 @@ impl<'a> First<'a> {
             present: waiting.arrive(tier, &relay.queueing.guest.subject),
             progress: Progress::default(),
             lost: Vec::new(),
+            failed: Vec::new(),
+            blamed: None,
             trail: Vec::new(),
             asked: None,
             waited: Duration::ZERO,
@@ -96,11 +102,10 @@ impl<'a> First<'a> {
         let mut place: Option<Place> = None;
         let mut is_guest = false;
         loop {
-            if !self.lost.is_empty() {
-                let lost = &self.lost;
-                let steps = &mut route.to_mut().steps;
-                steps.retain(|step| !lost.contains(&step.backend.node));
+            if !self.lost.is_empty() || !self.failed.is_empty() {
+                self.leave_out_spent(route.to_mut());
             }
+            let spent = self.failed.len();
             let refusal = match self.try_all(&route, place.as_ref()).await {
                 Ok(begun) => {
                     if let Some(place) = place {
@@ -109,16 +114,26 @@ impl<'a> First<'a> {
                     return Ok(begun);
                 }
                 Err(refusal @ Refusal::QueueFull { .. }) => refusal,
-                Err(refusal) => return Err(refusal),
+                // Who was away when it was planned may be back by now.
+                Err(refusal) => {
+                    let fresh = self.planned_afresh(refusal, spent)?;
+                    if !fresh.steps.is_empty() {
+                        route = Cow::Owned(fresh);
+                        continue;
+                    }
+                    fresh.refusal()
+                }
             };
             // Whoever has nothing there yet is not shut out by those who have much: the node makes room for it.
             if !is_guest && route.steps.is_empty() && self.present.is_alone() {
                 is_guest = true;
-                route = Cow::Owned((self.relay.queueing.again)(Pass {
+                let mut past = (self.relay.queueing.again)(Pass {
                     past_queues: true,
                     ..Pass::default()
-                }));
-                if !route.steps.is_empty() {
+                });
+                self.leave_out_spent(&mut past);
+                if !past.steps.is_empty() {
+                    route = Cow::Owned(past);
                     continue;
                 }
             }
@@ -147,7 +162,48 @@ impl<'a> First<'a> {
         };
         self.asked = tries.asked.take();
         self.trail.append(&mut tries.trail);
-        answered
+        let found_full = tries.found_full();
+        let (mut lost, mut failed) = tries.spent();
+        self.lost.append(&mut lost);
+        self.failed.append(&mut failed);
+        match answered {
+            // Those that failed are out of it; those that were only full may have room in a moment.
+            Err(
+                refusal @ (Refusal::UpstreamError
+                | Refusal::Timeout
+                | Refusal::NoTierAvailable { .. }),
+            ) if found_full && Instant::now() < self.relay.job.deadline => {
+                self.blamed = Some(refusal);
+                Err(self.relay.dispatcher.waiting.full(self.tier))
+            }
+            answered => answered,
+        }
+    }
+
+    /// A new plan after all steps of one have failed, more than `spent` by now: with steps that were not tried, or with somebody who is only
+    /// full. Else the refusal.
+    fn planned_afresh(&mut self, refusal: Refusal, spent: usize) -> Result<Route, Refusal> {
+        let is_of_nodes = matches!(
+            refusal,
+            Refusal::UpstreamError | Refusal::Timeout | Refusal::NoTierAvailable { .. }
+        );
+        let has_new = self.failed.len() > spent;
+        if !is_of_nodes || !has_new || Instant::now() >= self.relay.job.deadline {
+            return Err(refusal);
+        }
+        let mut fresh = (self.relay.queueing.again)(Pass::default());
+        self.leave_out_spent(&mut fresh);
+        if fresh.steps.is_empty() && !matches!(fresh.refusal(), Refusal::QueueFull { .. }) {
+            return Err(refusal);
+        }
+        self.blamed = Some(refusal);
+        Ok(fresh)
+    }
+
+    fn leave_out_spent(&self, route: &mut Route) {
+        route.steps.retain(|step| {
+            !self.lost.contains(&step.backend.node) && !self.failed.contains(&step.backend)
+        });
     }
 
     /// Waits until it is its turn and there is room somewhere.
@@ -159,7 +215,7 @@ impl<'a> First<'a> {
         let waiting = &self.relay.dispatcher.waiting;
         let (began, waited) = (Instant::now(), self.waited);
         if waiting.patience.is_zero() {
-            return Err(refusal);
+            return Err(self.blamed.take().unwrap_or(refusal));
         }
         let place = match place {
             Some(place) => {
@@ -178,14 +234,15 @@ impl<'a> First<'a> {
                 Err(_early) if Instant::now() < until => continue,
                 Ok(Err(Displaced)) | Err(_) => return Err(waiting.full(self.tier)),
             }
-            let route = (self.relay.queueing.again)(Pass::default());
+            let mut route = (self.relay.queueing.again)(Pass::default());
+            self.leave_out_spent(&mut route);
             if !route.steps.is_empty() {
                 self.progress.clear();
                 return Ok(route);
             }
             let refusal = route.refusal();
             if !matches!(refusal, Refusal::QueueFull { .. }) {
-                return Err(refusal);
+                return Err(self.blamed.take().unwrap_or(refusal));
             }
             place.in_vain();
         }

@@ -16,8 +16,10 @@ use crate::gateway::dispatch::{Form, Job, Opened, Tries, attempt_at};
 use crate::gateway::events::Piece;
 use crate::gateway::exchange::{Exchange, Stop};
 
-/// So often one answer may be carried on by another node.
+/// So often one answer may be carried on by another node without getting on: it may be what kills them.
 const MIGRATIONS_MAX: usize = 4;
+/// With so many tokens more it has got on.
+const PROGRESS: u64 = 32;
 /// Between two looks for somebody to go on.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 
@@ -40,8 +42,13 @@ impl Relay<'_> {
         (mut opened, mut first): (Opened, Vec<Piece>),
     ) -> Result<(), Stop> {
         let mut job = Cow::Borrowed(self.job);
-        for left in (0..=MIGRATIONS_MAX).rev() {
+        let (mut left, mut reached) = (MIGRATIONS_MAX, 0);
+        loop {
             let pumped = pump.run(exchange, first).await;
+            if pump.written() >= reached + PROGRESS {
+                left = MIGRATIONS_MAX;
+            }
+            reached = pump.written();
             let step = opened.step.clone();
             let Err(stop) = pumped else {
                 opened.settle(Outcome::Ok);
@@ -54,18 +61,22 @@ impl Relay<'_> {
             opened.settle(outcome);
             let next = match &stop {
                 Stop::Refused(_) if left > 0 => {
-                    tracing::info!(backend = %step.backend, outcome = outcome.as_str(), "a backend is lost for an answer");
+                    tracing::info!(request_id = %job.request_id, backend = %step.backend, outcome = outcome.as_str(), "a backend is lost for an answer");
                     self.onward(exchange, pump, &job).await?
                 }
                 Stop::Refused(_) | Stop::ClientGone => None,
             };
             let Some(Onward { running, from_text }) = next else {
+                if pump.is_uncounted() && stop != Stop::ClientGone {
+                    return pump.conclude_uncounted(exchange).await;
+                }
                 pump.give_up(exchange).await?;
                 return Err(stop);
             };
+            left -= 1;
             let (next, events, chunks) = running;
             self.dispatcher.metrics.migrated(step.backend.tier);
-            tracing::info!(from = %step.backend, to = %next.step.backend, tokens = pump.written(), text = from_text.is_some(), "an answer goes on elsewhere");
+            tracing::info!(request_id = %job.request_id, from = %step.backend, to = %next.step.backend, tokens = pump.written(), text = from_text.is_some(), "an answer goes on elsewhere");
             match from_text {
                 Some(asked) => {
                     job = Cow::Owned(asked);
@@ -75,7 +86,6 @@ impl Relay<'_> {
             }
             (opened, first) = (next, chunks);
         }
-        Err(Refusal::UpstreamBroken.into())
     }
 
     /// Finds somebody who goes on. `None`: nobody can.
@@ -117,8 +127,8 @@ impl Relay<'_> {
         let step = pump.step();
         let job = job.resumed(pump.told());
         let mut until = self.patience(&job);
-        if pump.text().is_some() {
-            // Another model may go on: nobody waits long for a machine to come back.
+        if pump.text().is_some() || pump.is_uncounted() {
+            // Another model may go on, or only the count is missing: nobody waits long for a machine to come back.
             until = until.min(Instant::now() + TWIN_PATIENCE);
         }
         let mut strangers = Vec::new();
@@ -135,7 +145,10 @@ impl Relay<'_> {
                     opened.settle(Outcome::Abandoned);
                     continue;
                 }
-                Err(Stop::Refused(Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. })) => {
+                Err(Stop::Refused(
+                    refusal @ (Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. }),
+                )) => {
+                    unwilling(&job, &refusal);
                     return Ok(None);
                 }
                 Err(Stop::Refused(_)) => {}
@@ -164,7 +177,10 @@ impl Relay<'_> {
                 .retain(|step| step.backend != pump.step().backend);
             match self.asked(exchange, job, &route).await {
                 Ok(running) => return Ok(Some(running)),
-                Err(Stop::Refused(Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. })) => {
+                Err(Stop::Refused(
+                    refusal @ (Refusal::BadRequest { .. } | Refusal::ContextTooLong { .. }),
+                )) => {
+                    unwilling(job, &refusal);
                     return Ok(None);
                 }
                 Err(Stop::Refused(_)) => {}
@@ -192,6 +208,16 @@ impl Relay<'_> {
         let patience = self.dispatcher.rules.migration_patience;
         (Instant::now() + patience).min(job.deadline)
     }
+}
+
+/// A node took the question and not its going on: that is ours to mend. Its words may hold the client's, and stay out.
+fn unwilling(job: &Job, refusal: &Refusal) {
+    let param = if let Refusal::BadRequest { param, .. } = refusal {
+        param.as_deref()
+    } else {
+        None
+    };
+    tracing::warn!(request_id = %job.request_id, refusal = refusal.label(), param, "nobody goes on with an answer: its beginning was refused");
 }
 
 async fn pause(exchange: &mut Exchange<'_>) -> Result<(), Stop> {

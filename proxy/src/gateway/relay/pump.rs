@@ -104,8 +104,21 @@ impl<'a> Pump<'a> {
     }
 
     /// Whether another node could go on from here.
-    pub(super) const fn may_go_on(&self) -> bool {
-        !self.told.is_empty() && !self.is_hopeless && self.held.is_none()
+    pub(super) fn may_go_on(&self) -> bool {
+        let is_open = self.held.is_none() || self.is_uncounted();
+        !self.told.is_empty() && !self.is_hopeless && is_open
+    }
+
+    /// Whether all is there but the count: a twin makes the end again, and counts exactly.
+    pub(super) fn is_uncounted(&self) -> bool {
+        let is_bare = |piece: &Piece| !piece.has_content && piece.tokens.is_empty();
+        let is_whole = self.held.as_ref().is_some_and(is_bare);
+        self.usage.is_none() && (is_whole || self.ends_unnamed())
+    }
+
+    /// Whether the last chunk has come behind text whose tokens are not known: both wait for the count, or somebody who makes both again.
+    fn ends_unnamed(&self) -> bool {
+        self.unnamed.last().is_some_and(|piece| piece.finishes)
     }
 
     /// Whether it may be begun anew: nothing of it is known outside, and it was a node's fault.
@@ -132,6 +145,7 @@ impl<'a> Pump<'a> {
         self.events = Some(events);
         self.unnamed.clear();
         self.usage = None;
+        self.held = None;
     }
 
     /// The text of the answer so far, if another model may go on with it.
@@ -302,9 +316,13 @@ impl<'a> Pump<'a> {
         steps.any(|other| other.backend != self.step.backend)
     }
 
-    /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing.
+    /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing. Where the count is missing too
+    /// and a twin could make it, one is asked.
     fn excuse(&self, refusal: Refusal) -> Result<bool, Stop> {
-        if self.held.is_some() {
+        let resumable = self.relay.job.resumable && self.may_go_on();
+        let is_worth_it = resumable && self.is_uncounted() && self.has_twin();
+        let has_ended = self.held.is_some() || self.ends_unnamed();
+        if has_ended && !is_worth_it {
             Ok(false)
         } else {
             Err(refusal.into())
@@ -321,11 +339,12 @@ impl<'a> Pump<'a> {
             match chunk {
                 Chunk::Piece(piece) => self.piece(piece, out),
                 Chunk::Usage(value) => {
+                    self.release(out);
                     self.meter.see(&value);
                     self.usage = Some(value);
                 }
                 Chunk::Error(detail) => {
-                    tracing::debug!(step = %self.step.backend, code = detail.code, "a node gave up within a stream");
+                    tracing::debug!(request_id = %self.relay.job.request_id, step = %self.step.backend, code = detail.code, "a node gave up within a stream");
                     self.is_hopeless = would_happen_again(&detail);
                     return self.excuse(Refusal::UpstreamBroken);
                 }
@@ -342,7 +361,8 @@ impl<'a> Pump<'a> {
             self.fingerprint = fingerprint(&piece.value).cloned();
         }
         let is_named = !piece.tokens.is_empty();
-        if is_named || piece.finishes || self.told.is_empty() {
+        let may_end = piece.finishes && self.unnamed.is_empty();
+        if is_named || may_end || self.told.is_empty() {
             self.release(out);
             self.told.extend(&piece.tokens);
             self.pass(piece, out);
@@ -427,12 +447,21 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// Sends the end of an answer whose count is estimated: nobody could make it.
+    pub(super) async fn conclude_uncounted(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Stop> {
+        self.conclude(exchange, &mut Vec::new()).await
+    }
+
     /// Sends what is left, and the end if there is one.
     async fn conclude(
         &mut self,
         exchange: &mut Exchange<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Stop> {
+        self.release(out);
         let written = self.last_words(exchange, out);
         flush(exchange, out).await?;
         written

@@ -81,6 +81,14 @@ async fn the_first_with_content_answers_and_the_other_is_cancelled_and_not_charg
         "node_0000000000000003"
     );
     assert_eq!(in_flight(&house), 0);
+    // Both have read the question; the conversation is whoever's answered.
+    let warm = house.fleet.with(|router| {
+        let all = router.registry().backends().map(|backend| backend.id());
+        let warmth = router.warmth();
+        all.map(|id| (warmth.len_of(&id), warmth.talks(&id)))
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(warm, [(1, 0), (1, 1)]);
 }
 
 #[tokio::test]

@@ -223,6 +223,26 @@ impl House {
         }
     }
 
+    /// A node says anew how its tier stands.
+    pub(super) fn tells(&self, index: usize, seq: u64, state: TierState) {
+        let member = member(index);
+        let mut report = report(&member, index, &[Tier::Primary]);
+        report.seq = seq;
+        report.tiers[0].state = state;
+        if state != TierState::Ready {
+            report.tiers[0].model = None;
+        }
+        let told = self
+            .fleet
+            .report(&member, report, tokio::time::Instant::now().into_std());
+        told.unwrap();
+    }
+
+    /// The connections to a node break.
+    pub(super) fn cut(&self, index: usize) {
+        self.upstream.cut(member(index).address);
+    }
+
     /// Where requests wait.
     pub(super) fn waiting(&self) -> &Waiting {
         &self.waiting

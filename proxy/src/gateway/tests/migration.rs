@@ -231,6 +231,78 @@ async fn an_answer_may_be_carried_on_four_times_and_no_more() {
 }
 
 #[tokio::test]
+async fn an_answer_that_gets_on_may_be_carried_on_as_often_as_it_must() {
+    let many = |at: i32| {
+        let tokens: Vec<i32> = (at..at + 40).collect();
+        Act::Break(vec![said(&tokens, "more ")])
+    };
+    let acts: Vec<Act> = (1..8)
+        .map(|time| many(time * 100))
+        .chain([rest(1)])
+        .collect();
+    let mut plans = hasty();
+    plans.routing.breaker_failures = 100;
+    let house = House::planned(plans, vec![(&[Primary], [vec![begins()], acts].concat())]).await;
+
+    let (client, record) = house.chat(&stream_to("primary")).await;
+
+    let said = format!("one {}two three", "more ".repeat(7));
+    assert_eq!(client.said(), said, "{}", client.text());
+    assert_eq!(outcomes(&record).len(), 9);
+}
+
+/// The node dies between the last chunk and the count.
+#[tokio::test]
+async fn an_answer_that_is_all_there_but_for_its_count_is_counted_by_a_twin() {
+    let pieces = [
+        role(),
+        said(&[11], "one "),
+        said(&[12], "two "),
+        said(&[13], "three"),
+        finish(),
+    ];
+    let uncounted = || Act::Break(pieces.to_vec());
+    let house_with = async |one: Vec<Act>, twin: Vec<Act>| house(hasty(), [one, twin]).await;
+    let house_of = async |twin: Vec<Act>| house_with(vec![uncounted(), Act::Die], twin).await;
+    let house = house_of(vec![rest(3)]).await;
+    let mut body = stream_to("primary");
+    body["stream_options"] = json!({"include_usage": true});
+
+    let (client, record) = house.chat(&body).await;
+
+    assert_whole(&client, "counted by a twin");
+    assert_eq!(
+        asked(&house)[1][0]["_resume"],
+        json!({"tokens": [11, 12, 13]})
+    );
+    assert_eq!(outcomes(&record), ["broken", "ok"]);
+    let used = record.usage.expect("counted");
+    assert!(!used.estimated, "{used:?}");
+    let finishes = client.events().into_iter();
+    let finishes = finishes.filter(|event| event["choices"][0]["finish_reason"].is_string());
+    assert_eq!(finishes.count(), 1, "{}", client.text());
+
+    // The last text came without its tokens: the twin says it, and nobody hears it twice.
+    let loose = vec![
+        role(),
+        said(&[11], "one "),
+        said(&[12], "two "),
+        unnamed("three"),
+        finish(),
+    ];
+    let house = house_with(vec![Act::Break(loose), Act::Die], vec![rest(2)]).await;
+    let (client, record) = house.chat(&body).await;
+    assert_whole(&client, "said by a twin");
+    assert!(!record.usage.expect("counted").estimated);
+
+    // Nobody can count it: the client has it all the same.
+    let house = house_of(vec![Act::Die, Act::Die, Act::Die]).await;
+    let (client, record) = house.chat(&body).await;
+    assert_whole(&client, "estimated");
+    assert!(record.usage.expect("estimated").estimated);
+}
+
+#[tokio::test]
 async fn a_twin_that_would_write_something_else_is_refused() {
     let stranger = Act::Stream(vec![
         said_by("fp_b", &[12], "zwei"),

@@ -76,6 +76,7 @@ impl Home {
             nonce: nonce.to_owned(),
             signature: String::new(),
             agent_version: "0.1.0".to_owned(),
+            unmanaged: None,
         };
         request.signature = self.sign(&register_message(&request));
         let body = serde_json::to_vec(&request).unwrap();

@@ -20,6 +20,7 @@ fn everything_counted_is_rendered() {
     metrics.jwks_fetch("ok");
     metrics.store_error("unavailable");
     metrics.breaker(Tier::Fast, BreakerGauge::HalfOpen);
+    metrics.node_prefixes("den", 2);
     metrics.node("den", &status());
     metrics.node_refused("node_pending");
     metrics.tunnel_drops("bad_mac", 3);
@@ -46,6 +47,7 @@ fn everything_counted_is_rendered() {
         "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
         "hearth_node_round_trip_seconds{node=\"den\"} 0.25",
         "hearth_node_received_bytes{node=\"den\"} 3",
+        "hearth_node_prefixes{node=\"den\"} 2",
         "hearth_node_refusals_total{reason=\"node_pending\"} 1",
         "hearth_tunnel_drops{reason=\"bad_mac\"} 3",
         "hearth_migrations_total{tier=\"fast\"} 1",

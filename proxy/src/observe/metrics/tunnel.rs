@@ -8,8 +8,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::Seconds;
 use super::labels::{NodeLabel, ReasonLabel};
+use super::{Metrics, Seconds};
 
 type Count = Gauge<i64, AtomicI64>;
 
@@ -20,8 +20,38 @@ pub(super) struct TunnelSeries {
     round_trip: Family<NodeLabel, Seconds>,
     received: Family<NodeLabel, Count>,
     sent: Family<NodeLabel, Count>,
+    prefixes: Family<NodeLabel, Count>,
     drops: Family<ReasonLabel, Count>,
     refusals: Family<ReasonLabel, Counter>,
+}
+
+impl Metrics {
+    /// How the tunnel to a node is, by its name; the number of nodes is bounded by the settings.
+    pub fn node(&self, node: &str, status: &PeerStatus) {
+        self.tunnel.node(node, status);
+    }
+
+    /// So many beginnings of conversations lie in a node's caches.
+    pub fn node_prefixes(&self, node: &str, prefixes: usize) {
+        let label = NodeLabel { node: node.into() };
+        let gauge = self.tunnel.prefixes.get_or_create(&label);
+        gauge.set(i64::try_from(prefixes).unwrap_or(i64::MAX));
+    }
+
+    /// What the tunnel has dropped since the start, for this reason.
+    pub fn tunnel_drops(&self, reason: &'static str, packets: u64) {
+        self.tunnel.drops(reason, packets);
+    }
+
+    /// An enrolment or a registration was refused.
+    pub fn node_refused(&self, reason: &'static str) {
+        self.tunnel.refused(reason);
+    }
+
+    /// A node is gone: its series end.
+    pub fn forget_node(&self, node: &str) {
+        self.tunnel.forget(node);
+    }
 }
 
 impl TunnelSeries {
@@ -45,6 +75,11 @@ impl TunnelSeries {
             "node_sent_bytes",
             "Bytes sent to a node inside the tunnel since it registered",
             self.sent.clone(),
+        );
+        registry.register(
+            "node_prefixes",
+            "Beginnings of conversations that lie in a node's caches, as far as it told",
+            self.prefixes.clone(),
         );
         registry.register(
             "tunnel_drops",
@@ -81,6 +116,7 @@ impl TunnelSeries {
         self.round_trip.remove(&label);
         self.received.remove(&label);
         self.sent.remove(&label);
+        self.prefixes.remove(&label);
     }
 
     pub(super) fn drops(&self, reason: &'static str, packets: u64) {

@@ -179,6 +179,23 @@ impl Records for Embedded {
         self.tell(put, news)
     }
 
+    async fn swap_node(&self, before: &NodeRecord, after: &NodeRecord) -> Result<bool, StoreError> {
+        let news = Change::Node(after.id.clone());
+        let (before, after) = (before.clone(), after.clone());
+        let swapped = self
+            .worker
+            .ask(move |file| records::swap_node(file, &before, &after))
+            .await;
+        self.tell(swapped, news)
+    }
+
+    async fn touch_node(&self, id: &NodeId, now_unix: i64) -> Result<(), StoreError> {
+        let id = id.clone();
+        self.worker
+            .ask_lightly(move |file| records::touch_node(file, &id, now_unix))
+            .await
+    }
+
     async fn node(&self, id: &NodeId) -> Result<Option<NodeRecord>, StoreError> {
         let id = id.clone();
         self.worker.ask(move |file| records::node(file, &id)).await

@@ -212,6 +212,20 @@ pub(super) fn put_node(file: &Database, mut node: NodeRecord) -> Result<(), File
     })
 }
 
+pub(super) fn swap_node(
+    file: &Database,
+    before: &NodeRecord,
+    after: &NodeRecord,
+) -> Result<bool, FileError> {
+    swap(file, NODES, after.id.as_str(), (before, after))
+}
+
+pub(super) fn touch_node(file: &Database, id: &NodeId, now_unix: i64) -> Result<(), FileError> {
+    touch(file, NODES, id.as_str(), |node: &mut NodeRecord| {
+        node.last_seen_unix = node.last_seen_unix.max(Some(now_unix));
+    })
+}
+
 pub(super) fn node(file: &Database, id: &NodeId) -> Result<Option<NodeRecord>, FileError> {
     one(file, NODES, id.as_str())
 }

@@ -416,6 +416,22 @@ impl Records for Redis {
         .map(drop)
     }
 
+    async fn swap_node(&self, before: &NodeRecord, after: &NodeRecord) -> Result<bool, StoreError> {
+        let news = Change::Node(after.id.clone());
+        self.swap((NODES, after.id.as_str()), &news, (before, after))
+            .await
+    }
+
+    async fn touch_node(&self, id: &NodeId, now_unix: i64) -> Result<(), StoreError> {
+        self.change((NODES, id.as_str()), None, |known: Option<NodeRecord>| {
+            let mut node = known?;
+            node.last_seen_unix = node.last_seen_unix.max(Some(now_unix));
+            Some(node)
+        })
+        .await
+        .map(drop)
+    }
+
     async fn node(&self, id: &NodeId) -> Result<Option<NodeRecord>, StoreError> {
         self.one(NODES, id.as_str()).await
     }

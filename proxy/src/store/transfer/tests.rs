@@ -32,6 +32,26 @@ fn user(id: &str) -> UserRecord {
     }
 }
 
+fn revoked_node() -> NodeRecord {
+    NodeRecord {
+        id: NodeId::new("node_1"),
+        identity: "aWRlbnRpdHk=".into(),
+        name: "den".into(),
+        tiers: None,
+        wireguard_key: None,
+        agent_version: "0.1.0".into(),
+        join_token: "t1".into(),
+        created_unix: 1,
+        registered_unix: None,
+        last_seen_unix: None,
+        revoked_unix: Some(3),
+        draining: false,
+        pending: false,
+        approved_unix: None,
+        unmanaged: None,
+    }
+}
+
 async fn records_of_a_house(store: &dyn Store) {
     for name in ["pepper", "hub", "wireguard"] {
         store.secret(name).await.unwrap();
@@ -69,25 +89,7 @@ async fn records_of_a_house(store: &dyn Store) {
         })
         .await
         .unwrap();
-    store
-        .put_node(&NodeRecord {
-            id: NodeId::new("node_1"),
-            identity: "aWRlbnRpdHk=".into(),
-            name: "den".into(),
-            tiers: None,
-            wireguard_key: None,
-            agent_version: "0.1.0".into(),
-            join_token: "t1".into(),
-            created_unix: 1,
-            registered_unix: None,
-            last_seen_unix: None,
-            revoked_unix: Some(3),
-            draining: false,
-            pending: false,
-            approved_unix: None,
-        })
-        .await
-        .unwrap();
+    store.put_node(&revoked_node()).await.unwrap();
     for target in ["a", "b", "c"] {
         let act = AuditAct {
             at_unix_ms: 1,

@@ -115,4 +115,19 @@ fn unknown_speeds_and_ways_have_defaults() {
     assert_eq!(predicted.as_str(), "cold");
 }
 
+#[test]
+fn one_slow_prompt_makes_no_slow_machine_and_many_do() {
+    let (mut warmth, now) = (Warmth::default(), start());
+    let here = backend("a", Tier::Fast);
+    assert!(warmth.reads(&here, 0.0, now) <= 0.0);
+    assert!(warmth.reads(&here, 800.0, now) >= 800.0);
+    let soon = warmth.reads(&here, 90.0, now + Duration::from_secs(5));
+    assert!((780.0..800.0).contains(&soon), "{soon}");
+    let later = warmth.reads(&here, 90.0, now + READS_HALF);
+    assert!((395.0..405.0).contains(&later), "{later}");
+    assert!(warmth.reads(&here, 90.0, now + READS_HALF * 9) <= 90.0);
+    warmth.another(&here);
+    assert!(warmth.reads(&here, 50.0, now + READS_HALF * 9) <= 50.0);
+}
+
 mod turns;

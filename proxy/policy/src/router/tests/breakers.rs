@@ -160,3 +160,37 @@ fn a_node_that_went_silent_takes_its_quiet_breakers_along() {
     assert!(!router.remove_node(&node_id("a")));
     assert_eq!(router.phases(now).count(), 0);
 }
+
+/// Its worker was killed under three answers and is loaded again within a second.
+#[test]
+fn a_tier_that_was_loaded_anew_may_be_tried_at_once() {
+    let now = start();
+    let told = |seq, state| {
+        let tier = TierReport {
+            state,
+            ..tier(Fast)
+        };
+        report("den", seq, vec![tier])
+    };
+    let mut router = router(vec![told(1, TierState::Ready)], now);
+    let den = backend("den", Fast);
+    trip(&mut router, "den", Fast, now);
+    assert!(matches!(router.phase(&den, now), Phase::Open { .. }));
+    for (seq, state) in [(2, TierState::Ready), (3, TierState::Loading)] {
+        let taken = router.report("den", told(seq, state), now);
+        taken.expect("a good report");
+    }
+    assert!(
+        matches!(router.phase(&den, now), Phase::Open { .. }),
+        "it is still not there"
+    );
+    router
+        .report("den", told(4, TierState::Ready), now)
+        .expect("a good report");
+    assert_eq!(router.phase(&den, now), Phase::ProbeDue);
+    let probe = router.begin(&den, now).expect("the one probe");
+    assert!(probe.is_probe());
+    assert!(router.begin(&den, now).is_none(), "one at a time");
+    router.settle(probe, Outcome::Ok, now);
+    assert_eq!(router.phase(&den, now), Phase::Closed);
+}
