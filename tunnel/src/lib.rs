@@ -64,6 +64,7 @@ mod settings;
 mod socket;
 mod stream;
 mod wg;
+mod wheel;
 
 use std::future::poll_fn;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -77,6 +78,7 @@ use crate::driver::{Command, Driver};
 use crate::netns::{Entrance, Limits, Plan, Registry, Tun};
 use crate::netstack::conn::{End, Failure};
 use crate::socket::Socket;
+use crate::wg::bench::Hands;
 
 pub use crate::drops::Counters;
 pub use crate::error::Error;
@@ -125,7 +127,7 @@ impl Tunnel {
         let (sender, receiver) = mpsc::channel(COMMANDS_MAX);
         let ground = kernel.map(Ground::new);
         let seed = (rand::random(), Instant::now());
-        let core = Core::new(settings, windows.clone(), ground, seed);
+        let core = Core::new(settings, windows.clone(), ground, Hands::Pool, seed);
         tokio::spawn(Driver::new(core, (socket, tun), windows, receiver).run());
         Ok(Self {
             commands: sender,
