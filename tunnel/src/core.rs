@@ -100,6 +100,8 @@ pub(crate) struct Core {
     members: HashMap<PeerId, Box<Member>>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
+    /// Who was heard from where: a guess at who begins a handshake from there.
+    by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
@@ -144,6 +146,7 @@ impl Core {
             members: HashMap::new(),
             by_address: HashMap::new(),
             by_key: HashMap::new(),
+            by_endpoint: HashMap::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
@@ -333,7 +336,23 @@ impl Core {
             source,
             bytes: datagram,
         };
-        self.deliver(session_id, &datagram, now)
+        let outcome = self.deliver(session_id, &datagram, now);
+        self.blame(session_id, outcome)
+    }
+
+    /// Counts what a peer sent that was refused.
+    fn blame(
+        &mut self,
+        session_id: PeerId,
+        outcome: Result<(), DropReason>,
+    ) -> Result<(), DropReason> {
+        if let Err(reason) = outcome {
+            let id = self.member_of(session_id);
+            if let Some(member) = self.members.get_mut(&id) {
+                member.count(reason);
+            }
+        }
+        outcome
     }
 
     /// Gives a datagram to the peer whose it is.
@@ -346,9 +365,6 @@ impl Core {
         let id = self.member_of(session_id);
         let (outcome, promoted) = self.take((id, session_id), datagram, now)?;
         self.follow_up(id, promoted, now);
-        if let (Err(reason), Some(member)) = (outcome, self.members.get_mut(&id)) {
-            member.count(reason);
-        }
         outcome
     }
 
@@ -404,8 +420,29 @@ impl Core {
         Ok((outcome, promoted))
     }
 
+    /// Remembers where a peer is heard from.
+    fn expect(&mut self, id: PeerId) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        let endpoint = member.session.endpoint();
+        if member.expected == endpoint {
+            return;
+        }
+        let before = std::mem::replace(&mut member.expected, endpoint);
+        if let Some(before) = before
+            && self.by_endpoint.get(&before) == Some(&id)
+        {
+            self.by_endpoint.remove(&before);
+        }
+        if let Some(endpoint) = endpoint {
+            self.by_endpoint.insert(endpoint, id);
+        }
+    }
+
     /// What else comes of a datagram: connections begun anew, and news on the board.
     fn follow_up(&mut self, id: PeerId, promoted: Option<Promoted>, now: Instant) {
+        self.expect(id);
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
@@ -483,6 +520,11 @@ impl Core {
             let peer = member.session.peer();
             self.ledger.close(peer.address, member.bytes());
             self.by_address.remove(&peer.address);
+            if let Some(expected) = member.expected
+                && self.by_endpoint.get(&expected) == Some(&id)
+            {
+                self.by_endpoint.remove(&expected);
+            }
             self.windows.board.remove(peer.address);
             for session in member.sessions() {
                 self.forget_session(session);

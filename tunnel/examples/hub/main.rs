@@ -25,8 +25,19 @@ mod shards;
 mod storm;
 
 #[cfg(target_os = "linux")]
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() {
+fn main() {
+    // As many threads as cores for what moves bytes, one for what waits.
+    let moves = matches!(std::env::args().nth(1).as_deref(), Some("flood" | "shards" | "nodes"));
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(if moves { 2 } else { 1 })
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(run());
+}
+
+#[cfg(target_os = "linux")]
+async fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let word = |at: usize| arguments.get(at).map_or("", String::as_str);
     let number = |at: usize, default: u32| word(at).parse().unwrap_or(default);

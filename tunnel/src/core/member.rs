@@ -1,8 +1,8 @@
 //! One peer of the core.
 
-use std::time::{Duration, Instant};
-
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::inside::Inside;
 use super::ledger::Bytes;
@@ -36,6 +36,8 @@ pub(super) struct Member {
     pub(super) pulse: Pulse,
     /// When the board was told last.
     pub(super) posted_at: Instant,
+    /// Where the core expects its handshakes from.
+    pub(super) expected: Option<SocketAddr>,
     /// When to look at it again.
     pub(super) place: Place,
     /// Overlay bytes received, in all sessions.

@@ -67,6 +67,7 @@ impl Core {
             open: false,
             pulse: Pulse::new(now),
             posted_at: now,
+            expected: None,
             place: Place::default(),
             rx_bytes: before.rx,
             tx_before: before.tx,

@@ -13,8 +13,9 @@ use boringtun::noise::{Packet, Tunn};
 use tokio::sync::mpsc;
 
 use super::PeerId;
-use super::message::INITIATION_BYTES;
+use super::message::{INITIATION_BYTES, Message};
 use super::noise::{Identity, Loan, Returned};
+use super::session::Datagram;
 use crate::keys::PublicKey;
 
 /// Jobs that may be under way; each is about 250 bytes, and a state of 11 KB when it is lent.
@@ -25,6 +26,17 @@ pub(crate) const JOBS_MAX: usize = 2_048;
 pub(crate) struct Claim {
     pub(crate) source: SocketAddr,
     pub(crate) bytes: [u8; INITIATION_BYTES],
+}
+
+impl Claim {
+    /// For answering it in the driver.
+    pub(crate) fn datagram(&self) -> Datagram<'_> {
+        Datagram {
+            message: Message::Initiation,
+            source: self.source,
+            bytes: &self.bytes,
+        }
+    }
 }
 
 /// Work for the bench.

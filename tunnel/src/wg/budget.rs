@@ -29,14 +29,19 @@ impl Rate {
         })
     }
 
+    /// Whether there is a token in the bucket that is full again at `full_at`.
+    pub(crate) fn has(self, full_at: Instant, now: Instant) -> bool {
+        let next = full_at.max(now) + self.interval;
+        next.duration_since(now) <= self.interval * self.burst
+    }
+
     /// Takes a token out of the bucket that is full again at `full_at`.
     pub(crate) fn take(self, full_at: &mut Instant, now: Instant) -> bool {
-        let next = (*full_at).max(now) + self.interval;
-        if next.duration_since(now) > self.interval * self.burst {
-            return false;
+        let is_there = self.has(*full_at, now);
+        if is_there {
+            *full_at = (*full_at).max(now) + self.interval;
         }
-        *full_at = next;
-        true
+        is_there
     }
 }
 

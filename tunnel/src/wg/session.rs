@@ -243,8 +243,8 @@ impl Session {
         if plain.len() < bytes.len().max(ROOM_MIN) || bytes.is_empty() {
             return Err(DropReason::Malformed);
         }
-        if message == Message::Initiation {
-            self.may_answer(now)?;
+        if message == Message::Initiation && !ANSWERS.has(self.answers_full_at, now) {
+            return Err(DropReason::Limited);
         }
         self.catch_up(outbox, now);
         let tunn = match message {
@@ -339,7 +339,7 @@ impl Session {
 
     /// Gives the state away so that an initiation is answered elsewhere; `None`: answer it here, or not at all.
     pub(crate) fn lend(&mut self, now: Instant) -> Option<Loan> {
-        if self.established || self.may_answer(now).is_err() {
+        if self.established || !ANSWERS.has(self.answers_full_at, now) {
             return None;
         }
         let Self {
@@ -362,6 +362,7 @@ impl Session {
         self.noise = Noise::Here(returned.tunn);
         match returned.reply {
             Ok(reply) => {
+                ANSWERS.take(&mut self.answers_full_at, now);
                 outbox.push_copy(source, reply.bytes());
                 Ok(())
             }
@@ -369,15 +370,6 @@ impl Session {
                 self.refused(Message::Initiation, source, reason, (outbox, now));
                 Err(reason)
             }
-        }
-    }
-
-    /// Counts an initiation that is about to be answered.
-    fn may_answer(&mut self, now: Instant) -> Result<(), DropReason> {
-        if ANSWERS.take(&mut self.answers_full_at, now) {
-            Ok(())
-        } else {
-            Err(DropReason::Limited)
         }
     }
 
@@ -500,7 +492,10 @@ impl Session {
         match datagram.message {
             // A response goes where the initiation came from, which proves nothing yet: the
             // endpoint itself stays.
-            Message::Initiation => outbox.push_copy(datagram.source, reply),
+            Message::Initiation => {
+                ANSWERS.take(&mut self.answers_full_at, now);
+                outbox.push_copy(datagram.source, reply);
+            }
             Message::Response(_) => {
                 // The peer needs a word in the new session, wherever it is now: its answer moves the endpoint.
                 outbox.push_copy(datagram.source, reply);
