@@ -453,7 +453,8 @@ impl Core {
         }
         let due = member.due(now);
         self.wheel.schedule(&mut member.place, id, due);
-        let is_news = member.session.last_heard() == Some(now)
+        let is_heard = member.session.last_heard() == Some(now);
+        let is_news = is_heard
             && (member.pulse.is_asked_since(member.posted_at)
                 || now.duration_since(member.posted_at) >= POST_EVERY);
         if let Some(promoted) = promoted {
@@ -469,6 +470,9 @@ impl Core {
             let notice = member.notice(now);
             let address = member.session.peer().address;
             self.windows.board.post(address, notice);
+        } else if is_heard {
+            // The board is told with the next look.
+            self.wheel.schedule(&mut member.place, id, now);
         }
     }
 
