@@ -63,7 +63,7 @@ enum Wake {
     Kernel,
     Command(Option<Command>),
     Ring,
-    Handshake(Done),
+    Handshake(Box<Done>),
     Timer,
 }
 
@@ -138,7 +138,7 @@ impl Driver {
             return Poll::Ready(Wake::Ring);
         }
         if let Poll::Ready(done) = self.core.poll_done(context) {
-            return Poll::Ready(Wake::Handshake(done));
+            return Poll::Ready(Wake::Handshake(Box::new(done)));
         }
         let Some(at) = self.core.poll_timeout() else {
             return Poll::Pending;
@@ -156,7 +156,7 @@ impl Driver {
             Wake::Datagrams => self.receive(now),
             Wake::Command(Some(command)) => return self.command(command, now),
             Wake::Command(None) => return Then::Stop(None),
-            Wake::Handshake(done) => self.finish_handshakes(done, now),
+            Wake::Handshake(done) => self.finish_handshakes(*done, now),
             Wake::Ring | Wake::Timer | Wake::Kernel => {}
         }
         self.read_kernel(now);

@@ -41,7 +41,9 @@ pub(crate) async fn run(hub: &str, hub_key: &str, count: u32) {
 }
 
 async fn group(hub: SocketAddr, hub_key: PublicKey, numbers: std::ops::RangeInclusive<u32>) {
-    let socket = UdpSocket::bind(source(*numbers.start())).await.expect("a socket");
+    let socket = UdpSocket::bind(source(*numbers.start()))
+        .await
+        .expect("a socket");
     socket.connect(hub).await.expect("a route");
     let first = *numbers.start();
     let mut ones: Vec<One> = numbers
@@ -106,6 +108,9 @@ fn due<'a>(one: &mut One, (seconds, fresh): (u64, bool), out: &'a mut [u8]) -> O
     };
     match result {
         TunnResult::WriteToNetwork(datagram) => Some(datagram),
-        _ => None,
+        TunnResult::Done
+        | TunnResult::Err(_)
+        | TunnResult::WriteToTunnelV4(..)
+        | TunnResult::WriteToTunnelV6(..) => None,
     }
 }

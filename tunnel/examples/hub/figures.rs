@@ -85,14 +85,21 @@ pub(crate) fn up(hub: &Tunnel, count: u32) -> u32 {
 }
 
 /// Waits until so many have a session; says how long it took.
-pub(crate) async fn until_up(hub: &Tunnel, (want, count): (u32, u32), patience: Duration) -> Duration {
+pub(crate) async fn until_up(
+    hub: &Tunnel,
+    (want, count): (u32, u32),
+    patience: Duration,
+) -> Duration {
     let began = Instant::now();
     loop {
         let have = up(hub, count);
         if have >= want {
             return began.elapsed();
         }
-        assert!(began.elapsed() < patience, "{have} of {want} after {patience:?}");
+        assert!(
+            began.elapsed() < patience,
+            "{have} of {want} after {patience:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -121,4 +128,12 @@ pub(crate) fn cpu() -> Duration {
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what the example is for"
+)]
+pub(crate) fn print(line: &str) {
+    println!("{line}");
 }

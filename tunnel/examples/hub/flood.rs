@@ -7,7 +7,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::{PrivateKey, PublicKey, Stream, Tunnel};
 
-use crate::figures::{Companion, PORT, address, cpu, hub, median, peer, source, until_up};
+use crate::figures::{Companion, PORT, address, cpu, hub, median, peer, print, source, until_up};
 
 /// Addresses that the flood comes from.
 const SOURCES: u32 = 10_000;
@@ -29,7 +29,12 @@ pub(crate) async fn run(per_second: u32) {
         let (speed, busy) = round(&hub).await;
         calm.push(speed);
         calm_cpu.push(busy);
-        let arguments = [word("flooder"), at.clone(), key.clone(), per_second.to_string()];
+        let arguments = [
+            word("flooder"),
+            at.clone(),
+            key.clone(),
+            per_second.to_string(),
+        ];
         let flooder = Companion::start(&arguments);
         until_flooded(&hub).await;
         let (speed, busy) = round(&hub).await;
@@ -38,7 +43,7 @@ pub(crate) async fn run(per_second: u32) {
         drop(flooder);
     }
     let (calm, flooded) = (median(calm), median(flooded));
-    println!(
+    let line = format!(
         "{{\"area\":\"hub-flood\",\"per_second\":{per_second},\"calm_mbit\":{calm:.0},\"flooded_mbit\":{flooded:.0},\"kept_percent\":{:.1},\
          \"calm_hub_core_percent\":{:.1},\"flooded_hub_core_percent\":{:.1},\"counters\":\"{:?}\"}}",
         flooded / calm * 100.0,
@@ -46,6 +51,7 @@ pub(crate) async fn run(per_second: u32) {
         median(flooded_cpu) * 100.0,
         hub.counters(),
     );
+    print(&line);
 }
 
 async fn until_flooded(hub: &Tunnel) {
@@ -93,7 +99,9 @@ pub(crate) fn throw(hub: &str, hub_key: &str, per_second: u32) {
         let due = began.elapsed().as_secs_f64() * f64::from(per_second);
         while f64::from(thrown) < due {
             let at = thrown as usize;
-            sockets[at % sockets.len()].send_to(&pool[at % pool.len()], hub).ok();
+            sockets[at % sockets.len()]
+                .send_to(&pool[at % pool.len()], hub)
+                .ok();
             thrown += 1;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -104,8 +112,9 @@ fn initiation(hub_key: PublicKey) -> Vec<u8> {
     let stranger = PrivateKey::generate().to_bytes().into();
     let mut tunn = Tunn::new(stranger, hub_key.to_bytes().into(), None, None, 1, None);
     let mut room = [0; 256];
-    match tunn.format_handshake_initiation(&mut room, true) {
-        TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
-        other => panic!("no initiation: {other:?}"),
-    }
+    let TunnResult::WriteToNetwork(datagram) = tunn.format_handshake_initiation(&mut room, true)
+    else {
+        panic!("no initiation");
+    };
+    datagram.to_vec()
 }

@@ -16,10 +16,10 @@ pub(crate) async fn run(hub: &str, hub_key: &str, count: u32, first: u32) {
     for number in first + 1..=first + count {
         nodes.push(node((hub, hub_key), number).await);
     }
-    let (sender, mut lines) = mpsc::unbounded_channel();
+    let (sender, mut lines) = mpsc::channel(8);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines() {
-            sender.send(line).ok();
+            sender.blocking_send(line).ok();
         }
     });
     while lines.recv().await.is_some() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tunnel::Tunnel;
 
-use crate::figures::{Companion, PORT, address, cpu, hub, median, peer};
+use crate::figures::{Companion, PORT, address, cpu, hub, median, peer, print};
 use crate::flood::push;
 
 const ROUND: Duration = Duration::from_secs(3);
@@ -22,13 +22,14 @@ pub(crate) async fn run(count: u32) {
         two.push(carry(2, count).await.0);
     }
     let (one, two) = (median(one), median(two));
-    println!(
+    let line = format!(
         "{{\"area\":\"hub-shards\",\"peers\":{count},\"cores\":{},\"one_driver_mbit\":{one:.0},\"two_drivers_mbit\":{two:.0},\
          \"gain\":{:.2},\"hub_cpu_s_per_gb\":{:.2}}}",
         std::thread::available_parallelism().map_or(0, usize::from),
         two / one,
         median(per_gigabyte),
     );
+    print(&line);
 }
 
 /// Megabits per second of all streams together, and CPU-seconds of the hubs per gigabyte.

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tunnel::{Peer, Tunnel};
 
-use crate::figures::{Companion, address, hub, peer, up};
+use crate::figures::{Companion, address, hub, peer, print, up};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn run(count: u32) {
     let bind = "127.0.0.1:0".parse().expect("an address");
@@ -56,13 +56,14 @@ pub(crate) async fn run(count: u32) {
     stdin.write_all(b"all\n").expect("a line");
     let calling = wait(&third, count, began).await;
     drop(nodes);
-    println!(
+    let line = format!(
         "{{\"area\":\"hub-storm\",\"nodes\":{count},\"first_join\":{},\"hub_calls\":{},\"nodes_call\":{},\"counters\":\"{:?}\"}}",
         text(came),
         text(called),
         text(calling),
         third.counters(),
     );
+    print(&line);
 }
 
 fn text([half, most, all]: [Duration; 3]) -> String {

@@ -125,3 +125,26 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use boringtun::noise::Tunn;
+
+    use super::*;
+    use crate::wg::PeerId;
+
+    /// What the heap and the tables add to it, the example `hub` measures.
+    #[test]
+    fn an_idle_peer_takes_less_than_twelve_kibibytes() {
+        let tables = size_of::<(PeerId, Box<Member>)>()
+            + size_of::<(Ipv6Addr, PeerId)>()
+            + size_of::<([u8; 32], PeerId)>()
+            + size_of::<(SocketAddr, PeerId)>()
+            + size_of::<(Ipv6Addr, Notice)>();
+        let own = size_of::<Member>() + tables;
+        assert!(own <= 1_000, "{own} bytes of ours");
+        assert!(own + size_of::<Tunn>() <= 12 * 1024);
+    }
+}

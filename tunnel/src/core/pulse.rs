@@ -76,7 +76,9 @@ impl Answers {
     fn loss_per_mille(&self) -> Option<u16> {
         let count = self.settled.min(u64::from(REMEMBERED));
         let lost = count.checked_sub(u64::from(self.bits.count_ones()))?;
-        (lost * 1_000).checked_div(count).and_then(|lost| u16::try_from(lost).ok())
+        (lost * 1_000)
+            .checked_div(count)
+            .and_then(|lost| u16::try_from(lost).ok())
     }
 }
 
@@ -138,7 +140,11 @@ impl Pulse {
         let question = self.answers.ask();
         let stamp = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
         let mut scratch = [0; REQUEST_BYTES.next_multiple_of(16)];
-        write_request(&mut scratch, (own, session.peer().address), (question, stamp));
+        write_request(
+            &mut scratch,
+            (own, session.peer().address),
+            (question, stamp),
+        );
         session.seal(&mut scratch, REQUEST_BYTES, outbox, now);
     }
 
@@ -184,7 +190,9 @@ impl Pulse {
         let Some(took) = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX) else {
             return;
         };
-        let question = packet.get(at - 2..at).and_then(|bytes| bytes.try_into().ok());
+        let question = packet
+            .get(at - 2..at)
+            .and_then(|bytes| bytes.try_into().ok());
         if let Some(question) = question {
             self.answers.answered(u16::from_be_bytes(question));
         }

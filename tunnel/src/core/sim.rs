@@ -6,6 +6,7 @@
 #[cfg(mock_clock)]
 mod clock;
 mod hostile;
+mod many;
 
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
@@ -60,14 +61,14 @@ fn key(me: usize) -> PrivateKey {
 
 /// One side; the first knows where the second is, and begins the handshakes.
 fn core(me: usize, seed: u64, now: Instant) -> Core {
-    core_within(Bounds::default(), me, seed, now)
+    core_within(&Bounds::default(), me, seed, now)
 }
 
-fn core_within(bounds: Bounds, me: usize, seed: u64, now: Instant) -> Core {
+fn core_within(bounds: &Bounds, me: usize, seed: u64, now: Instant) -> Core {
     let settings = Settings {
         bounds: Bounds {
             tcp_buffer_bytes: 65_536,
-            ..bounds
+            ..bounds.clone()
         },
         ..Settings::new(address(me), key(me), OWN[me])
     };

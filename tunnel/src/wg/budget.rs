@@ -185,7 +185,11 @@ mod tests {
         let mut sources = sources(100, now);
         let taken = (0..10_000).filter(|n| sources.take(v4(*n), now)).count();
         assert!(sources.full_at.len() <= 101, "bounded");
-        assert_eq!(taken, 100 + RATE.burst as usize, "the rest share one budget");
+        assert_eq!(
+            taken,
+            100 + RATE.burst as usize,
+            "the rest share one budget"
+        );
         let later = now + Duration::from_secs(10);
         assert!(sources.take(v4(20_000), later));
         assert!(sources.full_at.len() <= 2, "forgotten when full again");

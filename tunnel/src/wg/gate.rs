@@ -199,10 +199,12 @@ mod tests {
 
     fn initiation(tunn: &mut Tunn) -> Vec<u8> {
         let mut room = [0; 256];
-        match tunn.format_handshake_initiation(&mut room, true) {
-            TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
-            other => panic!("no initiation: {other:?}"),
-        }
+        let TunnResult::WriteToNetwork(datagram) =
+            tunn.format_handshake_initiation(&mut room, true)
+        else {
+            panic!("no initiation");
+        };
+        datagram.to_vec()
     }
 
     fn v4(number: u32, port: u16) -> SocketAddr {

@@ -134,9 +134,9 @@ impl Loan {
         let reply = match tunn.decapsulate(None, initiation, &mut bytes) {
             TunnResult::WriteToNetwork(reply) => Ok(reply.len()),
             TunnResult::Err(error) => Err(reason(&error)),
-            TunnResult::Done | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Err(DropReason::Malformed)
-            }
+            TunnResult::Done
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => Err(DropReason::Malformed),
         };
         Returned {
             tunn,

@@ -249,7 +249,13 @@ impl Session {
         self.catch_up(outbox, now);
         let tunn = match message {
             Message::Initiation => {
-                let Self { noise, identity, peer, id, .. } = self;
+                let Self {
+                    noise,
+                    identity,
+                    peer,
+                    id,
+                    ..
+                } = self;
                 noise.make(&recipe((identity, peer, *id)))
             }
             Message::Response(_) | Message::Cookie(_) | Message::Data(_) => self.noise.get_mut(),
@@ -430,7 +436,11 @@ impl Session {
         let age = self.since_handshake().unwrap_or_default();
         let moved = self.last_moved.map(|at| now.duration_since(at));
         let is_idle = moved.is_none_or(|since| since >= IDLE_AFTER);
-        let after = if is_idle { REKEY_IDLE_AFTER } else { REKEY_AFTER };
+        let after = if is_idle {
+            REKEY_IDLE_AFTER
+        } else {
+            REKEY_AFTER
+        };
         let stale = age >= after + REKEY_SPREAD.mul_f64(jitter);
         // A young session with a schedule still running: the peer's own initiation made it.
         let unfinished = self.retry.is_active() && age >= UNANSWERED_MAX;

@@ -8,7 +8,9 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tunnel::{PrivateKey, PublicKey, Stream, Tunnel};
 
-use crate::support::{HUB, PATIENCE, echo, has_session, hub, node, node_address, ping, soon, until};
+use crate::support::{
+    HUB, PATIENCE, echo, has_session, hub, node, node_address, ping, soon, until,
+};
 
 /// Loopback has as many addresses as anybody needs.
 const SOURCES: u32 = 1_000;
@@ -54,10 +56,11 @@ fn initiation(hub: PublicKey) -> Vec<u8> {
     let stranger = PrivateKey::generate().to_bytes().into();
     let mut tunn = Tunn::new(stranger, hub.to_bytes().into(), None, None, 1, None);
     let mut room = [0; 256];
-    match tunn.format_handshake_initiation(&mut room, true) {
-        TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
-        other => panic!("no initiation: {other:?}"),
-    }
+    let TunnResult::WriteToNetwork(datagram) = tunn.format_handshake_initiation(&mut room, true)
+    else {
+        panic!("no initiation");
+    };
+    datagram.to_vec()
 }
 
 /// Tokens there and back as fast as they go; how many a second, and how long the slowest of a hundred took.
@@ -92,7 +95,10 @@ async fn two_thousand_forged_handshakes_a_second_delay_no_token_and_keep_nobody_
     until("the flood", || refused() > before + 500).await;
     let (flooded, p99) = tokens(&mut stream, second * 2).await;
     assert!(p99 < Duration::from_millis(100), "p99 {p99:?}");
-    assert!(flooded > calm / 4.0, "{flooded:.0} a second instead of {calm:.0}");
+    assert!(
+        flooded > calm / 4.0,
+        "{flooded:.0} a second instead of {calm:.0}"
+    );
 
     let late = node(&hub, 2, hub.local_addr()).await;
     until("a newcomer's session", || has_session(&late, HUB)).await;

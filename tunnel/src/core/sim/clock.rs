@@ -52,7 +52,12 @@ fn longest_pause(sim: &mut Sim, time: Duration) -> Duration {
     while sim.now < end {
         sim.recorded = Some(Vec::new());
         sim.step();
-        if sim.recorded.iter().flatten().any(|(_, datagram)| datagram[0] == 1) {
+        if sim
+            .recorded
+            .iter()
+            .flatten()
+            .any(|(_, datagram)| datagram[0] == 1)
+        {
             longest = longest.max(sim.now - last);
             last = sim.now;
         }
@@ -121,7 +126,10 @@ fn an_idle_session_is_renewed_for_hours_and_never_missing() {
         initiations += recorded.filter(|(_, datagram)| datagram[0] == 1).count();
         assert!(has_session(&sim, 0) && has_session(&sim, 1));
     }
-    assert!((40..=50).contains(&initiations), "{initiations} in two hours");
+    assert!(
+        (40..=50).contains(&initiations),
+        "{initiations} in two hours"
+    );
     works(&mut sim);
 }
 
@@ -137,7 +145,9 @@ fn a_session_in_use_is_renewed_after_two_minutes_and_no_byte_waits() {
         assert!(matches!(sent, Poll::Ready(Ok(5))));
         let began = sim.now;
         sim.until(Duration::from_secs(1), |_| {
-            far.poll_read(&context(), &mut buffer).is_ready().then_some(())
+            far.poll_read(&context(), &mut buffer)
+                .is_ready()
+                .then_some(())
         });
         assert!(sim.now - began <= Duration::from_millis(60));
         ages.push(sim.status(0).since_handshake.unwrap());
@@ -204,7 +214,10 @@ fn a_call_repeated_by_a_stranger_costs_a_call_a_second_and_moves_nothing() {
     sim.recorded = Some(Vec::new());
     until_up(&mut sim, Duration::from_secs(2));
     let recorded = sim.recorded.take().unwrap();
-    let (_, old) = recorded.iter().find(|(_, datagram)| datagram[0] == 1).unwrap();
+    let (_, old) = recorded
+        .iter()
+        .find(|(_, datagram)| datagram[0] == 1)
+        .unwrap();
     leap(Duration::from_secs(5));
     sim.pass(Duration::from_secs(5));
     let elsewhere = SocketAddr::from(([198, 51, 100, 7], 666));

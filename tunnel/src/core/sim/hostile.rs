@@ -64,18 +64,23 @@ fn a_cookie_from_elsewhere_does_not_move_the_endpoint() {
         handshakes_per_second_max: 0,
         ..Bounds::default()
     };
-    sim.cores[1] = core_within(bounds, 1, 13, sim.now);
+    sim.cores[1] = core_within(&bounds, 1, 13, sim.now);
     sim.recorded = Some(Vec::new());
     let cookie = sim.until(Duration::from_secs(2), |sim| {
         let recorded = sim.recorded.iter().flatten();
-        recorded.clone().find(|(_, datagram)| datagram[0] == 3).cloned()
+        recorded
+            .clone()
+            .find(|(_, datagram)| datagram[0] == 3)
+            .cloned()
     });
     sim.wire.clear();
     let now = sim.now;
     sim.cores[0].handle_datagram(ELSEWHERE.into(), &cookie.1, now);
     sim.pass(Duration::from_millis(500));
     assert_eq!(sim.status(0).endpoint, Some(address(1)));
-    sim.until(Duration::from_secs(3), |sim| sim.status(1).since_heard.map(drop));
+    sim.until(Duration::from_secs(3), |sim| {
+        sim.status(1).since_heard.map(drop)
+    });
 }
 
 #[test]
@@ -107,7 +112,11 @@ fn the_replay_window_is_a_thousand_packets_and_beyond_it_packets_are_counted() {
     for datagram in &late {
         sim.cores[1].handle_datagram(address(0), datagram, now);
     }
-    assert_eq!(sim.drops(1).replayed, refused + late.len() as u64, "all known");
+    assert_eq!(
+        sim.drops(1).replayed,
+        refused + late.len() as u64,
+        "all known"
+    );
 }
 
 #[test]
@@ -138,7 +147,10 @@ fn a_peer_that_begins_handshakes_without_end_is_answered_fifty_times_a_second() 
             }
         }
     }
-    assert!((40..=60).contains(&answers), "{answers} answers in a second");
+    assert!(
+        (40..=60).contains(&answers),
+        "{answers} answers in a second"
+    );
     assert!(sim.status(1).rejected.limited > 0);
 }
 
