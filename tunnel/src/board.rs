@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::drops::Drops;
 use crate::keys::PublicKey;
 use crate::peer::PeerStatus;
 
 /// Facts about one peer, with instants instead of ages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Notice {
     pub(crate) public_key: PublicKey,
     pub(crate) endpoint: Option<SocketAddr>,
@@ -19,6 +20,8 @@ pub(crate) struct Notice {
     pub(crate) tx_bytes: u64,
     pub(crate) streams: usize,
     pub(crate) round_trip: Option<Duration>,
+    pub(crate) loss_per_mille: Option<u16>,
+    pub(crate) rejected: Option<Arc<Drops>>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +41,7 @@ impl Board {
     }
 
     pub(crate) fn read(&self, address: Ipv6Addr, now: Instant) -> Option<PeerStatus> {
-        let notice = *self.lock().get(&address)?;
+        let notice = self.lock().get(&address)?.clone();
         let age = |at: Instant| now.saturating_duration_since(at);
         Some(PeerStatus {
             public_key: notice.public_key,
@@ -49,6 +52,11 @@ impl Board {
             tx_bytes: notice.tx_bytes,
             streams: notice.streams,
             round_trip: notice.round_trip,
+            loss_per_mille: notice.loss_per_mille,
+            rejected: notice
+                .rejected
+                .map(|rejected| rejected.read())
+                .unwrap_or_default(),
         })
     }
 

@@ -4,9 +4,12 @@
 //! [`Core::poll_timeout`] says when to come back. No I/O and no waiting happen here.
 //! One clock escapes: boringtun reads the system's clock itself for its own timers.
 
+mod handshakes;
 mod inside;
+mod ledger;
 mod member;
 mod pulse;
+mod timers;
 mod wishes;
 
 use std::collections::HashMap;
@@ -21,6 +24,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use self::inside::Inside;
+use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
 use crate::agenda::Agenda;
@@ -37,14 +41,20 @@ use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
-use crate::wg::gate::{Admission, Gate};
+use crate::wg::bench::{Bench, Hands};
+use crate::wg::budget::{Budget, Rate};
+use crate::wg::gate::Gate;
 use crate::wg::message::Message;
 use crate::wg::session::{Datagram, Plain, Session};
+use crate::wheel::{Due, Wheel};
 
-/// boringtun wants its timers run at least four times a second.
-const TICK: Duration = Duration::from_millis(250);
 /// While packets come, the board is told that they do so often.
 const POST_EVERY: Duration = Duration::from_millis(50);
+/// Handshakes that we begin: as many at once, then 1,000 a second, 7 % of a core.
+const CALLS: Rate = Rate {
+    interval: Duration::from_millis(1),
+    burst: 250,
+};
 /// Streams of a peer without a session end after this long.
 pub(crate) const SESSIONLESS_MAX: Duration = Duration::from_mins(1);
 /// A peer that has not answered for this long may have lost what it is sent now.
@@ -83,9 +93,15 @@ pub(crate) struct Core {
     settings: Settings,
     windows: Windows,
     gate: Gate,
-    members: HashMap<PeerId, Member>,
+    /// Where handshakes are examined and answered.
+    bench: Bench,
+    /// Initiations that we begin of ourselves, so that thousands of peers are called one after the other.
+    calls: Budget,
+    members: HashMap<PeerId, Box<Member>>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
+    /// Who was heard from where: a guess at who begins a handshake from there.
+    by_endpoint: HashMap<SocketAddr, PeerId>,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
@@ -99,7 +115,11 @@ pub(crate) struct Core {
     /// Room for the doorbell's list.
     rung: Vec<ConnKey>,
     random: StdRng,
-    tick_at: Instant,
+    wheel: Wheel,
+    /// Room for what comes off the wheel.
+    due: Vec<Due>,
+    /// What peers were sent and received before they were forgotten.
+    ledger: Ledger,
 }
 
 impl Core {
@@ -107,6 +127,7 @@ impl Core {
         settings: Settings,
         windows: Windows,
         kernel: Option<Ground>,
+        hands: Hands,
         (seed, now): (u64, Instant),
     ) -> Self {
         let shared = Surroundings {
@@ -117,11 +138,15 @@ impl Core {
         let limit = settings.bounds.handshakes_per_second_max;
         Self {
             gate: Gate::new(&settings.private_key, limit, now),
+            bench: Bench::new(hands),
+            calls: Budget::new(CALLS, now),
+            ledger: Ledger::new(settings.bounds.peers_max),
             settings,
             windows,
             members: HashMap::new(),
             by_address: HashMap::new(),
             by_key: HashMap::new(),
+            by_endpoint: HashMap::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
@@ -131,7 +156,8 @@ impl Core {
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
-            tick_at: now + TICK,
+            wheel: Wheel::new(now),
+            due: Vec::new(),
         }
     }
 
@@ -183,7 +209,7 @@ impl Core {
         };
         let Member {
             session, inside, ..
-        } = member;
+        } = &mut **member;
         let Inside::Kernel(kernel) = inside else {
             return;
         };
@@ -199,6 +225,7 @@ impl Core {
             }
             ControlFlow::Continue(())
         });
+        self.wheel.schedule(&mut member.place, id, now);
         if !established {
             self.nudge(id, now);
         }
@@ -251,10 +278,7 @@ impl Core {
                 member.inside.queue(key.ports, true, &mut self.agenda);
             }
         }
-        if now >= self.tick_at {
-            self.tick_at = now + TICK;
-            self.tick(now);
-        }
+        self.turn(now);
     }
 
     /// Gives queued connections their turns until all had one or enough waits to be sent.
@@ -267,6 +291,7 @@ impl Core {
                 let mtu = self.settings.bounds.mtu;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
                 member.inside.serve(key.ports, &mut link, &mut self.agenda);
+                self.wheel.schedule(&mut member.place, key.peer, now);
             }
         }
     }
@@ -289,11 +314,10 @@ impl Core {
         self.outbox.set_segments_max(segments);
     }
 
-    /// When to call [`Core::handle_timeout`] next.
-    pub(crate) fn poll_timeout(&self) -> Instant {
-        self.agenda
-            .first_due()
-            .map_or(self.tick_at, |due| due.min(self.tick_at))
+    /// When to call [`Core::handle_timeout`] next; `None`: nothing is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let dates = [self.agenda.first_due(), self.wheel.next_at()];
+        dates.into_iter().flatten().min()
     }
 
     fn receive(
@@ -304,26 +328,42 @@ impl Core {
     ) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
         let session_id = match message {
-            Message::Initiation => match self.gate.admit(source, datagram, now)? {
-                Admission::From(key) => self
-                    .by_key
-                    .get(&key.to_bytes())
-                    .copied()
-                    .ok_or(DropReason::UnknownPeer)?,
-                Admission::Prove(cookie) => {
-                    self.outbox.push_copy(source, &cookie);
-                    return Err(DropReason::Limited);
-                }
-            },
+            Message::Initiation => return self.initiation(source, datagram, now),
             Message::Response(id) | Message::Cookie(id) | Message::Data(id) => id,
         };
-        let id = self.member_of(session_id);
         let datagram = Datagram {
             message,
             source,
             bytes: datagram,
         };
-        let (outcome, promoted) = self.take((id, session_id), &datagram, now)?;
+        let outcome = self.deliver(session_id, &datagram, now);
+        self.blame(session_id, outcome)
+    }
+
+    /// Counts what a peer sent that was refused.
+    fn blame(
+        &mut self,
+        session_id: PeerId,
+        outcome: Result<(), DropReason>,
+    ) -> Result<(), DropReason> {
+        if let Err(reason) = outcome {
+            let id = self.member_of(session_id);
+            if let Some(member) = self.members.get_mut(&id) {
+                member.count(reason);
+            }
+        }
+        outcome
+    }
+
+    /// Gives a datagram to the peer whose it is.
+    fn deliver(
+        &mut self,
+        session_id: PeerId,
+        datagram: &Datagram<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let id = self.member_of(session_id);
+        let (outcome, promoted) = self.take((id, session_id), datagram, now)?;
         self.follow_up(id, promoted, now);
         outcome
     }
@@ -348,6 +388,9 @@ impl Core {
         if is_call && opened.is_ok() {
             self.windows.calls.send_modify(|calls| *calls += 1);
         }
+        let received = opened.as_ref().map_or(None, Option::as_ref);
+        let length = received.map_or(0, |plain| plain.packet.len());
+        member.rx_bytes += length as u64;
         let promoted = member.promote(now);
         let own = self.settings.address;
         let outcome = match opened {
@@ -366,7 +409,8 @@ impl Core {
                         let mut link = Link::idle(session, &mut self.outbox, mtu, now);
                         link.inbound = Some(plain.packet);
                         let inside = &mut member.inside;
-                        inside.receive(segment, &mut link, &self.listeners, &mut self.agenda)
+                        let around = (&self.shared, &self.listeners);
+                        inside.receive(segment, &mut link, around, &mut self.agenda)
                     }
                 }
             }
@@ -376,8 +420,29 @@ impl Core {
         Ok((outcome, promoted))
     }
 
+    /// Remembers where a peer is heard from.
+    fn expect(&mut self, id: PeerId) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        let endpoint = member.session.endpoint();
+        if member.expected == endpoint {
+            return;
+        }
+        let before = std::mem::replace(&mut member.expected, endpoint);
+        if let Some(before) = before
+            && self.by_endpoint.get(&before) == Some(&id)
+        {
+            self.by_endpoint.remove(&before);
+        }
+        if let Some(endpoint) = endpoint {
+            self.by_endpoint.insert(endpoint, id);
+        }
+    }
+
     /// What else comes of a datagram: connections begun anew, and news on the board.
     fn follow_up(&mut self, id: PeerId, promoted: Option<Promoted>, now: Instant) {
+        self.expect(id);
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
@@ -386,13 +451,16 @@ impl Core {
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
-        let is_news = member.session.last_heard() == Some(now)
+        let due = member.due(now);
+        self.wheel.schedule(&mut member.place, id, due);
+        let is_heard = member.session.last_heard() == Some(now);
+        let is_news = is_heard
             && (member.pulse.is_asked_since(member.posted_at)
                 || now.duration_since(member.posted_at) >= POST_EVERY);
         if let Some(promoted) = promoted {
             tracing::info!(peer = %member.session.peer().address, "the tunnel goes on with new keys");
-            if let Some(session) = promoted.forgotten {
-                self.forget_session(&session);
+            if let Some(old) = promoted.forgotten {
+                self.forget_session(&old.0);
             }
             self.note_session(id, now);
         } else if member.session.is_established() != member.open {
@@ -402,41 +470,9 @@ impl Core {
             let notice = member.notice(now);
             let address = member.session.peer().address;
             self.windows.board.post(address, notice);
-        }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.gate.tick();
-        let mut lost = Vec::new();
-        let mut expired = Vec::new();
-        for (id, member) in &mut self.members {
-            let wanted = member.inside.is_wanted();
-            let jitter = self.random.random();
-            member.session.tick(wanted, jitter, &mut self.outbox, now);
-            if let Some(next) = &mut member.next {
-                next.tick(false, jitter, &mut self.outbox, now);
-            }
-            expired.extend(member.expired(now));
-            if wanted && member.session.sessionless(now) >= SESSIONLESS_MAX {
-                lost.push(*id);
-            }
-            let established = member.session.is_established();
-            if established && !member.open {
-                let mtu = self.settings.bounds.mtu;
-                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
-                member.inside.session_came(&mut link, &mut self.agenda);
-            }
-            member.open = established;
-            let notice = member.notice(now);
-            self.windows
-                .board
-                .post(member.session.peer().address, notice);
-        }
-        for id in lost {
-            self.cut(id, End::SessionLost, now);
-        }
-        for session in expired {
-            self.forget_session(&session);
+        } else if is_heard {
+            // The board is told with the next look.
+            self.wheel.schedule(&mut member.place, id, now);
         }
     }
 
@@ -460,6 +496,8 @@ impl Core {
         if let Some(member) = self.members.get_mut(&id) {
             let wanted = member.inside.is_wanted();
             member.session.tick(wanted, jitter, &mut self.outbox, now);
+            let due = member.due(now);
+            self.wheel.schedule(&mut member.place, id, due);
         }
         self.note_session(id, now);
     }
@@ -484,7 +522,13 @@ impl Core {
         self.cut(id, end, now);
         if let Some(member) = self.members.remove(&id) {
             let peer = member.session.peer();
+            self.ledger.close(peer.address, member.bytes());
             self.by_address.remove(&peer.address);
+            if let Some(expected) = member.expected
+                && self.by_endpoint.get(&expected) == Some(&id)
+            {
+                self.by_endpoint.remove(&expected);
+            }
             self.windows.board.remove(peer.address);
             for session in member.sessions() {
                 self.forget_session(session);

@@ -3,6 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::drops::Counters;
 use crate::error::Error;
 use crate::keys::{PresharedKey, PublicKey};
 
@@ -48,12 +49,16 @@ pub struct PeerStatus {
     pub since_handshake: Option<Duration>,
     /// Time since the last authenticated packet from the peer.
     pub since_heard: Option<Duration>,
-    /// Overlay bytes received from the peer.
+    /// Overlay bytes received from the peer since its address was first known here, whatever its keys and sessions were.
     pub rx_bytes: u64,
-    /// Overlay bytes sent to the peer.
+    /// Overlay bytes sent to the peer, counted the same way.
     pub tx_bytes: u64,
     /// Streams open with the peer.
     pub streams: usize,
     /// The way there and back, measured by [`crate::Tunnel::echo`]; `None` until the peer answered one.
     pub round_trip: Option<Duration>,
+    /// Lost of the last 64 echoes, per mille, there and back together; `None` until the fate of one is known.
+    pub loss_per_mille: Option<u16>,
+    /// What was refused of this peer since it was added, by reason. Only what can be told to be from it.
+    pub rejected: Counters,
 }

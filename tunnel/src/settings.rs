@@ -91,8 +91,8 @@ pub struct Bounds {
     pub mtu: usize,
     /// Connections that may wait for [`crate::Listener::accept`], half-open ones included.
     pub backlog_max: usize,
-    /// Handshakes per second, from all sources together, above which senders must prove their
-    /// address with a cookie.
+    /// Handshakes per second, from all sources together, above which senders must prove their address and port with a cookie. Who has
+    /// proven it is not counted here, but has a budget of its own.
     pub handshakes_per_second_max: u64,
     /// Size asked for the UDP socket's buffers; the kernel may grant less (`net.core.rmem_max`).
     pub udp_buffer_bytes: usize,
@@ -107,7 +107,7 @@ impl Default for Bounds {
             tcp_buffer_bytes: 256 * 1024,
             mtu: MTU_DEFAULT,
             backlog_max: 512,
-            // About 5 % of a core.
+            // 1 % of a core for strangers, 5 % for peers.
             handshakes_per_second_max: 250,
             udp_buffer_bytes: 4 * 1024 * 1024,
         }

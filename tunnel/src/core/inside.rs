@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::agenda::Agenda;
 use crate::drops::DropReason;
@@ -11,9 +12,10 @@ use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::link::Link;
 use crate::netstack::segment::{PortPair, Segment};
-use crate::netstack::stack::Stack;
+use crate::netstack::stack::{Ends, Stack, Surroundings};
 use crate::outbox::Outbox;
 use crate::settings::MTU_MAX;
+use crate::wg::PeerId;
 use crate::wg::session::Session;
 
 /// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
@@ -21,8 +23,39 @@ const HELD_MAX: usize = 16;
 
 /// The connections with one peer.
 pub(super) enum Inside {
-    Stack(Box<Stack>),
+    Stack(Lazy),
     Kernel(Kernel),
+}
+
+/// A stack of our own, made with the first connection: thousands of peers never have one.
+pub(super) struct Lazy {
+    id: PeerId,
+    ends: Ends,
+    random: u64,
+    stack: Option<Box<Stack>>,
+}
+
+impl Lazy {
+    pub(super) fn new(id: PeerId, ends: Ends, random: u64) -> Self {
+        Self {
+            id,
+            ends,
+            random,
+            stack: None,
+        }
+    }
+
+    fn make(&mut self, shared: &Surroundings, now: Instant) -> &mut Stack {
+        let Self {
+            id, ends, random, ..
+        } = *self;
+        self.stack
+            .get_or_insert_with(|| Box::new(Stack::new(id, ends, shared.clone(), random, now)))
+    }
+
+    fn len(&self) -> usize {
+        self.stack.as_ref().map_or(0, |stack| stack.len())
+    }
 }
 
 /// Connections in the kernel.
@@ -65,7 +98,7 @@ impl Inside {
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Stack(stack) => stack.len(),
+            Self::Stack(lazy) => lazy.len(),
             Self::Kernel(kernel) => kernel.registry.len(kernel.address),
         }
     }
@@ -73,19 +106,26 @@ impl Inside {
     /// Whether something waits for the peer: a connection, or packets of one.
     pub(super) fn is_wanted(&self) -> bool {
         match self {
-            Self::Stack(stack) => stack.len() > 0,
+            Self::Stack(lazy) => lazy.len() > 0,
             Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
         }
     }
 
+    fn stack_mut(&mut self) -> Option<&mut Stack> {
+        match self {
+            Self::Stack(lazy) => lazy.stack.as_deref_mut(),
+            Self::Kernel(_) => None,
+        }
+    }
+
     pub(super) fn queue(&mut self, ports: PortPair, came_due: bool, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+        if let Some(stack) = self.stack_mut() {
             stack.queue(ports, came_due, agenda);
         }
     }
 
     pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+        if let Some(stack) = self.stack_mut() {
             stack.serve(ports, link, agenda);
         }
     }
@@ -93,7 +133,11 @@ impl Inside {
     /// The session has come: everybody may send.
     pub(super) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
         match self {
-            Self::Stack(stack) => stack.queue_all(agenda),
+            Self::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.queue_all(agenda);
+                }
+            }
             Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
@@ -101,7 +145,11 @@ impl Inside {
     /// The peer is back and has missed what it was sent.
     pub(super) fn peer_returned(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
         match self {
-            Self::Stack(stack) => stack.dial_again(agenda),
+            Self::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.dial_again(agenda);
+                }
+            }
             Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
@@ -111,11 +159,14 @@ impl Inside {
         &mut self,
         segment: Segment,
         link: &mut Link<'_>,
-        listeners: &HashMap<u16, Arc<Backlog>>,
+        (shared, listeners): (&Surroundings, &HashMap<u16, Arc<Backlog>>),
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
         match self {
-            Self::Stack(stack) => stack.receive(segment, link, listeners, agenda),
+            Self::Stack(lazy) => {
+                let stack = lazy.make(shared, link.now);
+                stack.receive(segment, link, listeners, agenda)
+            }
             Self::Kernel(_) => Ok(()),
         }
     }
@@ -123,17 +174,22 @@ impl Inside {
     pub(super) fn connect(
         &mut self,
         port: u16,
+        (shared, now): (&Surroundings, Instant),
         agenda: &mut Agenda,
     ) -> Result<Option<Arc<Conn>>, crate::Error> {
         match self {
-            Self::Stack(stack) => stack.connect(port, agenda).map(Some),
+            Self::Stack(lazy) => lazy.make(shared, now).connect(port, agenda).map(Some),
             Self::Kernel(_) => Ok(None),
         }
     }
 
     pub(super) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
         match self {
-            Self::Stack(stack) => stack.cut_all(end, link, agenda),
+            Self::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.cut_all(end, link, agenda);
+                }
+            }
             Self::Kernel(kernel) => {
                 kernel.held.clear();
                 match end {
@@ -148,7 +204,7 @@ impl Inside {
 }
 
 impl Kernel {
-    fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: std::time::Instant) {
+    fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
         for mut packet in self.held.drain(..) {
             let length = packet.len();
             packet.resize(length.next_multiple_of(16), 0);

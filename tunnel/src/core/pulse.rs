@@ -28,12 +28,73 @@ const ASK_EVERY: Duration = Duration::from_millis(10);
 /// An answer later than this says nothing about the path.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// Echoes that the loss is made of.
+const REMEMBERED: u16 = 64;
+/// An answer that is this many questions late is lost.
+const LATE_MAX: u16 = 4;
+
+/// What became of the last echoes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    /// Echoes asked so far.
+    asked: u64,
+    /// Up to which it is known what became of them.
+    settled: u64,
+    /// Of the last 64 up to `settled`, the lowest bit being the last: which were answered.
+    bits: u64,
+}
+
+impl Answers {
+    /// Notes a question; its number goes into the packet.
+    fn ask(&mut self) -> u16 {
+        self.asked += 1;
+        self.settle(self.asked.saturating_sub(u64::from(LATE_MAX)));
+        number(self.asked)
+    }
+
+    /// Notes an answer to the question with this number.
+    fn answered(&mut self, number_of: u16) {
+        let late = number(self.asked).wrapping_sub(number_of);
+        let Some(question) = self.asked.checked_sub(u64::from(late)).filter(|at| *at > 0) else {
+            return;
+        };
+        self.settle(question);
+        let age = self.settled - question;
+        if age < u64::from(REMEMBERED) {
+            self.bits |= 1 << age;
+        }
+    }
+
+    fn settle(&mut self, up_to: u64) {
+        let more = up_to.saturating_sub(self.settled);
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        self.bits = self.bits.checked_shl(more).unwrap_or(0);
+        self.settled = self.settled.max(up_to);
+    }
+
+    /// Lost of the last 64, per mille; `None` before the first.
+    fn loss_per_mille(&self) -> Option<u16> {
+        let count = self.settled.min(u64::from(REMEMBERED));
+        let lost = count.checked_sub(u64::from(self.bits.count_ones()))?;
+        (lost * 1_000)
+            .checked_div(count)
+            .and_then(|lost| u16::try_from(lost).ok())
+    }
+}
+
+/// A question's number on the wire.
+fn number(question: u64) -> u16 {
+    let [low, high, ..] = question.to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// What is known of one peer's pulse.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pulse {
     began: Instant,
     asked_at: Option<Instant>,
     round_trip: Option<Duration>,
+    answers: Answers,
 }
 
 impl Pulse {
@@ -42,12 +103,18 @@ impl Pulse {
             began: now,
             asked_at: None,
             round_trip: None,
+            answers: Answers::default(),
         }
     }
 
     /// The way there and back: follows a longer one at once and a shorter one slowly. `None` until the first answer.
     pub(crate) const fn round_trip(&self) -> Option<Duration> {
         self.round_trip
+    }
+
+    /// Echoes lost of the last 64, per mille; `None` until the fate of one is known.
+    pub(crate) fn loss_per_mille(&self) -> Option<u16> {
+        self.answers.loss_per_mille()
     }
 
     /// Whether somebody has asked since then.
@@ -66,10 +133,18 @@ impl Pulse {
         if self.asked_at.is_some_and(is_asked) {
             return;
         }
+        if !session.is_established() {
+            return;
+        }
         self.asked_at = Some(now);
+        let question = self.answers.ask();
         let stamp = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
         let mut scratch = [0; REQUEST_BYTES.next_multiple_of(16)];
-        write_request(&mut scratch, (own, session.peer().address), stamp);
+        write_request(
+            &mut scratch,
+            (own, session.peer().address),
+            (question, stamp),
+        );
         session.seal(&mut scratch, REQUEST_BYTES, outbox, now);
     }
 
@@ -115,6 +190,12 @@ impl Pulse {
         let Some(took) = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX) else {
             return;
         };
+        let question = packet
+            .get(at - 2..at)
+            .and_then(|bytes| bytes.try_into().ok());
+        if let Some(question) = question {
+            self.answers.answered(u16::from_be_bytes(question));
+        }
         self.round_trip = Some(match self.round_trip {
             Some(known) if known > took => (known * 7 + took) / 8,
             Some(_) | None => took,
@@ -131,7 +212,11 @@ pub(crate) fn is_echo(packet: &[u8]) -> bool {
         && packet[IPV6_HEADER_BYTES + 1] == 0
 }
 
-fn write_request(packet: &mut [u8], (own, peer): (Ipv6Addr, Ipv6Addr), stamp: u64) {
+fn write_request(
+    packet: &mut [u8],
+    (own, peer): (Ipv6Addr, Ipv6Addr),
+    (question, stamp): (u16, u64),
+) {
     let (ip, icmp) = packet.split_at_mut(IPV6_HEADER_BYTES);
     ip[0] = 0x60;
     ip[5] = PAYLOAD_BYTES;
@@ -141,6 +226,7 @@ fn write_request(packet: &mut [u8], (own, peer): (Ipv6Addr, Ipv6Addr), stamp: u6
     ip[24..40].copy_from_slice(&peer.octets());
     icmp[0] = ECHO_REQUEST;
     icmp[4..6].copy_from_slice(&IDENTIFIER);
+    icmp[6..8].copy_from_slice(&question.to_be_bytes());
     icmp[8..16].copy_from_slice(&stamp.to_be_bytes());
     let sum = checksum(&packet[..REQUEST_BYTES]);
     packet[42..44].copy_from_slice(&sum.to_be_bytes());
@@ -186,7 +272,7 @@ mod tests {
 
     fn request(stamp: u64) -> [u8; REQUEST_BYTES] {
         let mut packet = [0; REQUEST_BYTES];
-        write_request(&mut packet, (OWN, PEER), stamp);
+        write_request(&mut packet, (OWN, PEER), (1, stamp));
         packet
     }
 
@@ -223,6 +309,40 @@ mod tests {
         assert_eq!(answered(100, 400), Some(Duration::from_millis(400)));
         assert_eq!(answered(1000, 0), Some(Duration::from_millis(350)));
         assert_eq!(answered(2000, 60_000), Some(Duration::from_millis(350)));
+    }
+
+    #[test]
+    fn every_fourth_echo_lost_is_a_loss_of_a_quarter() {
+        let mut answers = Answers::default();
+        assert_eq!(answers.loss_per_mille(), None);
+        for round in 0..70_000u32 {
+            let number = answers.ask();
+            if round % 4 != 0 {
+                answers.answered(number);
+            }
+        }
+        assert_eq!(answers.loss_per_mille(), Some(250));
+        for _ in 0..REMEMBERED {
+            let number = answers.ask();
+            answers.answered(number);
+        }
+        assert_eq!(answers.loss_per_mille(), Some(0));
+    }
+
+    #[test]
+    fn late_answers_count_and_those_that_never_come_are_lost() {
+        let mut answers = Answers::default();
+        let first = answers.ask();
+        let second = answers.ask();
+        answers.answered(second);
+        assert_eq!(answers.loss_per_mille(), Some(500));
+        answers.answered(first);
+        assert_eq!(answers.loss_per_mille(), Some(0));
+        for _ in 0..10 {
+            answers.ask();
+        }
+        let lost = answers.loss_per_mille();
+        assert_eq!(lost, Some(6 * 1_000 / 8), "four may still come");
     }
 
     proptest! {

@@ -7,18 +7,19 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::Core;
-use super::inside::{Inside, Kernel};
+use super::inside::{Inside, Kernel, Lazy};
 use super::member::Member;
 use super::pulse::Pulse;
 use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
-use crate::netstack::stack::{Ends, Stack};
+use crate::netstack::stack::Ends;
 use crate::peer::Peer;
 use crate::wg::PeerId;
 use crate::wg::gate::Gate;
 use crate::wg::session::Session;
+use crate::wheel::Place;
 
 /// Collisions of random 24-bit indices are rare; more draws than this mean the table is full.
 const INDEX_DRAWS: usize = 64;
@@ -51,26 +52,29 @@ impl Core {
         };
         self.by_address.insert(peer.address, id);
         self.by_key.insert(key, id);
-        let mac = self.gate.mac();
-        let random = self.random.random();
         let inside = if let Some(kernel) = &self.kernel {
             let registry = Arc::clone(&kernel.registry);
             Inside::Kernel(Kernel::new(registry, ends.peer))
         } else {
-            let stack = Stack::new(id, ends, self.shared.clone(), random, now);
-            Inside::Stack(Box::new(stack))
+            Inside::Stack(Lazy::new(id, ends, self.random.random()))
         };
+        let before = self.ledger.open(ends.peer);
         let member = Member {
-            session: Session::new(id, peer, &self.settings.private_key, mac, now),
+            session: Session::new(id, peer, self.gate.identity(), now),
             next: None,
             old: None,
             inside,
             open: false,
             pulse: Pulse::new(now),
             posted_at: now,
+            expected: None,
+            place: Place::default(),
+            rx_bytes: before.rx,
+            tx_before: before.tx,
+            rejected: None,
         };
-        self.members.insert(id, member);
-        self.nudge(id, now);
+        self.members.insert(id, Box::new(member));
+        self.arrive(id, now);
         Ok(())
     }
 
@@ -106,10 +110,11 @@ impl Core {
             return Ok(());
         }
         let key = peer.public_key.to_bytes();
-        let mac = self.gate.mac();
-        let mut next = Session::new(id, peer, &self.settings.private_key, mac, now);
+        let mut next = Session::new(id, peer, self.gate.identity(), now);
         next.tick(false, self.random.random(), &mut self.outbox, now);
-        let stale = member.next.replace(next);
+        let stale = member.next.replace(Box::new(next));
+        let due = member.due(now);
+        self.wheel.schedule(&mut member.place, member_id, due);
         if let Some(stale) = stale {
             self.forget_session(&stale);
         }
@@ -154,7 +159,7 @@ impl Core {
             .ok_or(Error::UnknownPeer(address))?;
         let conn = member
             .inside
-            .connect(port, &mut self.agenda)?
+            .connect(port, (&self.shared, now), &mut self.agenda)?
             .ok_or(Error::Closed)?;
         if !member.session.is_established() {
             self.nudge(id, now);
@@ -195,6 +200,7 @@ impl Core {
             return Err(Error::NoEndpoint(address));
         }
         member.session.force(jitter, &mut self.outbox, now);
+        self.wheel.schedule(&mut member.place, id, now);
         Ok(())
     }
 
@@ -206,9 +212,23 @@ impl Core {
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
         let own = self.settings.address;
-        let Member { pulse, session, .. } = member;
+        let Member { pulse, session, .. } = &mut **member;
         pulse.ask(session, own, (&mut self.outbox, now));
+        self.wheel.schedule(&mut member.place, id, now);
         Ok(())
+    }
+
+    /// Looks at a peer that is new: at once, or in its turn when many are to be called.
+    fn arrive(&mut self, id: PeerId, now: Instant) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if !member.session.calls(false, 1.0, now) || self.calls.take(now) {
+            self.nudge(id, now);
+            return;
+        }
+        self.wheel.schedule(&mut member.place, id, now);
+        self.note_session(id, now);
     }
 
     fn id_of(&self, address: Ipv6Addr) -> Result<PeerId, Error> {

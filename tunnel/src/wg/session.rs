@@ -6,39 +6,42 @@
 //! - the endpoint moves only on an authenticated data packet: a replayed initiation or a cookie
 //!   cannot redirect a peer;
 //! - data that stays unanswered for 2 s starts a handshake, since everything inside is TCP and a
-//!   living peer acknowledges within a round trip.
+//!   living peer acknowledges within a round trip;
+//! - a peer whose clock has gone back is called back: its own handshakes would be refused as old ones for as long as its clock is wrong.
+
+mod timers;
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::PeerId;
+use super::budget::Rate;
 use super::message::Message;
+use super::noise::{Identity, Loan, Noise, Recipe, Returned};
 use super::retry::Retry;
 use super::verdict::{reason, written};
 use crate::drops::DropReason;
-use crate::keys::{PresharedKey, PrivateKey};
 use crate::netstack::segment::expects_answer;
 use crate::outbox::{Outbox, ROOM_MIN};
 use crate::peer::Peer;
-use crate::settings::MTU_MAX;
 
 /// Head, counter and tag around a packet.
 const OVERHEAD_BYTES: usize = 32;
 /// WireGuard paper, section 5.4.6.
 const PADDING: usize = 16;
-/// `REKEY_AFTER_TIME` of the paper. boringtun rekeys only when it sends data; we also do when idle.
-const REKEY_AFTER: Duration = Duration::from_mins(2);
-/// Spreads rekeys of peers that started together.
-const REKEY_SPREAD: Duration = Duration::from_secs(10);
 /// Unanswered data for this long means the other side lost the session: one lost packet is repeated
 /// by TCP after a second.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
-/// boringtun keeps at most this many packets while a handshake runs.
-const QUEUE_MAX: usize = 256;
+/// Handshakes of one peer that are answered: 50 a second, as the kernel's WireGuard does.
+const ANSWERS: Rate = Rate {
+    interval: Duration::from_millis(20),
+    burst: 8,
+};
+/// A peer whose handshakes are refused for their date is called back this often at most.
+const CALL_BACK_EVERY: Duration = Duration::from_secs(1);
 
 /// A datagram off the wire, its head read.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +61,8 @@ pub(crate) struct Plain<'a> {
 /// One peer's session state.
 pub(crate) struct Session {
     id: PeerId,
-    tunn: Box<Tunn>,
+    noise: Noise,
+    identity: Arc<Identity>,
     peer: Peer,
     endpoint: Option<SocketAddr>,
     retry: Retry,
@@ -68,35 +72,28 @@ pub(crate) struct Session {
     forced: bool,
     last_sent: Instant,
     last_heard: Option<Instant>,
+    /// When a packet with something in it went through last, either way.
+    last_moved: Option<Instant>,
+    /// When boringtun's timers ran last.
+    looked_at: Instant,
+    /// When the peer may have all answers again.
+    answers_full_at: Instant,
+    called_back_at: Option<Instant>,
     unanswered_since: Option<Instant>,
     sessionless_since: Option<Instant>,
     /// The peer is back after data went unanswered: what it was sent meanwhile is lost.
     renewed: bool,
     /// The operator has been told why there is no session.
     complained: bool,
-    rx_bytes: u64,
     tx_bytes: u64,
 }
 
 impl Session {
-    pub(crate) fn new(
-        id: PeerId,
-        peer: Peer,
-        private: &PrivateKey,
-        mac: Arc<RateLimiter>,
-        now: Instant,
-    ) -> Self {
-        let tunn = Tunn::new(
-            private.secret().clone(),
-            x25519_dalek::PublicKey::from(peer.public_key.to_bytes()),
-            peer.preshared_key.as_ref().map(PresharedKey::to_bytes),
-            None,
-            id.index(),
-            Some(mac),
-        );
+    pub(crate) fn new(id: PeerId, peer: Peer, identity: &Arc<Identity>, now: Instant) -> Self {
         Self {
             id,
-            tunn: Box::new(tunn),
+            noise: Noise::Cold,
+            identity: Arc::clone(identity),
             endpoint: peer.endpoint,
             peer,
             retry: Retry::default(),
@@ -104,11 +101,14 @@ impl Session {
             forced: false,
             last_sent: now,
             last_heard: None,
+            last_moved: None,
+            looked_at: now,
+            answers_full_at: now,
+            called_back_at: None,
             unanswered_since: None,
             sessionless_since: Some(now),
             renewed: false,
             complained: false,
-            rx_bytes: 0,
             tx_bytes: 0,
         }
     }
@@ -120,7 +120,6 @@ impl Session {
 
     /// Goes on where a session with other keys leaves off: only the keys are new.
     pub(crate) fn carry_on(&mut self, before: &Self) {
-        self.rx_bytes += before.rx_bytes;
         self.tx_bytes += before.tx_bytes;
         if self.endpoint.is_none() {
             self.endpoint = before.endpoint;
@@ -139,8 +138,9 @@ impl Session {
         self.established
     }
 
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.rx_bytes, self.tx_bytes)
+    /// Overlay bytes sent, in the sessions before this one too.
+    pub(crate) fn tx_bytes(&self) -> u64 {
+        self.tx_bytes
     }
 
     pub(crate) fn last_heard(&self) -> Option<Instant> {
@@ -154,7 +154,7 @@ impl Session {
     }
 
     pub(crate) fn since_handshake(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake()
+        self.noise.get().and_then(Tunn::time_since_last_handshake)
     }
 
     /// How long there has been no session.
@@ -188,15 +188,19 @@ impl Session {
         let (Some(endpoint), true) = (self.endpoint, self.established) else {
             return;
         };
+        self.catch_up(outbox, now);
         let padded = len.next_multiple_of(PADDING).min(scratch.len());
         scratch[len..padded].fill(0);
-        let tunn = &mut self.tunn;
+        let Some(tunn) = self.noise.get_mut() else {
+            return;
+        };
         outbox.push(endpoint, padded + OVERHEAD_BYTES, |room| {
             written(&tunn.encapsulate(&scratch[..padded], room))
         });
         self.last_sent = now;
         if len > 0 {
             self.tx_bytes += len as u64;
+            self.last_moved = Some(now);
         }
         if expects_answer(&scratch[..len]) {
             self.unanswered_since.get_or_insert(now);
@@ -220,7 +224,25 @@ impl Session {
         if plain.len() < bytes.len().max(ROOM_MIN) || bytes.is_empty() {
             return Err(DropReason::Malformed);
         }
-        match self.tunn.decapsulate(Some(source.ip()), bytes, plain) {
+        if message == Message::Initiation && !ANSWERS.has(self.answers_full_at, now) {
+            return Err(DropReason::Limited);
+        }
+        self.catch_up(outbox, now);
+        let tunn = match message {
+            Message::Initiation => {
+                let Self {
+                    noise,
+                    identity,
+                    peer,
+                    id,
+                    ..
+                } = self;
+                noise.make(&recipe((identity, peer, *id)))
+            }
+            Message::Response(_) | Message::Cookie(_) | Message::Data(_) => self.noise.get_mut(),
+        };
+        let tunn = tunn.ok_or(DropReason::UnknownPeer)?;
+        match tunn.decapsulate(Some(source.ip()), bytes, plain) {
             TunnResult::Done => {
                 if matches!(message, Message::Data(_)) {
                     self.heard(source, now);
@@ -233,7 +255,7 @@ impl Session {
             }
             TunnResult::WriteToTunnelV6(packet, from) => {
                 self.heard(source, now);
-                self.rx_bytes += packet.len() as u64;
+                self.last_moved = Some(now);
                 Ok(Some(Plain {
                     packet,
                     source: from,
@@ -245,45 +267,46 @@ impl Session {
             }
             TunnResult::Err(error) => {
                 let reason = reason(&error);
-                self.complain(message, reason);
+                self.refused(message, source, reason, (outbox, now));
                 Err(reason)
             }
         }
     }
 
-    /// Runs boringtun's timers and ours. `wanted` says that streams wait for a session; `jitter` is
-    /// uniform in 0..1. Must be called about four times a second.
-    pub(crate) fn tick(&mut self, wanted: bool, jitter: f64, outbox: &mut Outbox, now: Instant) {
-        let mut room = [0u8; ROOM_MIN];
-        match self.tunn.update_timers(&mut room) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let initiation = matches!(Message::parse(datagram), Ok(Message::Initiation));
-                if !initiation {
-                    self.transmit(datagram, outbox, now);
-                } else if self.retry.is_due(now) {
-                    self.transmit(datagram, outbox, now);
-                    self.retry.sent(jitter, now);
-                }
+    /// Gives the state away so that an initiation is answered elsewhere; `None`: answer it here, or not at all.
+    pub(crate) fn lend(&mut self, now: Instant) -> Option<Loan> {
+        if self.established || !ANSWERS.has(self.answers_full_at, now) {
+            return None;
+        }
+        let Self {
+            noise,
+            identity,
+            peer,
+            id,
+            ..
+        } = self;
+        noise.lend(|| recipe((identity, peer, *id)))
+    }
+
+    /// Takes the state back, and sends the answer.
+    pub(crate) fn take_back(
+        &mut self,
+        returned: Returned,
+        source: SocketAddr,
+        (outbox, now): (&mut Outbox, Instant),
+    ) -> Result<(), DropReason> {
+        self.noise = Noise::Here(returned.tunn);
+        match returned.reply {
+            Ok(reply) => {
+                ANSWERS.take(&mut self.answers_full_at, now);
+                outbox.push_copy(source, reply.bytes());
+                Ok(())
             }
-            // ConnectionExpired is reported for ever once it happened; `wants_handshake` below is
-            // what brings the session back.
-            TunnResult::Err(_)
-            | TunnResult::Done
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {}
-        }
-        self.refresh(now);
-        if self.forced && !self.peer.initiates && self.retry.is_old(now) {
-            self.forced = false;
-        }
-        if self.wants_handshake(wanted, jitter, now) {
-            if self.retry.is_due(now) {
-                self.initiate(jitter, outbox, now);
+            Err(reason) => {
+                self.refused(Message::Initiation, source, reason, (outbox, now));
+                Err(reason)
             }
-        } else {
-            self.retry.done();
         }
-        self.keep_alive(outbox, now);
     }
 
     /// Starts a handshake at once, whatever the schedule says.
@@ -292,33 +315,54 @@ impl Session {
         self.initiate(jitter, outbox, now);
     }
 
-    fn wants_handshake(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
-        if self.endpoint.is_none() {
-            return false;
+    fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        if let Some(endpoint) = self.endpoint {
+            self.initiate_to(endpoint, jitter, (outbox, now));
         }
-        if self.forced || (!self.established && (self.peer.initiates || wanted)) {
-            return true;
-        }
-        if !self.peer.initiates || !self.established {
-            return false;
-        }
-        let unanswered = self
-            .unanswered_since
-            .is_some_and(|since| now.duration_since(since) >= UNANSWERED_MAX);
-        let age = self.since_handshake().unwrap_or_default();
-        let stale = age >= REKEY_AFTER + REKEY_SPREAD.mul_f64(jitter);
-        // A young session with a schedule still running: the peer's own initiation made it.
-        let unfinished = self.retry.is_active() && age >= UNANSWERED_MAX;
-        unanswered || stale || unfinished
     }
 
-    fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+    fn initiate_to(
+        &mut self,
+        endpoint: SocketAddr,
+        jitter: f64,
+        (outbox, now): (&mut Outbox, Instant),
+    ) {
         let mut room = [0u8; ROOM_MIN];
+        let Self {
+            noise,
+            identity,
+            peer,
+            id,
+            ..
+        } = self;
+        let Some(tunn) = noise.make(&recipe((identity, peer, *id))) else {
+            return;
+        };
         if let TunnResult::WriteToNetwork(datagram) =
-            self.tunn.format_handshake_initiation(&mut room, true)
+            tunn.format_handshake_initiation(&mut room, true)
         {
-            self.transmit(datagram, outbox, now);
+            outbox.push_copy(endpoint, datagram);
+            self.last_sent = now;
             self.retry.sent(jitter, now);
+        }
+    }
+
+    /// A message that does not hold: says what only a person can mend, and calls back whom only a wrong clock keeps out.
+    fn refused(
+        &mut self,
+        message: Message,
+        source: SocketAddr,
+        reason: DropReason,
+        (outbox, now): (&mut Outbox, Instant),
+    ) {
+        self.complain(message, reason);
+        // An initiation older than one before: repeated by somebody else, or made by a peer whose clock went back and who lost
+        // everything. A handshake of ours tells them apart, to where it came from, and moves nothing.
+        let is_early = |at: Instant| now.duration_since(at) < CALL_BACK_EVERY;
+        let is_old = message == Message::Initiation && reason == DropReason::Replayed;
+        if is_old && !self.called_back_at.is_some_and(is_early) {
+            self.called_back_at = Some(now);
+            self.initiate_to(source, 0.0, (outbox, now));
         }
     }
 
@@ -326,13 +370,21 @@ impl Session {
         match datagram.message {
             // A response goes where the initiation came from, which proves nothing yet: the
             // endpoint itself stays.
-            Message::Initiation => outbox.push_copy(datagram.source, reply),
+            Message::Initiation => {
+                ANSWERS.take(&mut self.answers_full_at, now);
+                outbox.push_copy(datagram.source, reply);
+            }
             Message::Response(_) => {
-                outbox.push_copy(self.endpoint.unwrap_or(datagram.source), reply);
+                // The peer needs a word in the new session, wherever it is now: its answer moves the endpoint.
+                outbox.push_copy(datagram.source, reply);
                 self.last_sent = now;
                 self.last_heard = Some(now);
                 self.established(now);
-                self.flush_queue(outbox);
+                match self.endpoint {
+                    None => self.endpoint = Some(datagram.source),
+                    Some(endpoint) if endpoint == datagram.source => {}
+                    Some(_) => self.seal(&mut [], 0, outbox, now),
+                }
             }
             Message::Cookie(_) | Message::Data(_) => {}
         }
@@ -368,7 +420,7 @@ impl Session {
 
     fn refresh(&mut self, now: Instant) {
         let before = self.established;
-        self.established = self.tunn.time_since_last_handshake().is_some();
+        self.established = self.since_handshake().is_some();
         let peer = self.peer.address;
         let endpoint = self.endpoint.map(tracing::field::display);
         match (before, self.established) {
@@ -398,33 +450,19 @@ impl Session {
         }
     }
 
-    fn keep_alive(&mut self, outbox: &mut Outbox, now: Instant) {
-        let silent = now.duration_since(self.last_sent);
-        if self.established && self.peer.keepalive.is_some_and(|after| silent >= after) {
-            self.seal(&mut [], 0, outbox, now);
-        }
-    }
-
-    fn flush_queue(&mut self, outbox: &mut Outbox) {
-        let Some(endpoint) = self.endpoint else {
-            return;
-        };
-        let mut room = [0u8; MTU_MAX + OVERHEAD_BYTES + PADDING];
-        for _ in 0..QUEUE_MAX {
-            match self.tunn.decapsulate(None, &[], &mut room) {
-                TunnResult::WriteToNetwork(datagram) => outbox.push_copy(endpoint, datagram),
-                TunnResult::Done
-                | TunnResult::Err(_)
-                | TunnResult::WriteToTunnelV4(..)
-                | TunnResult::WriteToTunnelV6(..) => break,
-            }
-        }
-    }
-
     fn transmit(&mut self, datagram: &[u8], outbox: &mut Outbox, now: Instant) {
         if let Some(endpoint) = self.endpoint {
             outbox.push_copy(endpoint, datagram);
             self.last_sent = now;
         }
+    }
+}
+
+fn recipe((identity, peer, id): (&Arc<Identity>, &Peer, PeerId)) -> Recipe {
+    Recipe {
+        identity: Arc::clone(identity),
+        key: peer.public_key,
+        psk: peer.preshared_key.clone(),
+        id,
     }
 }

@@ -1,6 +1,8 @@
 //! The tunnel from outside: real sockets on loopback, real time.
 
 #[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod relay;
