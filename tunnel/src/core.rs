@@ -20,7 +20,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use self::inside::Inside;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
 use crate::agenda::Agenda;
@@ -35,6 +34,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
+use crate::quic::{Setup, is_ours};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
 use crate::wg::gate::{Admission, Gate};
@@ -92,6 +92,7 @@ pub(crate) struct Core {
     agenda: Agenda,
     outbox: Outbox,
     shared: Surroundings,
+    quic: Arc<Setup>,
     /// `None`: TCP is done here.
     kernel: Option<Ground>,
     /// Room for one decrypted datagram.
@@ -114,6 +115,8 @@ impl Core {
             doorbell: Arc::clone(&windows.doorbell),
             sizes: Sizes::from(&settings.bounds),
         };
+        let doorbell = Arc::clone(&windows.doorbell);
+        let quic = Setup::new(&settings.bounds, doorbell, kernel.is_none());
         let limit = settings.bounds.handshakes_per_second_max;
         Self {
             gate: Gate::new(&settings.private_key, limit, now),
@@ -127,6 +130,7 @@ impl Core {
             agenda: Agenda::default(),
             outbox: Outbox::new(),
             shared,
+            quic,
             kernel,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
@@ -184,7 +188,7 @@ impl Core {
         let Member {
             session, inside, ..
         } = member;
-        let Inside::Kernel(kernel) = inside else {
+        let Some(kernel) = inside.kernel_mut() else {
             return;
         };
         let established = session.is_established();
@@ -354,6 +358,16 @@ impl Core {
             Ok(Some(plain)) if is_echo(plain.packet) => {
                 let out = (&mut self.outbox, now);
                 member.pulse.take(&plain, (&mut member.session, own), out)
+            }
+            Ok(Some(plain)) if is_ours(plain.packet) => {
+                let mtu = self.settings.bounds.mtu;
+                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+                if plain.source == link.session.peer().address {
+                    let quic = &mut member.inside.quic;
+                    quic.receive(plain.packet, &mut link, &self.listeners, &mut self.agenda)
+                } else {
+                    Err(DropReason::ForeignSource)
+                }
             }
             Ok(Some(plain)) => {
                 let length = plain.packet.len();

@@ -60,6 +60,7 @@ pub mod netns;
 mod netstack;
 mod outbox;
 mod peer;
+mod quic;
 mod settings;
 mod socket;
 mod stream;
@@ -76,6 +77,7 @@ use crate::core::{Core, Ground, Windows};
 use crate::driver::{Command, Driver};
 use crate::netns::{Entrance, Limits, Plan, Registry, Tun};
 use crate::netstack::conn::{End, Failure};
+use crate::quic::Way;
 use crate::socket::Socket;
 
 pub use crate::drops::Counters;
@@ -86,6 +88,8 @@ pub use crate::peer::{Peer, PeerStatus};
 pub use crate::settings::{Backend, Bounds, Settings};
 pub use crate::stream::Stream;
 
+/// A stream whose connection breaks while it is being made is begun anew this often.
+const DIALS_MAX: usize = 3;
 /// Commands that may wait for the driver; more senders wait themselves.
 const COMMANDS_MAX: usize = 256;
 
@@ -210,11 +214,12 @@ impl Tunnel {
 
     /// Opens a port to all peers.
     pub async fn listen(&self, port: u16) -> Result<Listener, Error> {
-        if let Some(kernel) = &self.facts.kernel {
-            return Ok(Listener::of_kernel(kernel.listen(port).await?));
-        }
+        let kernel = match &self.facts.kernel {
+            Some(kernel) => Some(kernel.listen(port).await?),
+            None => None,
+        };
         let backlog = self.ask(|reply| Command::Listen(port, reply)).await??;
-        Ok(Listener::of_stack(backlog))
+        Ok(Listener::new(backlog, kernel))
     }
 
     /// What is known about a peer; `None` when there is no such peer.
@@ -237,13 +242,13 @@ impl Tunnel {
     /// Connections with a peer at this moment, those included whose streams are gone but whose last
     /// bytes are still to be delivered. [`PeerStatus::streams`] is up to a quarter of a second old.
     pub async fn streams_now(&self, address: Ipv6Addr) -> Result<usize, Error> {
-        if let Some(kernel) = &self.facts.kernel {
-            if self.commands.is_closed() {
-                return Err(Error::Closed);
-            }
-            return Ok(kernel.len_with_lingering(address).await);
-        }
-        self.ask(|reply| Command::Streams(address, reply)).await
+        let streams = self.ask(|reply| Command::Streams(address, reply)).await?;
+        let Some(kernel) = &self.facts.kernel else {
+            return Ok(streams);
+        };
+        let held = kernel.len(address);
+        let all = kernel.len_with_lingering(address).await;
+        Ok(streams + all.saturating_sub(held))
     }
 
     /// Packets dropped so far, by reason.
@@ -259,25 +264,32 @@ impl Tunnel {
     }
 
     async fn dial(&self, address: Ipv6Addr, port: u16) -> Result<Stream, Error> {
-        if let Some(kernel) = &self.facts.kernel {
-            if self.commands.is_closed() {
-                return Err(Error::Closed);
+        for _ in 0..DIALS_MAX {
+            let stream = match self.ask(|reply| Command::Way(address, port, reply)).await?? {
+                Way::Quic(stream) => stream,
+                Way::Tcp => match &self.facts.kernel {
+                    Some(kernel) => {
+                        return Ok(Stream::of_kernel(kernel.connect(address, port).await?));
+                    }
+                    None => {
+                        self.ask(|reply| Command::Connect(address, port, reply))
+                            .await??
+                    }
+                },
+            };
+            match poll_fn(|context| stream.poll_connected(context)).await {
+                Ok(()) => return Ok(stream),
+                Err(Failure::Lost) => {}
+                Err(Failure::Refused) => return Err(Error::Refused { address, port }),
+                Err(Failure::Cut(End::PeerRemoved)) => return Err(Error::PeerRemoved(address)),
+                Err(Failure::Cut(End::TunnelClosed)) => return Err(Error::Closed),
+                Err(Failure::Cut(End::SessionLost)) => break,
             }
-            return Ok(Stream::of_kernel(kernel.connect(address, port).await?));
         }
-        let stream = self
-            .ask(|reply| Command::Connect(address, port, reply))
-            .await??;
-        match poll_fn(|context| stream.poll_connected(context)).await {
-            Ok(()) => Ok(stream),
-            Err(Failure::Refused) => Err(Error::Refused { address, port }),
-            Err(Failure::Cut(End::PeerRemoved)) => Err(Error::PeerRemoved(address)),
-            Err(Failure::Cut(End::TunnelClosed)) => Err(Error::Closed),
-            Err(Failure::Cut(End::SessionLost)) => Err(Error::NoSession {
-                address,
-                after: core::SESSIONLESS_MAX,
-            }),
-        }
+        Err(Error::NoSession {
+            address,
+            after: core::SESSIONLESS_MAX,
+        })
     }
 
     fn has_session(&self, address: Ipv6Addr) -> bool {

@@ -1,4 +1,4 @@
-//! The connections with one peer: in a stack of our own, or in the kernel's.
+//! The connections with one peer: TCP in a stack of our own or in the kernel's, and QUIC.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -13,6 +13,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::{PortPair, Segment};
 use crate::netstack::stack::Stack;
 use crate::outbox::Outbox;
+use crate::quic::Quic;
 use crate::settings::MTU_MAX;
 use crate::wg::session::Session;
 
@@ -20,7 +21,13 @@ use crate::wg::session::Session;
 const HELD_MAX: usize = 16;
 
 /// The connections with one peer.
-pub(super) enum Inside {
+pub(super) struct Inside {
+    tcp: Tcp,
+    pub(super) quic: Quic,
+}
+
+/// Who does TCP.
+pub(super) enum Tcp {
     Stack(Box<Stack>),
     Kernel(Kernel),
 }
@@ -59,50 +66,61 @@ impl Kernel {
 }
 
 impl Inside {
+    pub(super) const fn new(tcp: Tcp, quic: Quic) -> Self {
+        Self { tcp, quic }
+    }
+
     pub(super) const fn is_kernel(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self.tcp, Tcp::Kernel(_))
+    }
+
+    pub(super) const fn kernel_mut(&mut self) -> Option<&mut Kernel> {
+        match &mut self.tcp {
+            Tcp::Kernel(kernel) => Some(kernel),
+            Tcp::Stack(_) => None,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Stack(stack) => stack.len(),
-            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
-        }
+        self.tcp.len() + self.quic.len()
     }
 
     /// Whether something waits for the peer: a connection, or packets of one.
     pub(super) fn is_wanted(&self) -> bool {
-        match self {
-            Self::Stack(stack) => stack.len() > 0,
-            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
-        }
+        self.tcp.is_wanted() || self.quic.is_wanted()
     }
 
     pub(super) fn queue(&mut self, ports: PortPair, came_due: bool, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+        if Quic::is_place(ports) {
+            self.quic.queue(came_due, agenda);
+        } else if let Tcp::Stack(stack) = &mut self.tcp {
             stack.queue(ports, came_due, agenda);
         }
     }
 
     pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+        if Quic::is_place(ports) {
+            self.quic.serve(link, agenda);
+        } else if let Tcp::Stack(stack) = &mut self.tcp {
             stack.serve(ports, link, agenda);
         }
     }
 
     /// The session has come: everybody may send.
     pub(super) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(stack) => stack.queue_all(agenda),
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        self.quic.session_came(link, agenda);
+        match &mut self.tcp {
+            Tcp::Stack(stack) => stack.queue_all(agenda),
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
     /// The peer is back and has missed what it was sent.
     pub(super) fn peer_returned(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(stack) => stack.dial_again(agenda),
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        self.quic.peer_returned(agenda);
+        match &mut self.tcp {
+            Tcp::Stack(stack) => stack.dial_again(agenda),
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
@@ -114,40 +132,58 @@ impl Inside {
         listeners: &HashMap<u16, Arc<Backlog>>,
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        match self {
-            Self::Stack(stack) => stack.receive(segment, link, listeners, agenda),
-            Self::Kernel(_) => Ok(()),
+        match &mut self.tcp {
+            Tcp::Stack(stack) => stack.receive(segment, link, listeners, agenda),
+            Tcp::Kernel(_) => Ok(()),
         }
     }
 
+    /// Begins a TCP connection.
     pub(super) fn connect(
         &mut self,
         port: u16,
         agenda: &mut Agenda,
     ) -> Result<Option<Arc<Conn>>, crate::Error> {
-        match self {
-            Self::Stack(stack) => stack.connect(port, agenda).map(Some),
-            Self::Kernel(_) => Ok(None),
+        match &mut self.tcp {
+            Tcp::Stack(stack) => stack.connect(port, agenda).map(Some),
+            Tcp::Kernel(_) => Ok(None),
         }
     }
 
     pub(super) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
+        self.quic.cut_all(end, link);
+        match &mut self.tcp {
+            Tcp::Stack(stack) => stack.cut_all(end, link, agenda),
+            Tcp::Kernel(kernel) => kernel.cut_all(end),
+        }
+    }
+}
+
+impl Tcp {
+    fn len(&self) -> usize {
         match self {
-            Self::Stack(stack) => stack.cut_all(end, link, agenda),
-            Self::Kernel(kernel) => {
-                kernel.held.clear();
-                match end {
-                    End::SessionLost => kernel.registry.cut(kernel.address, end),
-                    End::PeerRemoved | End::TunnelClosed => {
-                        kernel.registry.remove(kernel.address, end);
-                    }
-                }
-            }
+            Self::Stack(stack) => stack.len(),
+            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Stack(stack) => stack.len() > 0,
+            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
         }
     }
 }
 
 impl Kernel {
+    fn cut_all(&mut self, end: End) {
+        self.held.clear();
+        match end {
+            End::SessionLost => self.registry.cut(self.address, end),
+            End::PeerRemoved | End::TunnelClosed => self.registry.remove(self.address, end),
+        }
+    }
+
     fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: std::time::Instant) {
         for mut packet in self.held.drain(..) {
             let length = packet.len();

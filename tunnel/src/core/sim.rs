@@ -11,6 +11,7 @@ use rand::Rng as _;
 
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::netstack::backlog::Arrival;
 use crate::netstack::conn::Conn;
 use crate::peer::Peer;
 use crate::settings::Bounds;
@@ -150,7 +151,8 @@ impl Sim {
         let near = self.cores[0].connect(OWN[1], PORT, now).unwrap();
         let limit = Duration::from_mins(2);
         let far = self.until(limit, |_| match backlog.poll_next(&context()) {
-            Poll::Ready(far) => far,
+            Poll::Ready(Some(Arrival::Stack(far))) => Some(far),
+            Poll::Ready(Some(Arrival::Quic(_)) | None) => None,
             Poll::Pending => None,
         });
         self.until(limit, |_| {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::Core;
-use super::inside::{Inside, Kernel};
+use super::inside::{Inside, Kernel, Tcp};
 use super::member::Member;
 use super::pulse::Pulse;
 use crate::error::Error;
@@ -15,7 +15,9 @@ use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::stack::{Ends, Stack};
+use crate::netstack::link::Link;
 use crate::peer::Peer;
+use crate::quic::{Quic, WayReply};
 use crate::wg::PeerId;
 use crate::wg::gate::Gate;
 use crate::wg::session::Session;
@@ -53,18 +55,19 @@ impl Core {
         self.by_key.insert(key, id);
         let mac = self.gate.mac();
         let random = self.random.random();
-        let inside = if let Some(kernel) = &self.kernel {
+        let tcp = if let Some(kernel) = &self.kernel {
             let registry = Arc::clone(&kernel.registry);
-            Inside::Kernel(Kernel::new(registry, ends.peer))
+            Tcp::Kernel(Kernel::new(registry, ends.peer))
         } else {
             let stack = Stack::new(id, ends, self.shared.clone(), random, now);
-            Inside::Stack(Box::new(stack))
+            Tcp::Stack(Box::new(stack))
         };
+        let quic = Quic::new(id, ends, Arc::clone(&self.quic), self.random.random());
         let member = Member {
             session: Session::new(id, peer, &self.settings.private_key, mac, now),
             next: None,
             old: None,
-            inside,
+            inside: Inside::new(tcp, quic),
             open: false,
             pulse: Pulse::new(now),
             posted_at: now,
@@ -137,7 +140,28 @@ impl Core {
         true
     }
 
-    /// Begins a connection; it is made when the session and the peer allow.
+    /// Finds out how to reach a port of a peer, and begins the stream if that is QUIC. `reply` is told, sooner or later.
+    pub(crate) fn way(&mut self, address: Ipv6Addr, port: u16, reply: WayReply, now: Instant) {
+        if port == 0 {
+            drop(reply.send(Err(Error::PortZero)));
+            return;
+        }
+        let id = self.by_address.get(&address).copied();
+        let Some((id, member)) = id.and_then(|id| self.members.get_mut(&id).map(|member| (id, member)))
+        else {
+            drop(reply.send(Err(Error::UnknownPeer(address))));
+            return;
+        };
+        let mtu = self.settings.bounds.mtu;
+        let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+        let quic = &mut member.inside.quic;
+        quic.dial(port, reply, &mut link, &mut self.agenda);
+        if !member.session.is_established() {
+            self.nudge(id, now);
+        }
+    }
+
+    /// Begins a TCP connection; it is made when the session and the peer allow.
     pub(crate) fn connect(
         &mut self,
         address: Ipv6Addr,

@@ -1,0 +1,109 @@
+//! What all QUIC connections of a tunnel have in common. Figures only, each with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn_proto::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn_proto::{
+    ClientConfig, ConnectionIdGenerator, Endpoint, EndpointConfig, RandomConnectionIdGenerator,
+    ServerConfig, TransportConfig, VarInt,
+};
+
+use super::plain::{Plain, ResetKey};
+use super::word::HEADER_BYTES;
+use crate::netstack::doorbell::Doorbell;
+use crate::settings::{Bounds, MTU_MAX};
+
+/// QUIC does without smaller ones (RFC 9000, section 14).
+const PACKET_BYTES_MIN: usize = 1_200;
+/// An endpoint has one peer: no two connections of it get the same.
+const CONNECTION_ID_BYTES: usize = 6;
+/// As TCP's in the other room.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+const SILENCE_MAX_MS: u32 = 300_000;
+/// Before the first measurement; QUIC's own third of a second makes a lost first packet cost a second.
+const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
+/// Streams that are refused for being too many must be heard first.
+const STREAMS_SPARE: usize = 64;
+
+/// The common ground.
+pub(crate) struct Setup {
+    endpoint: Arc<EndpointConfig>,
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) is_embedded: bool,
+    pub(super) streams_max: usize,
+    window: u32,
+}
+
+impl Setup {
+    pub(crate) fn new(bounds: &Bounds, doorbell: Arc<Doorbell>, is_embedded: bool) -> Arc<Self> {
+        let mut endpoint = EndpointConfig::new(ResetKey::new());
+        endpoint.grease_quic_bit(false);
+        let ids = || -> Box<dyn ConnectionIdGenerator> {
+            Box::new(RandomConnectionIdGenerator::new(CONNECTION_ID_BYTES))
+        };
+        endpoint.cid_generator(ids);
+        let largest = u16::try_from(MTU_MAX - HEADER_BYTES).unwrap_or(u16::MAX);
+        if let Err(error) = endpoint.max_udp_payload_size(largest) {
+            tracing::debug!(%error, "the packet size stays QUIC's own");
+        }
+        let window = std::env::var("HEARTH_WINDOW").ok().and_then(|w| w.parse().ok()).unwrap_or(1 << 20);
+        Arc::new(Self {
+            endpoint: Arc::new(endpoint),
+            doorbell,
+            is_embedded,
+            streams_max: bounds.sockets_per_peer_max,
+            window,
+        })
+    }
+
+    /// Whether the overlay carries QUIC's packets.
+    pub(super) const fn fits(&self, mtu: usize) -> bool {
+        mtu >= PACKET_BYTES_MIN + HEADER_BYTES
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        let server = self.server(PACKET_BYTES_MIN + HEADER_BYTES);
+        Endpoint::new(Arc::clone(&self.endpoint), Some(server), false, None)
+    }
+
+    pub(super) fn client(&self, mtu: usize) -> ClientConfig {
+        let mut client = ClientConfig::new(Arc::new(Plain));
+        client.transport_config(self.transport(mtu));
+        client
+    }
+
+    pub(super) fn server(&self, mtu: usize) -> Arc<ServerConfig> {
+        let mut server = ServerConfig::new(Arc::new(Plain), Arc::new(Plain));
+        server.transport_config(self.transport(mtu));
+        server.migration(false);
+        Arc::new(server)
+    }
+
+    fn transport(&self, mtu: usize) -> Arc<TransportConfig> {
+        let packet = u16::try_from(mtu.saturating_sub(HEADER_BYTES)).unwrap_or(u16::MAX);
+        let streams = u32::try_from(self.streams_max + STREAMS_SPARE).unwrap_or(u32::MAX);
+        let mut transport = TransportConfig::default();
+        let congestion: Arc<dyn ControllerFactory + Send + Sync> = match std::env::var("HEARTH_CC").as_deref() {
+            Ok("pace") | Err(_) => Arc::new(super::pace::PaceConfig),
+            Ok("cubic") => Arc::new(CubicConfig::default()),
+            _ => Arc::new(BbrConfig::default()),
+        };
+        let threshold = std::env::var("HEARTH_PT").ok().and_then(|w| w.parse().ok()).unwrap_or(3);
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_idle_timeout(Some(VarInt::from_u32(SILENCE_MAX_MS).into()))
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .stream_receive_window(VarInt::from_u32(self.window))
+            .receive_window(VarInt::MAX)
+            .send_window(u64::MAX)
+            .packet_threshold(threshold)
+            .initial_rtt(FIRST_ROUND_TRIP)
+            .initial_mtu(packet)
+            .mtu_discovery_config(None)
+            .datagram_receive_buffer_size(None)
+            .congestion_controller_factory(congestion);
+        Arc::new(transport)
+    }
+}
