@@ -116,7 +116,7 @@ impl Core {
             sizes: Sizes::from(&settings.bounds),
         };
         let doorbell = Arc::clone(&windows.doorbell);
-        let quic = Setup::new(&settings.bounds, doorbell, kernel.is_none());
+        let quic = Setup::new(&settings, doorbell, kernel.is_none());
         let limit = settings.bounds.handshakes_per_second_max;
         Self {
             gate: Gate::new(&settings.private_key, limit, now),
@@ -270,7 +270,8 @@ impl Core {
             if let Some(member) = self.members.get_mut(&key.peer) {
                 let mtu = self.settings.bounds.mtu;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
-                member.inside.serve(key.ports, &mut link, &mut self.agenda);
+                let inside = &mut member.inside;
+                inside.serve(key.ports, &mut link, &self.listeners, &mut self.agenda);
             }
         }
     }

@@ -98,9 +98,15 @@ impl Inside {
         }
     }
 
-    pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
+    pub(super) fn serve(
+        &mut self,
+        ports: PortPair,
+        link: &mut Link<'_>,
+        listeners: &HashMap<u16, Arc<Backlog>>,
+        agenda: &mut Agenda,
+    ) {
         if Quic::is_place(ports) {
-            self.quic.serve(link, agenda);
+            self.quic.serve(link, listeners, agenda);
         } else if let Tcp::Stack(stack) = &mut self.tcp {
             stack.serve(ports, link, agenda);
         }

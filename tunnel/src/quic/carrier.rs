@@ -68,8 +68,8 @@ pub(super) struct Road {
     numbers: Number,
     /// Streams that wait until QUIC may open one.
     dialling: VecDeque<Number>,
-    /// Streams of the peer whose port is known and which nobody has looked at.
-    asking: Vec<(Number, u16)>,
+    /// Streams of the peer that wait for their listener.
+    asking: Vec<Number>,
     /// Streams whose owners are gone and which still deliver, with when to give them up.
     lingering: VecDeque<(Number, Instant)>,
     /// In the doorbell's list.
@@ -85,6 +85,8 @@ enum Phase {
     Refused,
     /// The peer's: so much of its port is read.
     Asking(Option<u8>),
+    /// The peer's: its port is known, and it waits for its listener.
+    Queued,
     Open,
 }
 
@@ -179,7 +181,7 @@ impl Carrier {
         match slot.phase {
             Phase::Open => Poll::Ready(Ok(())),
             Phase::Refused => Poll::Ready(Err(Failure::Refused)),
-            Phase::Dialling | Phase::Asking(_) => {
+            Phase::Dialling | Phase::Asking(_) | Phase::Queued => {
                 slot.reader = Some(context.waker().clone());
                 Poll::Pending
             }
@@ -329,9 +331,16 @@ impl Road {
         }
     }
 
-    /// Streams of the peer that want to be taken.
+    /// Streams of the peer that want to be taken, with their ports.
     pub(super) fn take_asking(&mut self) -> Vec<(Number, u16)> {
-        std::mem::take(&mut self.asking)
+        let asking = std::mem::take(&mut self.asking);
+        let port = |number| self.slots.get(&number).map(|slot| (number, slot.port));
+        asking.into_iter().filter_map(port).collect()
+    }
+
+    /// A stream has to wait for its listener.
+    pub(super) fn ask_later(&mut self, number: Number) {
+        self.asking.push(number);
     }
 
     /// Takes a stream of the peer.
@@ -361,11 +370,6 @@ impl Road {
             self.reset(number, GONE);
         }
         None
-    }
-
-    /// Where a stream goes to and comes from: its port, and a number for the side that dialled.
-    pub(super) fn port(&self, number: Number) -> u16 {
-        self.slots.get(&number).map_or(0, |slot| slot.port)
     }
 
     fn insert(&mut self, slot: Slot) -> Number {
@@ -440,7 +444,8 @@ impl Road {
                 (Phase::Asking(None), Ok(Some(high))) => Phase::Asking(Some(high)),
                 (Phase::Asking(Some(high)), Ok(Some(low))) => {
                     slot.port = u16::from_be_bytes([high, low]);
-                    self.asking.push((number, slot.port));
+                    slot.phase = Phase::Queued;
+                    self.asking.push(number);
                     return;
                 }
                 (_, _) => {

@@ -12,7 +12,7 @@ use quinn_proto::{
 use super::plain::{Plain, ResetKey};
 use super::word::HEADER_BYTES;
 use crate::netstack::doorbell::Doorbell;
-use crate::settings::{Bounds, MTU_MAX};
+use crate::settings::{MTU_MAX, Settings};
 
 /// QUIC does without smaller ones (RFC 9000, section 14).
 const PACKET_BYTES_MIN: usize = 1_200;
@@ -23,6 +23,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const SILENCE_MAX_MS: u32 = 300_000;
 /// Before the first measurement; QUIC's own third of a second makes a lost first packet cost a second.
 const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
+/// A stream's window in buffers of TCP. It holds what arrives behind a lost packet until that is sent again: two round trips' worth.
+const WINDOW_BUFFERS: usize = 4;
+/// quinn-proto gives a connection up when a stream has more than 1,024 pieces behind a gap (`MAX_CHUNKS`): full packets, this many bytes never are.
+const WINDOW_MAX: usize = 1 << 20;
 /// Streams that are refused for being too many must be heard first.
 const STREAMS_SPARE: usize = 64;
 
@@ -30,13 +34,15 @@ const STREAMS_SPARE: usize = 64;
 pub(crate) struct Setup {
     endpoint: Arc<EndpointConfig>,
     pub(super) doorbell: Arc<Doorbell>,
+    is_wanted: bool,
     pub(super) is_embedded: bool,
     pub(super) streams_max: usize,
     window: u32,
 }
 
 impl Setup {
-    pub(crate) fn new(bounds: &Bounds, doorbell: Arc<Doorbell>, is_embedded: bool) -> Arc<Self> {
+    pub(crate) fn new(settings: &Settings, doorbell: Arc<Doorbell>, is_embedded: bool) -> Arc<Self> {
+        let bounds = &settings.bounds;
         let mut endpoint = EndpointConfig::new(ResetKey::new());
         endpoint.grease_quic_bit(false);
         let ids = || -> Box<dyn ConnectionIdGenerator> {
@@ -47,19 +53,21 @@ impl Setup {
         if let Err(error) = endpoint.max_udp_payload_size(largest) {
             tracing::debug!(%error, "the packet size stays QUIC's own");
         }
-        let window = std::env::var("HEARTH_WINDOW").ok().and_then(|w| w.parse().ok()).unwrap_or(1 << 20);
+        let window = bounds.tcp_buffer_bytes.saturating_mul(WINDOW_BUFFERS);
+        let window = u32::try_from(window.min(WINDOW_MAX)).unwrap_or(u32::MAX);
         Arc::new(Self {
             endpoint: Arc::new(endpoint),
             doorbell,
+            is_wanted: settings.quic,
             is_embedded,
             streams_max: bounds.sockets_per_peer_max,
             window,
         })
     }
 
-    /// Whether the overlay carries QUIC's packets.
-    pub(super) const fn fits(&self, mtu: usize) -> bool {
-        mtu >= PACKET_BYTES_MIN + HEADER_BYTES
+    /// Whether QUIC is wanted and the overlay carries its packets.
+    pub(super) const fn is_possible(&self, mtu: usize) -> bool {
+        self.is_wanted && mtu >= PACKET_BYTES_MIN + HEADER_BYTES
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {

@@ -40,6 +40,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASKS_MAX: u32 = 4;
 /// A connection without streams is closed after this.
 const IDLE_MAX: Duration = Duration::from_mins(1);
+/// A stream that waits for room with its listener is looked at this often.
+const ADMIT_EVERY: Duration = Duration::from_millis(20);
 /// Packets per turn: one full GSO batch.
 const TURN_PACKETS: usize = 48;
 /// Received packets share buffers of this size.
@@ -71,6 +73,8 @@ pub(crate) struct Quic {
     /// It has never answered.
     silent: bool,
     waiting: Vec<(u16, WayReply)>,
+    /// Streams of the peer wait for their listeners.
+    is_queued: bool,
     engine: Option<Box<Engine>>,
 }
 
@@ -97,6 +101,7 @@ impl Quic {
             asked: None,
             silent: false,
             waiting: Vec::new(),
+            is_queued: false,
             engine: None,
         }
     }
@@ -106,17 +111,16 @@ impl Quic {
         ports == PLACE
     }
 
-    /// Streams with the peer, those included that only deliver.
+    /// Streams with the peer, those included that are to be made or only deliver.
     pub(crate) fn len(&self) -> usize {
-        let engine = self.engine.as_ref();
-        engine.map_or(0, |engine| {
-            engine.roads.values().map(|road| road.lock().len()).sum()
-        })
+        let waiting = self.waiting.iter().filter(|(_, reply)| !reply.is_closed());
+        let streams = self.carriers().map(|carrier| carrier.lock().len());
+        waiting.count() + streams.sum::<usize>()
     }
 
     /// Whether something waits for the peer.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.waiting.is_empty() || self.len() > 0
+        self.len() > 0
     }
 
     /// How to reach a port: told at once where the peer is known, otherwise as soon as it is.
@@ -128,7 +132,7 @@ impl Quic {
         agenda: &mut Agenda,
     ) {
         self.waiting.retain(|(_, reply)| !reply.is_closed());
-        if self.waiting.len() + self.len() >= self.setup.streams_max {
+        if self.len() >= self.setup.streams_max {
             drop(reply.send(Err(Error::TooManyStreams(self.setup.streams_max))));
             return;
         }
@@ -146,7 +150,7 @@ impl Quic {
 
     /// There is a session: say who we are, and let connections go on at once.
     pub(crate) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if !self.setup.fits(link.mtu) {
+        if !self.setup.is_possible(link.mtu) {
             return;
         }
         self.asked = Some((1, link.now, link.now));
@@ -170,7 +174,7 @@ impl Quic {
         listeners: &HashMap<u16, Arc<Backlog>>,
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        if !self.setup.fits(link.mtu) {
+        if !self.setup.is_possible(link.mtu) {
             return Err(DropReason::NotTcp);
         }
         let outcome = match word::open(packet, self.ends.own).ok_or(DropReason::NotTcp)? {
@@ -188,8 +192,19 @@ impl Quic {
     }
 
     /// Runs what is due, sends, and says when to come back.
-    pub(crate) fn serve(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
+    pub(crate) fn serve(
+        &mut self,
+        link: &mut Link<'_>,
+        listeners: &HashMap<u16, Arc<Backlog>>,
+        agenda: &mut Agenda,
+    ) {
         self.place.taken();
+        if self.is_queued {
+            self.is_queued = false;
+            // That they wait was counted when they came.
+            let _counted = self.admit(listeners);
+            agenda.schedule(&mut self.place, self.key, link.now + ADMIT_EVERY);
+        }
         self.decide(link);
         if let Some(at) = self.ask_again(link) {
             agenda.schedule(&mut self.place, self.key, at);
@@ -278,7 +293,7 @@ impl Quic {
 
     /// Asks a peer that has not answered; says when to do so again.
     fn ask_again(&mut self, link: &mut Link<'_>) -> Option<Instant> {
-        if self.peer.is_some() || !link.session.is_established() || !self.setup.fits(link.mtu) {
+        if self.peer.is_some() || !link.session.is_established() || !self.setup.is_possible(link.mtu) {
             return None;
         }
         let (times, first, last) = self.asked?;
@@ -298,7 +313,7 @@ impl Quic {
         if self.waiting.is_empty() {
             return;
         }
-        let is_quic = match (self.setup.fits(link.mtu), self.peer) {
+        let is_quic = match (self.setup.is_possible(link.mtu), self.peer) {
             (false, _) => false,
             (true, Some(word)) => word.embedded || self.setup.is_embedded,
             (true, None) => {
@@ -411,48 +426,56 @@ impl Quic {
         }
     }
 
-    /// Hands streams that the peer has begun to their listeners.
-    fn admit(&self, listeners: &HashMap<u16, Arc<Backlog>>) -> Result<(), DropReason> {
+    /// Hands streams that the peer has begun to their listeners, or refuses them. One whose listener has no room waits, as with TCP.
+    fn admit(&mut self, listeners: &HashMap<u16, Arc<Backlog>>) -> Result<(), DropReason> {
+        let is_over = self.len() > self.setup.streams_max;
         let mut outcome = Ok(());
-        for carrier in self.carriers() {
+        self.is_queued = false;
+        for carrier in self.engine.iter().flat_map(|engine| engine.roads.values()) {
             let asking = carrier.lock().take_asking();
             for (number, port) in asking {
-                if let Err(reason) = self.admit_one(carrier, number, listeners.get(&port)) {
-                    outcome = Err(reason);
+                match admit_one(carrier, (number, port), listeners.get(&port), is_over) {
+                    Ok(()) => {}
+                    Err(reason) => {
+                        self.is_queued |= reason == DropReason::BacklogFull;
+                        outcome = Err(reason);
+                    }
                 }
             }
         }
         outcome
     }
+}
 
-    fn admit_one(
-        &self,
-        carrier: &Arc<Carrier>,
-        number: u64,
-        backlog: Option<&Arc<Backlog>>,
-    ) -> Result<(), DropReason> {
-        let is_over = self.len() > self.setup.streams_max;
-        let mut road = carrier.lock();
-        let port = road.port(number);
-        let refused = match backlog.map(|backlog| (backlog, backlog.reserve())) {
-            Some((backlog, Room::Taken)) if is_over => {
-                backlog.release();
-                Err(DropReason::TooManyStreams)
-            }
-            Some((backlog, Room::Taken)) => {
-                road.accept(number);
-                drop(road);
-                let conn = QuicConn::new(Arc::clone(carrier), number, port, false);
-                if !backlog.deliver(Arrival::Quic(conn.clone())) {
-                    conn.abandon();
-                }
-                return Ok(());
-            }
-            Some((_, Room::Full)) => Err(DropReason::BacklogFull),
-            Some((_, Room::Closed)) | None => Ok(()),
-        };
+fn admit_one(
+    carrier: &Arc<Carrier>,
+    (number, port): (u64, u16),
+    backlog: Option<&Arc<Backlog>>,
+    is_over: bool,
+) -> Result<(), DropReason> {
+    let mut road = carrier.lock();
+    if is_over {
         road.refuse(number);
-        refused
+        return Err(DropReason::TooManyStreams);
+    }
+    match backlog.map(|backlog| (backlog, backlog.reserve())) {
+        Some((backlog, Room::Taken)) => {
+            road.accept(number);
+            drop(road);
+            let conn = QuicConn::new(Arc::clone(carrier), number, port, false);
+            if !backlog.deliver(Arrival::Quic(conn.clone())) {
+                conn.abandon();
+            }
+            Ok(())
+        }
+        Some((_, Room::Full)) => {
+            road.ask_later(number);
+            Err(DropReason::BacklogFull)
+        }
+        Some((_, Room::Closed)) | None => {
+            road.refuse(number);
+            Ok(())
+        }
     }
 }
 
