@@ -3,6 +3,8 @@
 //! smoltcp and our own timers follow the invented clock; boringtun's own timers read the real one and
 //! never come due in a test this short.
 
+mod quic;
+
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 
@@ -41,6 +43,11 @@ struct Sim {
 
 impl Sim {
     fn new(seed: u64, weather: Weather) -> Self {
+        Self::with(seed, weather, true)
+    }
+
+    /// `quic`: whether the second core knows more than TCP.
+    fn with(seed: u64, weather: Weather, quic: bool) -> Self {
         let now = Instant::now();
         let keys = [
             PrivateKey::from_bytes([1; 32]),
@@ -48,6 +55,7 @@ impl Sim {
         ];
         let cores = [0, 1].map(|me| {
             let settings = Settings {
+                quic: quic || me == 0,
                 bounds: Bounds {
                     tcp_buffer_bytes: 65_536,
                     ..Bounds::default()

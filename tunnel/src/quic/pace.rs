@@ -16,8 +16,9 @@ use quinn_proto::congestion::{Controller, ControllerFactory};
 /// So much may be under way before anything is known.
 const INITIAL_PACKETS: u64 = 32;
 const MIN_PACKETS: u64 = 8;
-/// What arrives may be acknowledged late: timers tick in milliseconds, and acknowledgements go in pairs.
-const HEADROOM: Duration = Duration::from_millis(6);
+/// So much more than the path carries, in time: acknowledgements come late and in bursts (timers tick in milliseconds, programs wait for a
+/// core), and a window that is too small then measures itself smaller and smaller. Every token pays for it at most once.
+const HEADROOM: Duration = Duration::from_millis(12);
 const HEADROOM_MIN: Duration = Duration::from_micros(500);
 /// Rounds shorter than this measure the scheduler.
 const ROUND_MIN: Duration = Duration::from_millis(2);
@@ -115,6 +116,17 @@ impl Pace {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
+    fn acked(&mut self, now: Instant, sent: Instant, (bytes, is_limited): (u64, bool)) {
+        self.round.delivered += bytes;
+        self.round.is_limited |= is_limited;
+        if let Phase::Opening { window, .. } = &mut self.phase
+            && !is_limited
+        {
+            *window += bytes;
+        }
+        self.note_round_trip(now.saturating_duration_since(sent), now);
+    }
+
     fn note_round_trip(&mut self, took: Duration, now: Instant) {
         let shorter = self.round.shortest.is_none_or(|known| took < known);
         if shorter {
@@ -140,10 +152,12 @@ impl Pace {
             }
             self.rates.push_back(rate);
         }
-        self.heed_loss(&round);
+        let overflow = self.heed_loss(&round);
         let grew = rate > best * GROWTH;
         self.phase = match self.phase {
-            Phase::Opening { window, flat } => self.opened(window, flat, &round, grew),
+            Phase::Opening { window, flat } => {
+                self.opened((window, flat), &round, (grew, overflow))
+            }
             // What is limited by its program says nothing about the path.
             Phase::Cycle(at) if round.is_limited => Phase::Cycle(at.max(2)),
             Phase::Cycle(0) if grew => Phase::Cycle(0),
@@ -155,16 +169,23 @@ impl Pace {
         };
     }
 
-    fn opened(&self, window: u64, flat: u32, round: &Round, grew: bool) -> Phase {
-        if round.is_limited {
-            return Phase::Opening { window, flat };
-        }
-        let flat = if grew { 0 } else { flat + 1 };
+    fn opened(
+        &self,
+        (window, flat): (u64, u32),
+        round: &Round,
+        (grew, overflow): (bool, bool),
+    ) -> Phase {
+        let flat = match (grew, round.is_limited) {
+            (true, _) => 0,
+            (false, true) => flat,
+            (false, false) => flat + 1,
+        };
         let waits = match (round.shortest, self.shortest) {
             (Some(took), Some((shortest, _))) => took > shortest + slack(shortest),
             _ => false,
         };
-        if flat >= FLAT_ROUNDS || waits {
+        // What is limited by its program may wait for other reasons.
+        if flat >= FLAT_ROUNDS || overflow || (waits && !round.is_limited) {
             // One round below takes away what the last doubling has put into the queue.
             Phase::Cycle(1)
         } else {
@@ -173,14 +194,16 @@ impl Pace {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a share")]
-    fn heed_loss(&mut self, round: &Round) {
+    /// Whether the round has overflown a queue.
+    fn heed_loss(&mut self, round: &Round) -> bool {
         let share = round.lost as f64 / (round.lost + round.delivered).max(1) as f64;
         let is_overflow = share > LOSS_MAX && round.lost >= LOSS_MIN_PACKETS * self.mtu;
         self.headroom = if is_overflow {
             (self.headroom / 2).max(HEADROOM_MIN)
         } else {
-            (self.headroom + HEADROOM / 64).min(HEADROOM)
+            (self.headroom + HEADROOM / 32).min(HEADROOM)
         };
+        is_overflow
     }
 
     /// After a round below, the queue that we made is gone; what is left is made by others.
@@ -224,14 +247,7 @@ impl Controller for Pace {
         is_limited: bool,
         _: &RttEstimator,
     ) {
-        self.round.delivered += bytes;
-        self.round.is_limited |= is_limited;
-        if let Phase::Opening { window, .. } = &mut self.phase
-            && !is_limited
-        {
-            *window += bytes;
-        }
-        self.note_round_trip(now.saturating_duration_since(sent), now);
+        self.acked(now, sent, (bytes, is_limited));
     }
 
     fn on_end_acks(&mut self, now: Instant, _: u64, is_limited: bool, largest: Option<u64>) {
@@ -276,5 +292,144 @@ impl Controller for Pace {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MTU: u64 = 1_232;
+
+    /// A link with a queue, and a sender that always has more to send.
+    struct Link {
+        bytes_per_second: f64,
+        delay: Duration,
+        queue: Duration,
+        /// Every so many packets one is lost.
+        lose_every: u64,
+        /// What others keep in the queue from the second second on.
+        others: Duration,
+    }
+
+    const HOME: Link = Link {
+        bytes_per_second: 12.5e6,
+        delay: Duration::from_millis(20),
+        queue: Duration::from_millis(40),
+        lose_every: u64::MAX,
+        others: Duration::ZERO,
+    };
+
+    /// Runs for so many seconds; the share of the link that was used and the mean wait in the queue, both after the first second.
+    fn run(link: &Link, seconds: u64) -> (f64, Duration) {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(seconds);
+        let mut pace = Pace::new(u16::try_from(MTU).unwrap(), start);
+        let mut now = start;
+        let mut free_at = start;
+        let mut number = 0;
+        let mut under_way: VecDeque<(u64, Instant, Option<Instant>)> = VecDeque::new();
+        let takes = Duration::from_secs_f64(MTU as f64 / link.bytes_per_second);
+        let (mut delivered, mut waits, mut count) = (0, Duration::ZERO, 0);
+        while now < end {
+            let settled = now > start + Duration::from_secs(1);
+            while under_way.len() as u64 * MTU < pace.window() {
+                number += 1;
+                pace.on_sent(now, MTU, number);
+                let others = if settled { link.others } else { Duration::ZERO };
+                let wait = free_at.saturating_duration_since(now);
+                let lost = wait > link.queue || number % link.lose_every == 0;
+                let arrives = if lost {
+                    None
+                } else {
+                    free_at = free_at.max(now) + takes;
+                    Some(free_at + others + 2 * link.delay)
+                };
+                if settled {
+                    waits += wait;
+                    count += 1;
+                }
+                under_way.push_back((number, now, arrives));
+            }
+            match under_way.pop_front() {
+                Some((number, sent, Some(at))) => {
+                    now = now.max(at);
+                    delivered += u64::from(settled) * MTU;
+                    pace.acked(now, sent, (MTU, false));
+                    pace.on_end_acks(now, 0, false, Some(number));
+                }
+                Some((_, sent, None)) => pace.on_congestion_event(now, sent, false, MTU),
+                None => now += Duration::from_millis(1),
+            }
+        }
+        let used = delivered as f64 / (link.bytes_per_second * (seconds - 1) as f64);
+        (used, waits / count.max(1))
+    }
+
+    #[test]
+    fn a_clean_link_is_used_without_filling_its_queue() {
+        let (used, wait) = run(&HOME, 8);
+        assert!(used > 0.93, "{used}");
+        assert!(wait < Duration::from_millis(20), "{wait:?}");
+    }
+
+    #[test]
+    fn a_narrow_link_with_a_deep_queue_stays_quick_for_tokens() {
+        let link = Link {
+            bytes_per_second: 2.5e6,
+            queue: Duration::from_millis(500),
+            ..HOME
+        };
+        let (used, wait) = run(&link, 8);
+        assert!(used > 0.9, "{used}");
+        assert!(wait < Duration::from_millis(25), "{wait:?}");
+    }
+
+    #[test]
+    fn random_loss_does_not_slow_it_down() {
+        for lose_every in [1000, 100, 30] {
+            let (used, _) = run(&Link { lose_every, ..HOME }, 8);
+            assert!(used > 0.85, "one in {lose_every}: {used}");
+        }
+    }
+
+    #[test]
+    fn a_short_queue_is_not_overflown_for_long() {
+        let link = Link {
+            queue: Duration::from_millis(3),
+            ..HOME
+        };
+        let (used, _) = run(&link, 8);
+        assert!(used > 0.8, "{used}");
+    }
+
+    #[test]
+    fn a_queue_that_others_fill_does_not_starve_it() {
+        let others = Duration::from_millis(60);
+        let (used, _) = run(&Link { others, ..HOME }, 8);
+        assert!(used > 0.6, "{used}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_the_window_stays_sane(events in proptest::collection::vec((0u8..4, 0u64..100_000, 1u64..1_000), 1..400)) {
+            let start = Instant::now();
+            let mut pace = Pace::new(1_232, start);
+            let mut now = start;
+            for (number, (kind, bytes, millis)) in (1..).zip(events) {
+                pace.on_sent(now, MTU, number);
+                let sent = now;
+                now += Duration::from_millis(millis);
+                match kind {
+                    0 => pace.on_congestion_event(now, sent, bytes % 7 == 0, bytes),
+                    _ => pace.acked(now, sent, (bytes, kind == 1)),
+                }
+                pace.on_end_acks(now, 0, kind == 1, Some(number));
+                prop_assert!(pace.window() >= MIN_PACKETS * MTU);
+                prop_assert!(pace.window() < 1 << 40);
+            }
+        }
     }
 }

@@ -118,6 +118,12 @@ impl Quic {
         waiting.count() + streams.sum::<usize>()
     }
 
+    /// Whether there is no connection.
+    #[cfg(test)]
+    pub(crate) const fn is_at_rest(&self) -> bool {
+        self.engine.is_none()
+    }
+
     /// Whether something waits for the peer.
     pub(crate) fn is_wanted(&self) -> bool {
         self.len() > 0
