@@ -265,7 +265,10 @@ impl Tunnel {
 
     async fn dial(&self, address: Ipv6Addr, port: u16) -> Result<Stream, Error> {
         for _ in 0..DIALS_MAX {
-            let stream = match self.ask(|reply| Command::Way(address, port, reply)).await?? {
+            let stream = match self
+                .ask(|reply| Command::Way(address, port, reply))
+                .await??
+            {
                 Way::Quic(stream) => stream,
                 Way::Tcp => match &self.facts.kernel {
                     Some(kernel) => {

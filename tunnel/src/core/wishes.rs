@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
-use crate::netstack::stack::{Ends, Stack};
 use crate::netstack::link::Link;
+use crate::netstack::stack::{Ends, Stack};
 use crate::peer::Peer;
 use crate::quic::{Quic, WayReply};
 use crate::wg::PeerId;
@@ -147,15 +147,16 @@ impl Core {
             return;
         }
         let id = self.by_address.get(&address).copied();
-        let Some((id, member)) = id.and_then(|id| self.members.get_mut(&id).map(|member| (id, member)))
+        let Some((id, member)) =
+            id.and_then(|id| self.members.get_mut(&id).map(|member| (id, member)))
         else {
             drop(reply.send(Err(Error::UnknownPeer(address))));
             return;
         };
         let mtu = self.settings.bounds.mtu;
-        let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+        let link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
         let quic = &mut member.inside.quic;
-        quic.dial(port, reply, &mut link, &mut self.agenda);
+        quic.dial(port, reply, &link, &mut self.agenda);
         if !member.session.is_established() {
             self.nudge(id, now);
         }

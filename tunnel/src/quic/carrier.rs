@@ -324,9 +324,8 @@ impl Road {
                     tracing::debug!(%reason, "a connection inside the tunnel ended");
                     self.end(Over::Lost);
                 }
-                Event::HandshakeDataReady
-                | Event::DatagramReceived
-                | Event::DatagramsUnblocked => {}
+                Event::HandshakeDataReady | Event::DatagramReceived | Event::DatagramsUnblocked => {
+                }
             }
         }
     }

@@ -323,6 +323,7 @@ mod tests {
     };
 
     /// Runs for so many seconds; the share of the link that was used and the mean wait in the queue, both after the first second.
+    #[expect(clippy::cast_precision_loss, reason = "shares of a link")]
     fn run(link: &Link, seconds: u64) -> (f64, Duration) {
         let start = Instant::now();
         let end = start + Duration::from_secs(seconds);

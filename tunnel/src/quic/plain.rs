@@ -43,10 +43,10 @@ enum Step {
 }
 
 impl Handshake {
-    fn begin(side: Side, own: TransportParameters) -> Box<dyn Session> {
+    fn begin(side: Side, own: &TransportParameters) -> Box<dyn Session> {
         Box::new(Self {
             side,
-            own,
+            own: *own,
             peer: None,
             step: Step::Initial,
             opened: false,
@@ -85,11 +85,12 @@ impl Session for Handshake {
             self.ended |= message.contains(&END);
             return Ok(false);
         }
-        let peer = TransportParameters::read(self.side, &mut message).map_err(|_| TransportError {
-            code: TransportErrorCode::TRANSPORT_PARAMETER_ERROR,
-            frame: None,
-            reason: "transport parameters cannot be read".to_owned(),
-        })?;
+        let peer =
+            TransportParameters::read(self.side, &mut message).map_err(|_| TransportError {
+                code: TransportErrorCode::TRANSPORT_PARAMETER_ERROR,
+                frame: None,
+                reason: "transport parameters cannot be read".to_owned(),
+            })?;
         self.peer = Some(peer);
         Ok(true)
     }
@@ -150,7 +151,7 @@ impl ClientConfig for Plain {
         _: &str,
         own: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
-        Ok(Handshake::begin(Side::Client, *own))
+        Ok(Handshake::begin(Side::Client, own))
     }
 }
 
@@ -164,7 +165,7 @@ impl ServerConfig for Plain {
     }
 
     fn start_session(self: Arc<Self>, _: u32, own: &TransportParameters) -> Box<dyn Session> {
-        Handshake::begin(Side::Server, *own)
+        Handshake::begin(Side::Server, own)
     }
 }
 

@@ -44,7 +44,11 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn new(settings: &Settings, doorbell: Arc<Doorbell>, is_embedded: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        settings: &Settings,
+        doorbell: Arc<Doorbell>,
+        is_embedded: bool,
+    ) -> Arc<Self> {
         let bounds = &settings.bounds;
         let mut endpoint = EndpointConfig::new(ResetKey::new());
         endpoint.grease_quic_bit(false);

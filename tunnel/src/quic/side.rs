@@ -134,7 +134,7 @@ impl Quic {
         &mut self,
         port: u16,
         reply: WayReply,
-        link: &mut Link<'_>,
+        link: &Link<'_>,
         agenda: &mut Agenda,
     ) {
         self.waiting.retain(|(_, reply)| !reply.is_closed());
@@ -299,7 +299,10 @@ impl Quic {
 
     /// Asks a peer that has not answered; says when to do so again.
     fn ask_again(&mut self, link: &mut Link<'_>) -> Option<Instant> {
-        if self.peer.is_some() || !link.session.is_established() || !self.setup.is_possible(link.mtu) {
+        if self.peer.is_some()
+            || !link.session.is_established()
+            || !self.setup.is_possible(link.mtu)
+        {
             return None;
         }
         let (times, first, last) = self.asked?;
@@ -315,7 +318,7 @@ impl Quic {
     }
 
     /// Tells those who wait, if it is known what to tell.
-    fn decide(&mut self, link: &mut Link<'_>) {
+    fn decide(&mut self, link: &Link<'_>) {
         if self.waiting.is_empty() {
             return;
         }
@@ -324,11 +327,10 @@ impl Quic {
             (true, Some(word)) => word.embedded || self.setup.is_embedded,
             (true, None) => {
                 let is_late = |(_, first, _)| link.now.duration_since(first) >= PATIENCE;
-                let is_open = link.session.is_established();
-                if !self.silent && !(is_open && self.asked.is_some_and(is_late)) {
+                self.silent |= link.session.is_established() && self.asked.is_some_and(is_late);
+                if !self.silent {
                     return;
                 }
-                self.silent = true;
                 false
             }
         };
@@ -531,9 +533,7 @@ impl Engine {
             self.packets.clear();
             let mut road = carrier.lock();
             let room = TURN_PACKETS - sent;
-            let transmit = road
-                .proto
-                .poll_transmit(link.now, room, &mut self.packets);
+            let transmit = road.proto.poll_transmit(link.now, room, &mut self.packets);
             drop(road);
             let Some(transmit) = transmit else {
                 break;
@@ -619,6 +619,7 @@ fn send(payload: &[u8], ends: Ends, link: &mut Link<'_>) {
     room.copy_from_slice(payload);
     let addresses: (Ipv6Addr, Ipv6Addr) = (ends.own, ends.peer);
     if let Some(length) = word::close(&mut packet, payload.len(), addresses) {
-        link.session.seal(&mut packet, length, link.outbox, link.now);
+        link.session
+            .seal(&mut packet, length, link.outbox, link.now);
     }
 }

@@ -43,7 +43,7 @@ impl Word {
         let mut bytes = [0; WORD_BYTES];
         bytes[0] = WORD;
         bytes[1] = VERSION;
-        bytes[2] = u8::from(self.embedded) * EMBEDDED | u8::from(self.asks) * ASKS;
+        bytes[2] = (u8::from(self.embedded) * EMBEDDED) | (u8::from(self.asks) * ASKS);
         bytes[4..].copy_from_slice(&self.life.to_be_bytes());
         bytes
     }

@@ -62,7 +62,11 @@ impl Sim {
             {
                 sent += taken.unwrap();
                 if sent == bytes.len() {
-                    assert!(Pin::new(&mut *from).poll_shutdown(&mut context()).is_ready());
+                    assert!(
+                        Pin::new(&mut *from)
+                            .poll_shutdown(&mut context())
+                            .is_ready()
+                    );
                 }
             }
             read_some(to, &mut got).then_some(())
@@ -126,7 +130,11 @@ fn a_peer_that_never_says_what_it_is_gets_tcp_after_a_moment() {
     sim.connect();
     let mut stock = Sim::with(4, CLEAR, false);
     stock.until(Duration::from_mins(1), |sim| {
-        sim.cores[0].windows.board.read(OWN[1], sim.now)?.since_handshake
+        sim.cores[0]
+            .windows
+            .board
+            .read(OWN[1], sim.now)?
+            .since_handshake
     });
     let began = stock.now;
     assert!(matches!(stock.way(PORT), Way::Tcp));
@@ -146,7 +154,11 @@ fn a_connection_without_streams_is_closed_and_then_silent() {
     drop((near, far));
     sim.rest(Duration::from_secs(75));
     for core in &sim.cores {
-        assert!(core.members.values().all(|member| member.inside.quic.is_at_rest()));
+        assert!(
+            core.members
+                .values()
+                .all(|member| member.inside.quic.is_at_rest())
+        );
     }
     let before = sim.sent;
     sim.rest(Duration::from_secs(40));
@@ -205,9 +217,11 @@ impl Sim {
     fn streams_again(&mut self) -> (Stream, Stream) {
         let backlog = self.cores[1].listen(PORT + 7).unwrap();
         let near = self.dial(PORT + 7).unwrap();
-        let far = self.until(Duration::from_secs(1), |_| match backlog.poll_next(&context()) {
-            Poll::Ready(Some(Arrival::Quic(far))) => Some(far),
-            Poll::Ready(Some(Arrival::Stack(_)) | None) | Poll::Pending => None,
+        let far = self.until(Duration::from_secs(1), |_| {
+            match backlog.poll_next(&context()) {
+                Poll::Ready(Some(Arrival::Quic(far))) => Some(far),
+                Poll::Ready(Some(Arrival::Stack(_)) | None) | Poll::Pending => None,
+            }
         });
         (near, Stream::of_quic(far))
     }
