@@ -23,7 +23,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use self::inside::Inside;
 use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
@@ -39,6 +38,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
+use crate::quic::{Setup, is_ours};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
 use crate::wg::bench::{Bench, Hands};
@@ -108,6 +108,7 @@ pub(crate) struct Core {
     agenda: Agenda,
     outbox: Outbox,
     shared: Surroundings,
+    quic: Arc<Setup>,
     /// `None`: TCP is done here.
     kernel: Option<Ground>,
     /// Room for one decrypted datagram.
@@ -135,6 +136,8 @@ impl Core {
             doorbell: Arc::clone(&windows.doorbell),
             sizes: Sizes::from(&settings.bounds),
         };
+        let doorbell = Arc::clone(&windows.doorbell);
+        let quic = Setup::new(&settings, doorbell, kernel.is_none());
         let limit = settings.bounds.handshakes_per_second_max;
         Self {
             gate: Gate::new(&settings.private_key, limit, now),
@@ -152,6 +155,7 @@ impl Core {
             agenda: Agenda::default(),
             outbox: Outbox::new(),
             shared,
+            quic,
             kernel,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
@@ -210,7 +214,7 @@ impl Core {
         let Member {
             session, inside, ..
         } = &mut **member;
-        let Inside::Kernel(kernel) = inside else {
+        let Some(kernel) = inside.kernel_mut() else {
             return;
         };
         let established = session.is_established();
@@ -290,7 +294,8 @@ impl Core {
             if let Some(member) = self.members.get_mut(&key.peer) {
                 let mtu = self.settings.bounds.mtu;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
-                member.inside.serve(key.ports, &mut link, &mut self.agenda);
+                let inside = &mut member.inside;
+                inside.serve(key.ports, &mut link, &self.listeners, &mut self.agenda);
                 self.wheel.schedule(&mut member.place, key.peer, now);
             }
         }
@@ -397,6 +402,16 @@ impl Core {
             Ok(Some(plain)) if is_echo(plain.packet) => {
                 let out = (&mut self.outbox, now);
                 member.pulse.take(&plain, (&mut member.session, own), out)
+            }
+            Ok(Some(plain)) if is_ours(plain.packet) => {
+                let mtu = self.settings.bounds.mtu;
+                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+                if plain.source == link.session.peer().address {
+                    let quic = &mut member.inside.quic;
+                    quic.receive(plain.packet, &mut link, &self.listeners, &mut self.agenda)
+                } else {
+                    Err(DropReason::ForeignSource)
+                }
             }
             Ok(Some(plain)) => {
                 let length = plain.packet.len();

@@ -17,6 +17,7 @@ use crate::keys::PrivateKey;
 use crate::netns::Tun;
 use crate::netstack::backlog::Backlog;
 use crate::peer::Peer;
+use crate::quic::WayReply;
 use crate::socket::Socket;
 use crate::stream::Stream;
 use crate::wg::bench::Done;
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     SetPeer(Box<Peer>, Reply<Result<(), Error>>),
     RenewPeer(Box<(Peer, Option<PrivateKey>)>, Reply<Result<(), Error>>),
     RemovePeer(Ipv6Addr, Reply<bool>),
+    /// How to reach a port of a peer, with the stream already begun where that is QUIC.
+    Way(Ipv6Addr, u16, WayReply),
     Connect(Ipv6Addr, u16, Reply<Result<Stream, Error>>),
     Listen(u16, Reply<Result<Arc<Backlog>, Error>>),
     Handshake(Ipv6Addr, Reply<Result<(), Error>>),
@@ -265,6 +268,7 @@ impl Driver {
             Command::RemovePeer(address, reply) => {
                 let _ = reply.send(core.remove_peer(address, now));
             }
+            Command::Way(address, port, reply) => core.way(address, port, reply, now),
             Command::Connect(address, port, reply) => {
                 drop(reply.send(core.connect(address, port, now).map(Stream::of_stack)));
             }

@@ -135,10 +135,6 @@ impl Registry {
 }
 
 impl Acceptor {
-    pub(crate) fn port(&self) -> u16 {
-        match self.0 {}
-    }
-
     #[expect(clippy::unused_async, reason = "as on Linux")]
     pub(crate) async fn accept(&self) -> Result<Arc<KernelConn>, Error> {
         match self.0 {}

@@ -27,6 +27,9 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Who does TCP inside the tunnel. [`Backend::Embedded`] unless set.
     pub backend: Backend,
+    /// Streams with a peer that runs this crate too go over QUIC when TCP is not the kernel's on both sides. `true` unless set; without it,
+    /// and with stock peers, they go over the embedded TCP, which is slow on lossy paths.
+    pub quic: bool,
     /// The program that is [`crate::netns::helper_main`] when started with `__netns`; `None`: this one. Only for `netns`.
     pub helper: Option<PathBuf>,
 }
@@ -73,6 +76,7 @@ impl Settings {
             address,
             bounds: Bounds::default(),
             backend: Backend::default(),
+            quic: true,
             helper: None,
         }
     }

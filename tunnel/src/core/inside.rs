@@ -14,6 +14,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::{PortPair, Segment};
 use crate::netstack::stack::{Ends, Stack, Surroundings};
 use crate::outbox::Outbox;
+use crate::quic::Quic;
 use crate::settings::MTU_MAX;
 use crate::wg::PeerId;
 use crate::wg::session::Session;
@@ -22,7 +23,13 @@ use crate::wg::session::Session;
 const HELD_MAX: usize = 16;
 
 /// The connections with one peer.
-pub(super) enum Inside {
+pub(super) struct Inside {
+    tcp: Tcp,
+    pub(super) quic: Quic,
+}
+
+/// Who does TCP.
+pub(super) enum Tcp {
     Stack(Lazy),
     Kernel(Kernel),
 }
@@ -92,65 +99,82 @@ impl Kernel {
 }
 
 impl Inside {
+    pub(super) const fn new(tcp: Tcp, quic: Quic) -> Self {
+        Self { tcp, quic }
+    }
+
     pub(super) const fn is_kernel(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self.tcp, Tcp::Kernel(_))
     }
 
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Stack(lazy) => lazy.len(),
-            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
-        }
-    }
-
-    /// Whether something waits for the peer: a connection, or packets of one.
-    pub(super) fn is_wanted(&self) -> bool {
-        match self {
-            Self::Stack(lazy) => lazy.len() > 0,
-            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
+    pub(super) const fn kernel_mut(&mut self) -> Option<&mut Kernel> {
+        match &mut self.tcp {
+            Tcp::Kernel(kernel) => Some(kernel),
+            Tcp::Stack(_) => None,
         }
     }
 
     fn stack_mut(&mut self) -> Option<&mut Stack> {
-        match self {
-            Self::Stack(lazy) => lazy.stack.as_deref_mut(),
-            Self::Kernel(_) => None,
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => lazy.stack.as_deref_mut(),
+            Tcp::Kernel(_) => None,
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.tcp.len() + self.quic.len()
+    }
+
+    /// Whether something waits for the peer: a connection, or packets of one.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.tcp.is_wanted() || self.quic.is_wanted()
+    }
+
     pub(super) fn queue(&mut self, ports: PortPair, came_due: bool, agenda: &mut Agenda) {
-        if let Some(stack) = self.stack_mut() {
+        if Quic::is_place(ports) {
+            self.quic.queue(came_due, agenda);
+        } else if let Some(stack) = self.stack_mut() {
             stack.queue(ports, came_due, agenda);
         }
     }
 
-    pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if let Some(stack) = self.stack_mut() {
+    pub(super) fn serve(
+        &mut self,
+        ports: PortPair,
+        link: &mut Link<'_>,
+        listeners: &HashMap<u16, Arc<Backlog>>,
+        agenda: &mut Agenda,
+    ) {
+        if Quic::is_place(ports) {
+            self.quic.serve(link, listeners, agenda);
+        } else if let Some(stack) = self.stack_mut() {
             stack.serve(ports, link, agenda);
         }
     }
 
     /// The session has come: everybody may send.
     pub(super) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(lazy) => {
+        self.quic.session_came(link, agenda);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
                 if let Some(stack) = &mut lazy.stack {
                     stack.queue_all(agenda);
                 }
             }
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
     /// The peer is back and has missed what it was sent.
     pub(super) fn peer_returned(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(lazy) => {
+        self.quic.peer_returned(agenda);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
                 if let Some(stack) = &mut lazy.stack {
                     stack.dial_again(agenda);
                 }
             }
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
@@ -162,48 +186,66 @@ impl Inside {
         (shared, listeners): (&Surroundings, &HashMap<u16, Arc<Backlog>>),
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        match self {
-            Self::Stack(lazy) => {
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
                 let stack = lazy.make(shared, link.now);
                 stack.receive(segment, link, listeners, agenda)
             }
-            Self::Kernel(_) => Ok(()),
+            Tcp::Kernel(_) => Ok(()),
         }
     }
 
+    /// Begins a TCP connection.
     pub(super) fn connect(
         &mut self,
         port: u16,
         (shared, now): (&Surroundings, Instant),
         agenda: &mut Agenda,
     ) -> Result<Option<Arc<Conn>>, crate::Error> {
-        match self {
-            Self::Stack(lazy) => lazy.make(shared, now).connect(port, agenda).map(Some),
-            Self::Kernel(_) => Ok(None),
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => lazy.make(shared, now).connect(port, agenda).map(Some),
+            Tcp::Kernel(_) => Ok(None),
         }
     }
 
     pub(super) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(lazy) => {
+        self.quic.cut_all(end, link);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
                 if let Some(stack) = &mut lazy.stack {
                     stack.cut_all(end, link, agenda);
                 }
             }
-            Self::Kernel(kernel) => {
-                kernel.held.clear();
-                match end {
-                    End::SessionLost => kernel.registry.cut(kernel.address, end),
-                    End::PeerRemoved | End::TunnelClosed => {
-                        kernel.registry.remove(kernel.address, end);
-                    }
-                }
-            }
+            Tcp::Kernel(kernel) => kernel.cut_all(end),
+        }
+    }
+}
+
+impl Tcp {
+    fn len(&self) -> usize {
+        match self {
+            Self::Stack(lazy) => lazy.len(),
+            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Stack(lazy) => lazy.len() > 0,
+            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
         }
     }
 }
 
 impl Kernel {
+    fn cut_all(&mut self, end: End) {
+        self.held.clear();
+        match end {
+            End::SessionLost => self.registry.cut(self.address, end),
+            End::PeerRemoved | End::TunnelClosed => self.registry.remove(self.address, end),
+        }
+    }
+
     fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
         for mut packet in self.held.drain(..) {
             let length = packet.len();

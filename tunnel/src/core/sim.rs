@@ -8,6 +8,8 @@ mod clock;
 mod hostile;
 mod many;
 
+mod quic;
+
 use std::collections::BTreeMap;
 use std::task::{Context, Poll, Waker};
 
@@ -16,6 +18,7 @@ use rand::Rng as _;
 
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::netstack::backlog::Arrival;
 use crate::netstack::conn::Conn;
 use crate::peer::Peer;
 use crate::settings::Bounds;
@@ -65,7 +68,13 @@ fn core(me: usize, seed: u64, now: Instant) -> Core {
 }
 
 fn core_within(bounds: &Bounds, me: usize, seed: u64, now: Instant) -> Core {
+    core_knowing(true, bounds, me, (seed, now))
+}
+
+/// `quic`: whether it knows more than TCP.
+fn core_knowing(quic: bool, bounds: &Bounds, me: usize, (seed, now): (u64, Instant)) -> Core {
     let settings = Settings {
+        quic,
         bounds: Bounds {
             tcp_buffer_bytes: 65_536,
             ..bounds.clone()
@@ -92,9 +101,15 @@ fn peer(other: usize, initiates: bool) -> Peer {
 
 impl Sim {
     fn new(seed: u64, weather: Weather) -> Self {
+        Self::with(seed, weather, true)
+    }
+
+    /// `quic`: whether the second core knows more than TCP.
+    fn with(seed: u64, weather: Weather, quic: bool) -> Self {
         let now = Instant::now();
         Self {
-            cores: [0, 1].map(|me| core(me, seed, now)),
+            cores: [0, 1]
+                .map(|me| core_knowing(quic || me == 0, &Bounds::default(), me, (seed, now))),
             now,
             wire: BTreeMap::new(),
             sent: 0,
@@ -217,7 +232,8 @@ impl Sim {
         let near = self.cores[0].connect(OWN[1], PORT, now).unwrap();
         let limit = Duration::from_mins(2);
         let far = self.until(limit, |_| match backlog.poll_next(&context()) {
-            Poll::Ready(far) => far,
+            Poll::Ready(Some(Arrival::Stack(far))) => Some(far),
+            Poll::Ready(Some(Arrival::Quic(_)) | None) => None,
             Poll::Pending => None,
         });
         self.until(limit, |_| {

@@ -7,15 +7,17 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::Core;
-use super::inside::{Inside, Kernel, Lazy};
+use super::inside::{Inside, Kernel, Lazy, Tcp};
 use super::member::Member;
 use super::pulse::Pulse;
 use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
+use crate::netstack::link::Link;
 use crate::netstack::stack::Ends;
 use crate::peer::Peer;
+use crate::quic::{Quic, WayReply};
 use crate::wg::PeerId;
 use crate::wg::gate::Gate;
 use crate::wg::session::Session;
@@ -52,18 +54,20 @@ impl Core {
         };
         self.by_address.insert(peer.address, id);
         self.by_key.insert(key, id);
-        let inside = if let Some(kernel) = &self.kernel {
+        let random = self.random.random();
+        let tcp = if let Some(kernel) = &self.kernel {
             let registry = Arc::clone(&kernel.registry);
-            Inside::Kernel(Kernel::new(registry, ends.peer))
+            Tcp::Kernel(Kernel::new(registry, ends.peer))
         } else {
-            Inside::Stack(Lazy::new(id, ends, self.random.random()))
+            Tcp::Stack(Lazy::new(id, ends, random))
         };
+        let quic = Quic::new(id, ends, Arc::clone(&self.quic), self.random.random());
         let before = self.ledger.open(ends.peer);
         let member = Member {
             session: Session::new(id, peer, self.gate.identity(), now),
             next: None,
             old: None,
-            inside,
+            inside: Inside::new(tcp, quic),
             open: false,
             pulse: Pulse::new(now),
             posted_at: now,
@@ -142,7 +146,29 @@ impl Core {
         true
     }
 
-    /// Begins a connection; it is made when the session and the peer allow.
+    /// Finds out how to reach a port of a peer, and begins the stream if that is QUIC. `reply` is told, sooner or later.
+    pub(crate) fn way(&mut self, address: Ipv6Addr, port: u16, reply: WayReply, now: Instant) {
+        if port == 0 {
+            drop(reply.send(Err(Error::PortZero)));
+            return;
+        }
+        let id = self.by_address.get(&address).copied();
+        let Some((id, member)) =
+            id.and_then(|id| self.members.get_mut(&id).map(|member| (id, member)))
+        else {
+            drop(reply.send(Err(Error::UnknownPeer(address))));
+            return;
+        };
+        let mtu = self.settings.bounds.mtu;
+        let link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+        let quic = &mut member.inside.quic;
+        quic.dial(port, reply, &link, &mut self.agenda);
+        if !member.session.is_established() {
+            self.nudge(id, now);
+        }
+    }
+
+    /// Begins a TCP connection; it is made when the session and the peer allow.
     pub(crate) fn connect(
         &mut self,
         address: Ipv6Addr,

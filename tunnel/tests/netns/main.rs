@@ -24,3 +24,6 @@ mod support;
 /// Who does TCP in these tests.
 #[cfg(test)]
 const BACKEND: tunnel::Backend = tunnel::Backend::Auto;
+/// Streams are QUIC where the kernel does not do TCP on both sides.
+#[cfg(test)]
+const QUIC: bool = true;
