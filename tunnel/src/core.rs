@@ -6,12 +6,15 @@
 
 mod inside;
 mod member;
+mod pmtu;
 mod pulse;
+mod race;
+mod ways;
 mod wishes;
 
 use std::collections::HashMap;
 use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +28,7 @@ use self::member::{Member, Promoted};
 use self::pulse::is_echo;
 use crate::agenda::Agenda;
 use crate::board::Board;
+use crate::carrier::Carriers;
 use crate::drops::{DropReason, Drops};
 use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
 use crate::netstack::backlog::Backlog;
@@ -35,6 +39,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
+use crate::path::{CarrierId, Path};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
 use crate::wg::gate::{Admission, Gate};
@@ -58,8 +63,15 @@ pub(crate) struct Windows {
     pub(crate) board: Arc<Board>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) carriers: Arc<Carriers>,
     /// Counts handshakes that peers began which wait for us to begin them: they have lost what they knew.
     pub(crate) calls: Arc<watch::Sender<u64>>,
+}
+
+impl Windows {
+    pub(crate) fn send_carried(&self, id: CarrierId, batch: &Batch) {
+        self.carriers.send(id, batch, &self.drops);
+    }
 }
 
 /// What the core has when the kernel does TCP.
@@ -156,10 +168,11 @@ impl Core {
             kernel.registry.close(End::TunnelClosed);
         }
         self.windows.board.clear();
+        self.windows.carriers.clear();
     }
 
     /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens.
-    pub(crate) fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
+    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
         if let Err(reason) = self.receive(source, datagram, now) {
             self.windows.drops.count(reason);
             tracing::trace!(%source, bytes = datagram.len(), ?reason, "packet dropped");
@@ -190,7 +203,8 @@ impl Core {
         let established = session.is_established();
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
-        split(buffer, length, |packet, length| {
+        let limit = session.mtu();
+        split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
             }
@@ -264,7 +278,7 @@ impl Core {
                 return;
             };
             if let Some(member) = self.members.get_mut(&key.peer) {
-                let mtu = self.settings.bounds.mtu;
+                let mtu = self.settings.bounds.mtu_max;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
                 member.inside.serve(key.ports, &mut link, &mut self.agenda);
             }
@@ -296,15 +310,10 @@ impl Core {
             .map_or(self.tick_at, |due| due.min(self.tick_at))
     }
 
-    fn receive(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<(), DropReason> {
+    fn receive(&mut self, source: Path, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
         let session_id = match message {
-            Message::Initiation => match self.gate.admit(source, datagram, now)? {
+            Message::Initiation => match self.gate.admit(source.source(), datagram, now)? {
                 Admission::From(key) => self
                     .by_key
                     .get(&key.to_bytes())
@@ -353,7 +362,8 @@ impl Core {
         let outcome = match opened {
             Ok(Some(plain)) if is_echo(plain.packet) => {
                 let out = (&mut self.outbox, now);
-                member.pulse.take(&plain, (&mut member.session, own), out)
+                let echo = member.pulse.take(&plain, (&mut member.session, own), out);
+                echo.map(|echo| member.measured(echo, now))
             }
             Ok(Some(plain)) => {
                 let length = plain.packet.len();
@@ -361,7 +371,7 @@ impl Core {
                     Err(reason) => Err(reason),
                     Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
                     Ok(segment) => {
-                        let mtu = self.settings.bounds.mtu;
+                        let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
                         let mut link = Link::idle(session, &mut self.outbox, mtu, now);
                         link.inbound = Some(plain.packet);
@@ -382,7 +392,7 @@ impl Core {
             return;
         };
         if member.session.take_renewed() {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
@@ -409,6 +419,7 @@ impl Core {
         self.gate.tick();
         let mut lost = Vec::new();
         let mut expired = Vec::new();
+        let own = self.settings.address;
         for (id, member) in &mut self.members {
             let wanted = member.inside.is_wanted();
             let jitter = self.random.random();
@@ -417,12 +428,17 @@ impl Core {
                 next.tick(false, jitter, &mut self.outbox, now);
             }
             expired.extend(member.expired(now));
+            member.tend(
+                &self.windows.carriers,
+                (own, jitter),
+                (&mut self.outbox, now),
+            );
             if wanted && member.session.sessionless(now) >= SESSIONLESS_MAX {
                 lost.push(*id);
             }
             let established = member.session.is_established();
             if established && !member.open {
-                let mtu = self.settings.bounds.mtu;
+                let mtu = self.settings.bounds.mtu_max;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
                 member.inside.session_came(&mut link, &mut self.agenda);
             }
@@ -472,7 +488,7 @@ impl Core {
         member.open = member.session.is_established();
         let address = member.session.peer().address;
         if member.open {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.session_came(&mut link, &mut self.agenda);
         }
@@ -494,7 +510,7 @@ impl Core {
 
     fn cut(&mut self, id: PeerId, end: End, now: Instant) {
         if let Some(member) = self.members.get_mut(&id) {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.cut_all(end, &mut link, &mut self.agenda);
         }

@@ -6,6 +6,7 @@
 
 pub(crate) mod gate;
 pub(crate) mod message;
+pub(crate) mod paths;
 pub(crate) mod retry;
 pub(crate) mod session;
 mod verdict;

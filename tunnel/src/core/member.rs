@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::inside::Inside;
+use super::pmtu::Pmtu;
 use super::pulse::Pulse;
+use super::race::Race;
 use crate::board::Notice;
 use crate::wg::PeerId;
 use crate::wg::session::Session;
@@ -29,6 +31,10 @@ pub(super) struct Member {
     pub(super) open: bool,
     /// Whether the peer still answers.
     pub(super) pulse: Pulse,
+    /// How large its packets may be.
+    pub(super) pmtu: Pmtu,
+    /// Whether a carrier is wanted; only for a peer that we keep a session with.
+    pub(super) race: Race,
     /// When the board was told last.
     pub(super) posted_at: Instant,
 }
@@ -74,7 +80,8 @@ impl Member {
         let (rx_bytes, tx_bytes) = self.session.bytes();
         Notice {
             public_key: self.session.peer().public_key,
-            endpoint: self.session.endpoint(),
+            path: self.session.paths().current(),
+            mtu: self.session.mtu(),
             handshake_at: self
                 .session
                 .since_handshake()

@@ -1,6 +1,6 @@
 //! A sign of life inside the tunnel: `ICMPv6` echo (RFC 4443, section 4) with one peer. The tunnel answers it itself, so the answer says that
 //! the machine and this process still run, whatever TCP is waiting for; a kernel's WireGuard answers it too. Decides nothing: who is
-//! dead is for the owner of the tunnel to say.
+//! dead is for the owner of the tunnel to say. Echoes padded to a size tell what the path carries; [`super::pmtu`] decides about that.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -16,8 +16,6 @@ const ICMP_HEADER_BYTES: usize = 8;
 /// When it was asked, in nanoseconds since the peer was added.
 const STAMP_BYTES: usize = 8;
 const REQUEST_BYTES: usize = IPV6_HEADER_BYTES + ICMP_HEADER_BYTES + STAMP_BYTES;
-/// Header and stamp, as the IPv6 header says it.
-const PAYLOAD_BYTES: u8 = 16;
 const ICMPV6: u8 = 58;
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
@@ -67,10 +65,23 @@ impl Pulse {
             return;
         }
         self.asked_at = Some(now);
+        self.send(session, own, Echo::default(), (outbox, now));
+    }
+
+    /// Sends an echo of a size; whoever asked knows it again by its round.
+    pub(crate) fn send(
+        &self,
+        session: &mut Session,
+        own: Ipv6Addr,
+        echo: Echo,
+        (outbox, now): (&mut Outbox, Instant),
+    ) {
         let stamp = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-        let mut scratch = [0; REQUEST_BYTES.next_multiple_of(16)];
-        write_request(&mut scratch, (own, session.peer().address), stamp);
-        session.seal(&mut scratch, REQUEST_BYTES, outbox, now);
+        let mut scratch = [0; MTU_MAX.next_multiple_of(16)];
+        let length = echo.size.clamp(REQUEST_BYTES, MTU_MAX);
+        let ends = (own, session.peer().address);
+        write_request(&mut scratch[..length], ends, (echo.round, stamp));
+        session.seal(&mut scratch, length, outbox, now);
     }
 
     /// Answers a question, or takes an answer.
@@ -79,7 +90,7 @@ impl Pulse {
         plain: &Plain<'_>,
         (session, own): (&mut Session, Ipv6Addr),
         (outbox, now): (&mut Outbox, Instant),
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Echo>, DropReason> {
         let packet = plain.packet;
         if plain.source != session.peer().address {
             return Err(DropReason::ForeignSource);
@@ -95,31 +106,42 @@ impl Pulse {
             room.copy_from_slice(packet);
             write_reply(room);
             session.seal(&mut scratch, packet.len(), outbox, now);
+            Ok(None)
         } else {
-            self.answered(packet, now);
+            Ok(self.answered(packet, now))
         }
-        Ok(())
     }
 
-    fn answered(&mut self, packet: &[u8], now: Instant) {
+    fn answered(&mut self, packet: &[u8], now: Instant) -> Option<Echo> {
         let at = IPV6_HEADER_BYTES + ICMP_HEADER_BYTES;
         let stamp = packet
             .get(at..at + STAMP_BYTES)
             .and_then(|bytes| <[u8; STAMP_BYTES]>::try_from(bytes).ok());
         let is_ours = packet.get(at - 4..at - 2) == Some(&IDENTIFIER);
         let (Some(stamp), true) = (stamp, is_ours) else {
-            return;
+            return None;
         };
         let since = now.duration_since(self.began);
         let asked = Duration::from_nanos(u64::from_be_bytes(stamp));
-        let Some(took) = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX) else {
-            return;
-        };
+        let took = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX)?;
         self.round_trip = Some(match self.round_trip {
             Some(known) if known > took => (known * 7 + took) / 8,
             Some(_) | None => took,
         });
+        Some(Echo {
+            round: u16::from_be_bytes([packet[at - 2], packet[at - 1]]),
+            size: packet.len(),
+        })
     }
+}
+
+/// An echo and how large a packet it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Echo {
+    /// The sequence number (RFC 4443, section 4.1). 0: nobody minds the size.
+    pub(crate) round: u16,
+    /// The whole overlay packet, in bytes.
+    pub(crate) size: usize,
 }
 
 /// Whether an overlay packet is an echo request or reply.
@@ -131,18 +153,20 @@ pub(crate) fn is_echo(packet: &[u8]) -> bool {
         && packet[IPV6_HEADER_BYTES + 1] == 0
 }
 
-fn write_request(packet: &mut [u8], (own, peer): (Ipv6Addr, Ipv6Addr), stamp: u64) {
+fn write_request(packet: &mut [u8], (own, peer): (Ipv6Addr, Ipv6Addr), (round, stamp): (u16, u64)) {
+    let payload = u16::try_from(packet.len() - IPV6_HEADER_BYTES).unwrap_or_default();
     let (ip, icmp) = packet.split_at_mut(IPV6_HEADER_BYTES);
     ip[0] = 0x60;
-    ip[5] = PAYLOAD_BYTES;
+    ip[4..6].copy_from_slice(&payload.to_be_bytes());
     ip[6] = ICMPV6;
     ip[7] = 64;
     ip[8..24].copy_from_slice(&own.octets());
     ip[24..40].copy_from_slice(&peer.octets());
     icmp[0] = ECHO_REQUEST;
     icmp[4..6].copy_from_slice(&IDENTIFIER);
+    icmp[6..8].copy_from_slice(&round.to_be_bytes());
     icmp[8..16].copy_from_slice(&stamp.to_be_bytes());
-    let sum = checksum(&packet[..REQUEST_BYTES]);
+    let sum = checksum(packet);
     packet[42..44].copy_from_slice(&sum.to_be_bytes());
 }
 
@@ -186,7 +210,7 @@ mod tests {
 
     fn request(stamp: u64) -> [u8; REQUEST_BYTES] {
         let mut packet = [0; REQUEST_BYTES];
-        write_request(&mut packet, (OWN, PEER), stamp);
+        write_request(&mut packet, (OWN, PEER), (9, stamp));
         packet
     }
 

@@ -4,6 +4,7 @@
 //! never come due in a test this short.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
@@ -103,7 +104,8 @@ impl Sim {
             && first.key().0 <= self.now
         {
             let (to, datagram) = first.remove();
-            self.cores[to].handle_datagram(address(1 - to), &datagram, self.now);
+            let from = Path::Udp(address(1 - to));
+            self.cores[to].handle_datagram(from, &datagram, self.now);
         }
         for core in &mut self.cores {
             core.handle_timeout(self.now);

@@ -9,7 +9,9 @@ use rand::Rng;
 use super::Core;
 use super::inside::{Inside, Kernel};
 use super::member::Member;
+use super::pmtu::Pmtu;
 use super::pulse::Pulse;
+use super::race::Race;
 use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
@@ -60,6 +62,7 @@ impl Core {
             let stack = Stack::new(id, ends, self.shared.clone(), random, now);
             Inside::Stack(Box::new(stack))
         };
+        let bounds = &self.settings.bounds;
         let member = Member {
             session: Session::new(id, peer, &self.settings.private_key, mac, now),
             next: None,
@@ -67,6 +70,8 @@ impl Core {
             inside,
             open: false,
             pulse: Pulse::new(now),
+            pmtu: Pmtu::new(bounds.mtu, bounds.mtu_max),
+            race: Race::new(),
             posted_at: now,
         };
         self.members.insert(id, member);
@@ -108,6 +113,7 @@ impl Core {
         let key = peer.public_key.to_bytes();
         let mac = self.gate.mac();
         let mut next = Session::new(id, peer, &self.settings.private_key, mac, now);
+        next.follow(&member.session);
         next.tick(false, self.random.random(), &mut self.outbox, now);
         let stale = member.next.replace(next);
         if let Some(stale) = stale {
@@ -191,7 +197,7 @@ impl Core {
             .members
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
-        if member.session.endpoint().is_none() {
+        if member.session.paths().current().is_none() {
             return Err(Error::NoEndpoint(address));
         }
         member.session.force(jitter, &mut self.outbox, now);

@@ -3,12 +3,13 @@
 //! - initiations follow our own schedule ([`Retry`]) and never cease while somebody wants a session;
 //! - nothing is encapsulated without a session, so boringtun never queues packets;
 //! - packets are padded to 16 bytes, so that their length says less;
-//! - the endpoint moves only on an authenticated data packet: a replayed initiation or a cookie
-//!   cannot redirect a peer;
+//! - the path moves only on authenticated data, or on the answer to a handshake of ours ([`Paths`]): a
+//!   replayed initiation or a cookie cannot redirect a peer;
+//! - a TCP packet larger than the path carries is cut into several: both ends of a connection go on as before;
 //! - data that stays unanswered for 2 s starts a handshake, since everything inside is TCP and a
 //!   living peer acknowledges within a round trip.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,19 +18,26 @@ use boringtun::noise::{Tunn, TunnResult};
 
 use super::PeerId;
 use super::message::Message;
+use super::paths::{Paths, Position};
 use super::retry::Retry;
 use super::verdict::{reason, written};
 use crate::drops::DropReason;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::netns::{PADDING_ROOM, cut_to};
 use crate::netstack::segment::expects_answer;
 use crate::outbox::{Outbox, ROOM_MIN};
+use crate::path::Path;
 use crate::peer::Peer;
-use crate::settings::MTU_MAX;
+use crate::settings::{MTU_MAX, MTU_MIN};
 
 /// Head, counter and tag around a packet.
 const OVERHEAD_BYTES: usize = 32;
 /// WireGuard paper, section 5.4.6.
 const PADDING: usize = 16;
+/// IPv6's next header of a packet that may be cut.
+const TCP: u8 = 6;
+/// Echoes that measure the path do not call for a measurement.
+const ICMPV6: u8 = 58;
 /// `REKEY_AFTER_TIME` of the paper. boringtun rekeys only when it sends data; we also do when idle.
 const REKEY_AFTER: Duration = Duration::from_mins(2);
 /// Spreads rekeys of peers that started together.
@@ -44,7 +52,7 @@ const QUEUE_MAX: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Datagram<'a> {
     pub(crate) message: Message,
-    pub(crate) source: SocketAddr,
+    pub(crate) source: Path,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -60,7 +68,11 @@ pub(crate) struct Session {
     id: PeerId,
     tunn: Box<Tunn>,
     peer: Peer,
-    endpoint: Option<SocketAddr>,
+    paths: Paths,
+    /// Larger overlay packets are cut.
+    mtu: usize,
+    /// When a packet was sent that only tells the width of the path when it is missed.
+    wide_at: Option<Instant>,
     retry: Retry,
     /// Cached answer of boringtun: asking costs a clock read.
     established: bool,
@@ -97,7 +109,9 @@ impl Session {
         Self {
             id,
             tunn: Box::new(tunn),
-            endpoint: peer.endpoint,
+            paths: Paths::new(peer.endpoint),
+            mtu: MTU_MAX,
+            wide_at: None,
             peer,
             retry: Retry::default(),
             established: false,
@@ -122,17 +136,47 @@ impl Session {
     pub(crate) fn carry_on(&mut self, before: &Self) {
         self.rx_bytes += before.rx_bytes;
         self.tx_bytes += before.tx_bytes;
-        if self.endpoint.is_none() {
-            self.endpoint = before.endpoint;
-        }
+        self.follow(before);
+    }
+
+    /// Takes over the ways to the peer.
+    pub(crate) fn follow(&mut self, before: &Self) {
+        self.paths.follow(&before.paths);
+        self.mtu = before.mtu;
+        self.wide_at = before.wide_at;
     }
 
     pub(crate) fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+    pub(crate) const fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    pub(crate) const fn paths_mut(&mut self) -> &mut Paths {
+        &mut self.paths
+    }
+
+    /// Packets larger than this are cut from here on.
+    pub(crate) const fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+
+    pub(crate) const fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// When a packet was sent last that a narrow path would lose.
+    pub(crate) const fn wide_at(&self) -> Option<Instant> {
+        self.wide_at
+    }
+
+    /// For how long it has been doubtful that the path works: data is unanswered, or a handshake.
+    pub(crate) fn doubt(&self, now: Instant) -> Duration {
+        let since = |at: Instant| now.duration_since(at);
+        let tried = self.retry.since().map_or(Duration::ZERO, since);
+        self.unanswered(now).max(tried)
     }
 
     pub(crate) fn is_established(&self) -> bool {
@@ -170,9 +214,11 @@ impl Session {
 
     /// Takes over settings that need no new session: the keys are the same.
     pub(crate) fn adopt(&mut self, peer: Peer) {
-        if peer.endpoint.is_some() && peer.endpoint != self.peer.endpoint {
-            self.endpoint = peer.endpoint;
-            self.forced |= peer.initiates;
+        if let Some(endpoint) = peer.endpoint
+            && peer.endpoint != self.peer.endpoint
+        {
+            let is_used = self.paths.relocate(endpoint);
+            self.forced |= peer.initiates && is_used;
         }
         self.peer = peer;
     }
@@ -185,13 +231,20 @@ impl Session {
         outbox: &mut Outbox,
         now: Instant,
     ) {
-        let (Some(endpoint), true) = (self.endpoint, self.established) else {
+        let (Some(path), true) = (self.paths.current(), self.established) else {
             return;
         };
+        if len > MTU_MIN && scratch[6] != ICMPV6 {
+            self.wide_at = Some(now);
+            if len > self.mtu && scratch[6] == TCP {
+                self.seal_cut(&scratch[..len], outbox, now);
+                return;
+            }
+        }
         let padded = len.next_multiple_of(PADDING).min(scratch.len());
         scratch[len..padded].fill(0);
         let tunn = &mut self.tunn;
-        outbox.push(endpoint, padded + OVERHEAD_BYTES, |room| {
+        outbox.push(path, padded + OVERHEAD_BYTES, |room| {
             written(&tunn.encapsulate(&scratch[..padded], room))
         });
         self.last_sent = now;
@@ -201,6 +254,21 @@ impl Session {
         if expects_answer(&scratch[..len]) {
             self.unanswered_since.get_or_insert(now);
         }
+    }
+
+    /// Encrypts a TCP packet that is too large for the path, in pieces.
+    fn seal_cut(&mut self, packet: &[u8], outbox: &mut Outbox, now: Instant) {
+        let mut room = [0u8; MTU_MAX + PADDING_ROOM];
+        let Some(copy) = room.get_mut(..packet.len()) else {
+            return;
+        };
+        copy.copy_from_slice(packet);
+        let limit = self.mtu;
+        cut_to(&mut room, packet.len(), limit, |piece, len| {
+            if len <= limit {
+                self.seal(piece, len, outbox, now);
+            }
+        });
     }
 
     /// Handles a datagram that claims to belong to this session. `plain` must be at least as long as
@@ -220,10 +288,13 @@ impl Session {
         if plain.len() < bytes.len().max(ROOM_MIN) || bytes.is_empty() {
             return Err(DropReason::Malformed);
         }
-        match self.tunn.decapsulate(Some(source.ip()), bytes, plain) {
+        match self
+            .tunn
+            .decapsulate(Some(source.source().ip()), bytes, plain)
+        {
             TunnResult::Done => {
                 if matches!(message, Message::Data(_)) {
-                    self.heard(source, now);
+                    self.heard(datagram, now);
                 }
                 Ok(None)
             }
@@ -232,7 +303,7 @@ impl Session {
                 Ok(None)
             }
             TunnResult::WriteToTunnelV6(packet, from) => {
-                self.heard(source, now);
+                self.heard(datagram, now);
                 self.rx_bytes += packet.len() as u64;
                 Ok(Some(Plain {
                     packet,
@@ -240,7 +311,7 @@ impl Session {
                 }))
             }
             TunnResult::WriteToTunnelV4(..) => {
-                self.heard(source, now);
+                self.heard(datagram, now);
                 Err(DropReason::NotTcp)
             }
             TunnResult::Err(error) => {
@@ -293,7 +364,7 @@ impl Session {
     }
 
     fn wants_handshake(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
-        if self.endpoint.is_none() {
+        if self.paths.current().is_none() {
             return false;
         }
         if self.forced || (!self.established && (self.peer.initiates || wanted)) {
@@ -312,14 +383,36 @@ impl Session {
         unanswered || stale || unfinished
     }
 
+    /// Tries UDP with a handshake while a carrier is used; the answer moves the path. Unanswered, boringtun repeats the handshake after 5 s
+    /// over the carrier, so that the session stays.
+    pub(crate) fn try_udp(&mut self, outbox: &mut Outbox) {
+        if let Some(endpoint) = self.paths.udp() {
+            self.initiate_by(Path::Udp(endpoint), outbox);
+        }
+    }
+
+    /// While the path is in doubt the other one is tried too, with a handshake of its own: a copy of the same would be a replay to the peer,
+    /// and the copy that came first may be the one whose answer is lost.
     fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        let other = self.paths.other().filter(|_| self.is_in_doubt());
+        for path in [self.paths.current(), other].into_iter().flatten() {
+            self.initiate_by(path, outbox);
+        }
+        self.last_sent = now;
+        self.retry.sent(jitter, now);
+    }
+
+    fn initiate_by(&mut self, path: Path, outbox: &mut Outbox) {
         let mut room = [0u8; ROOM_MIN];
         if let TunnResult::WriteToNetwork(datagram) =
             self.tunn.format_handshake_initiation(&mut room, true)
         {
-            self.transmit(datagram, outbox, now);
-            self.retry.sent(jitter, now);
+            outbox.push_copy(path, datagram);
         }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.peer.initiates && (!self.established || self.unanswered_since.is_some())
     }
 
     fn answer(&mut self, datagram: &Datagram<'_>, reply: &[u8], outbox: &mut Outbox, now: Instant) {
@@ -328,7 +421,13 @@ impl Session {
             // endpoint itself stays.
             Message::Initiation => outbox.push_copy(datagram.source, reply),
             Message::Response(_) => {
-                outbox.push_copy(self.endpoint.unwrap_or(datagram.source), reply);
+                let in_doubt = self.is_in_doubt();
+                if self.peer.initiates && self.paths.answered(datagram.source, in_doubt) {
+                    let peer = self.peer.address;
+                    tracing::info!(%peer, path = %datagram.source, "the peer is reached another way");
+                }
+                let path = self.paths.current().unwrap_or(datagram.source);
+                outbox.push_copy(path, reply);
                 self.last_sent = now;
                 self.last_heard = Some(now);
                 self.established(now);
@@ -338,12 +437,13 @@ impl Session {
         }
     }
 
-    fn heard(&mut self, source: SocketAddr, now: Instant) {
+    fn heard(&mut self, datagram: &Datagram<'_>, now: Instant) {
         self.last_heard = Some(now);
         self.answered(now);
-        if self.endpoint != Some(source) {
+        let position = Position::of(datagram.bytes);
+        let source = datagram.source;
+        if self.paths.heard(source, position, self.peer.initiates) {
             tracing::debug!(peer = %self.peer.address, endpoint = %source, "peer endpoint moved");
-            self.endpoint = Some(source);
         }
         if !self.established {
             self.refresh(now);
@@ -370,7 +470,7 @@ impl Session {
         let before = self.established;
         self.established = self.tunn.time_since_last_handshake().is_some();
         let peer = self.peer.address;
-        let endpoint = self.endpoint.map(tracing::field::display);
+        let endpoint = self.paths.current().map(tracing::field::display);
         match (before, self.established) {
             (false, true) => {
                 tracing::info!(%peer, endpoint, "tunnel session established");
@@ -406,13 +506,13 @@ impl Session {
     }
 
     fn flush_queue(&mut self, outbox: &mut Outbox) {
-        let Some(endpoint) = self.endpoint else {
+        let Some(path) = self.paths.current() else {
             return;
         };
         let mut room = [0u8; MTU_MAX + OVERHEAD_BYTES + PADDING];
         for _ in 0..QUEUE_MAX {
             match self.tunn.decapsulate(None, &[], &mut room) {
-                TunnResult::WriteToNetwork(datagram) => outbox.push_copy(endpoint, datagram),
+                TunnResult::WriteToNetwork(datagram) => outbox.push_copy(path, datagram),
                 TunnResult::Done
                 | TunnResult::Err(_)
                 | TunnResult::WriteToTunnelV4(..)
@@ -422,8 +522,8 @@ impl Session {
     }
 
     fn transmit(&mut self, datagram: &[u8], outbox: &mut Outbox, now: Instant) {
-        if let Some(endpoint) = self.endpoint {
-            outbox.push_copy(endpoint, datagram);
+        if let Some(path) = self.paths.current() {
+            outbox.push_copy(path, datagram);
             self.last_sent = now;
         }
     }
