@@ -201,10 +201,12 @@ impl Pmtu {
         let Some(asked) = self.asked else {
             return;
         };
+        // A peer that seemed silent may only be far away.
+        let wait = (WAIT_MIN * 2u32.pow(self.silent)).max(round_trip * 3);
         let is_settled = asked
             .small_at
             .is_some_and(|at| now.duration_since(at) >= SETTLE);
-        let is_over = now.duration_since(asked.at) >= WAIT_MIN.max(round_trip * 3);
+        let is_over = now.duration_since(asked.at) >= wait;
         match asked.kind {
             Kind::Survey if is_settled || (is_over && asked.widest > self.size) => {
                 self.conclude(asked.widest, now);
@@ -230,7 +232,12 @@ impl Pmtu {
     fn conclude(&mut self, widest: usize, now: Instant) {
         self.asked = None;
         self.silent = 0;
-        self.size = widest.clamp(MTU_MIN, self.max);
+        let size = widest.clamp(MTU_MIN, self.max);
+        if size != self.size {
+            // A lost echo looks like a narrow path: look again soon.
+            self.pause = PAUSE_MIN;
+        }
+        self.size = size;
         if self.size >= self.max {
             self.next = Next::Never;
             self.pause = PAUSE_MIN;

@@ -124,21 +124,24 @@ impl Pulse {
         let since = now.duration_since(self.began);
         let asked = Duration::from_nanos(u64::from_be_bytes(stamp));
         let took = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX)?;
+        let round = u16::from_be_bytes([packet[at - 2], packet[at - 1]]);
+        if round > 0 {
+            // Padded: it says how wide the path is, not how long.
+            let size = packet.len();
+            return Some(Echo { round, size });
+        }
         self.round_trip = Some(match self.round_trip {
             Some(known) if known > took => (known * 7 + took) / 8,
             Some(_) | None => took,
         });
-        Some(Echo {
-            round: u16::from_be_bytes([packet[at - 2], packet[at - 1]]),
-            size: packet.len(),
-        })
+        None
     }
 }
 
 /// An echo and how large a packet it is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Echo {
-    /// The sequence number (RFC 4443, section 4.1). 0: nobody minds the size.
+    /// The sequence number (RFC 4443, section 4.1); 0 where the size does not matter.
     pub(crate) round: u16,
     /// The whole overlay packet, in bytes.
     pub(crate) size: usize,
@@ -210,7 +213,7 @@ mod tests {
 
     fn request(stamp: u64) -> [u8; REQUEST_BYTES] {
         let mut packet = [0; REQUEST_BYTES];
-        write_request(&mut packet, (OWN, PEER), (9, stamp));
+        write_request(&mut packet, (OWN, PEER), (0, stamp));
         packet
     }
 

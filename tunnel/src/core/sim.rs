@@ -133,6 +133,14 @@ impl Sim {
         self.random.random_range(0..1000) < per_mille
     }
 
+    /// Lets both ends find out how wide the path is.
+    fn settle(&mut self) {
+        let end = self.now + Duration::from_secs(1);
+        while self.now < end {
+            self.step();
+        }
+    }
+
     /// Steps until `ready` gives something.
     fn until<T>(&mut self, limit: Duration, mut ready: impl FnMut(&mut Self) -> Option<T>) -> T {
         let end = self.now + limit;
@@ -230,6 +238,7 @@ fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
     let mut sim = Sim::new(2, clear);
     let (near, far) = sim.connect();
     sim.carry(&near, &far, b"once");
+    sim.settle();
     let before = (sim.sent, sim.now);
     while sim.now < before.1 + Duration::from_secs(15) {
         sim.step();
@@ -276,6 +285,7 @@ fn an_echo_is_answered_and_measures_the_way_there_and_back() {
     };
     let mut sim = Sim::new(4, clear);
     sim.connect();
+    sim.settle();
     let status = |sim: &Sim| sim.cores[0].windows.board.read(OWN[1], sim.now).unwrap();
     assert_eq!(status(&sim).round_trip, None);
     let now = sim.now;
@@ -301,6 +311,7 @@ fn however_many_ask_the_wire_sees_few_echoes() {
     };
     let mut sim = Sim::new(5, clear);
     sim.connect();
+    sim.settle();
     let (before, now) = (sim.sent, sim.now);
     for _ in 0..1_000 {
         sim.cores[0].echo(OWN[1], now).unwrap();
