@@ -45,6 +45,7 @@ impl Board {
         Some(PeerStatus {
             public_key: notice.public_key,
             endpoint: notice.path.and_then(Path::udp),
+            remote: notice.path.map(|path| path.source().ip()),
             path: notice.path.map(Path::kind).unwrap_or_default(),
             mtu: notice.mtu,
             since_handshake: notice.handshake_at.map(age),

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
-pub use self::websocket::CarrierRole;
+pub use self::websocket::{CarrierRole, websocket_accept};
 use crate::drops::{DropReason, Drops};
 use crate::outbox::Batch;
 use crate::path::CarrierId;

@@ -80,7 +80,7 @@ use crate::netns::{Entrance, Limits, Plan, Registry, Tun};
 use crate::netstack::conn::{End, Failure};
 use crate::socket::Socket;
 
-pub use crate::carrier::{Carrier, CarrierRole};
+pub use crate::carrier::{Carrier, CarrierRole, websocket_accept};
 pub use crate::drops::Counters;
 pub use crate::error::Error;
 pub use crate::keys::{PresharedKey, PrivateKey, PublicKey};

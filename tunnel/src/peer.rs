@@ -1,6 +1,6 @@
 //! What the owner of a tunnel says about a peer, and what the tunnel reports back.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -45,6 +45,8 @@ pub struct PeerStatus {
     pub public_key: PublicKey,
     /// Where the peer was last heard from, or the configured endpoint; `None` while a carrier brings its datagrams.
     pub endpoint: Option<SocketAddr>,
+    /// The address that they come from, whatever brings them.
+    pub remote: Option<IpAddr>,
     /// What brings its datagrams.
     pub path: PathKind,
     /// The largest overlay packet that is sent to it, in bytes.

@@ -89,7 +89,7 @@ pub struct Bounds {
     pub sockets_per_peer_max: usize,
     /// Size of each socket's send and receive buffer.
     pub tcp_buffer_bytes: usize,
-    /// Largest overlay packet until the path to a peer has been measured, and over carriers. A narrower path lowers it.
+    /// Largest overlay packet until the path to a peer has been measured. A narrower path lowers it.
     pub mtu: usize,
     /// Largest overlay packet of all; not below `mtu`. The tunnel finds out what the path to each peer carries.
     pub mtu_max: usize,

@@ -221,6 +221,9 @@ mod tests {
         PeerStatus {
             public_key: key,
             endpoint: None,
+            remote: None,
+            path: tunnel::PathKind::Carried,
+            mtu: 1_280,
             since_handshake: Some(Duration::from_secs(9)),
             since_heard: Some(since_heard),
             rx_bytes: 0,

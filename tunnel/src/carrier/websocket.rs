@@ -5,9 +5,12 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::{Either, select};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -29,6 +32,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(40);
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// A closing frame is a courtesy.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// RFC 6455, section 1.3.
+const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// What a server answers to a key (`Sec-WebSocket-Accept`; RFC 6455, section 4.2.2). SHA-1 keeps no secret here: it shows that the other side has
+/// read the request.
+pub fn websocket_accept(key: &[u8]) -> String {
+    let mut text = key.to_vec();
+    text.extend_from_slice(GUID.as_bytes());
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &text))
+}
 
 /// Which end of the HTTP upgrade this is: a client masks what it sends (RFC 6455, section 5.3).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -143,5 +157,19 @@ fn plain(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,
         other => io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_a_key_is_that_of_the_standard() {
+        // RFC 6455, section 1.3.
+        assert_eq!(
+            websocket_accept(b"dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 }

@@ -164,7 +164,10 @@ impl Pmtu {
 
     fn begin(&mut self, path: Option<Path>, now: Instant) {
         self.path = path;
-        self.size = self.start;
+        self.size = match path.map(Path::kind) {
+            Some(PathKind::Carried) => self.max,
+            Some(PathKind::Udp) | None => self.start,
+        };
         self.asked = None;
         self.next = Next::At(now);
         self.pause = PAUSE_MIN;
@@ -373,10 +376,13 @@ mod tests {
         }));
         let asked = bench.asked;
         bench.run(Duration::from_secs(5));
-        assert_eq!((bench.pmtu.size(), bench.asked), (1280, asked));
+        assert_eq!((bench.pmtu.size(), bench.asked), (1440, asked));
         bench.path = Some(Path::Udp(([192, 0, 2, 1], 2).into()));
+        bench.width = 1290;
+        bench.step();
+        assert_eq!(bench.pmtu.size(), 1280, "1280 first");
         bench.run(TICK * 2);
-        assert_eq!(bench.pmtu.size(), 1440);
+        assert_eq!(bench.pmtu.size(), 1280);
     }
 
     proptest! {
