@@ -106,5 +106,8 @@ async fn only_nodes_open_carriers() {
     let proxy = Proxy::start().await;
     let friend = proxy.friend();
     let reply = friend.get("/v1/nodes/carrier").await;
-    assert_eq!((reply.status, reply.code().as_str()), (426, "carrier_upgrade_required"));
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (426, "carrier_upgrade_required")
+    );
 }
