@@ -11,7 +11,7 @@ use tests::wait::until;
 /// Certain to be longer than anything here takes.
 const SOON: Duration = Duration::from_secs(20);
 /// Back to UDP within a minute of its working.
-const BACK_MAX: Duration = Duration::from_secs(60);
+const BACK_MAX: Duration = Duration::from_mins(1);
 /// A node is there this long after its start, models and all.
 const START_MAX: Duration = Duration::from_secs(15);
 

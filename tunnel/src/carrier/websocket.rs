@@ -154,9 +154,10 @@ async fn in_time(sending: impl Future<Output = Result<(), Error>>) -> io::Result
 }
 
 fn plain(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        other => io::Error::other(other.to_string()),
+    if let Error::Io(error) = error {
+        error
+    } else {
+        io::Error::other(error.to_string())
     }
 }
 

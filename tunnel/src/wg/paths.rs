@@ -39,11 +39,10 @@ impl Newest {
     /// Takes note of a packet; false when a newer one was heard before.
     fn note(&mut self, position: Position) -> bool {
         match self.at {
-            Some(newest) if newest.index == position.index => {
-                if position.counter < newest.counter {
-                    return false;
-                }
+            Some(newest) if newest.index == position.index && position.counter < newest.counter => {
+                return false;
             }
+            Some(newest) if newest.index == position.index => {}
             Some(_) if self.index_before == Some(position.index) => return false,
             Some(newest) => self.index_before = Some(newest.index),
             None => {}
