@@ -1,19 +1,21 @@
 //! The notice board: what anyone may know about the peers, without asking the driver.
 
 use std::collections::HashMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::drops::Drops;
 use crate::keys::PublicKey;
+use crate::path::Path;
 use crate::peer::PeerStatus;
 
 /// Facts about one peer, with instants instead of ages.
 #[derive(Clone, Debug)]
 pub(crate) struct Notice {
     pub(crate) public_key: PublicKey,
-    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) path: Option<Path>,
+    pub(crate) mtu: usize,
     pub(crate) handshake_at: Option<Instant>,
     pub(crate) heard_at: Option<Instant>,
     pub(crate) rx_bytes: u64,
@@ -45,7 +47,10 @@ impl Board {
         let age = |at: Instant| now.saturating_duration_since(at);
         Some(PeerStatus {
             public_key: notice.public_key,
-            endpoint: notice.endpoint,
+            endpoint: notice.path.and_then(Path::udp),
+            remote: notice.path.map(|path| path.source().ip()),
+            path: notice.path.map(Path::kind).unwrap_or_default(),
+            mtu: notice.mtu,
             since_handshake: notice.handshake_at.map(age),
             since_heard: notice.heard_at.map(age),
             rx_bytes: notice.rx_bytes,

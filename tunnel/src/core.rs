@@ -8,13 +8,16 @@ mod handshakes;
 mod inside;
 mod ledger;
 mod member;
+mod pmtu;
 mod pulse;
+mod race;
 mod timers;
+mod ways;
 mod wishes;
 
 use std::collections::HashMap;
 use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +31,7 @@ use self::member::{Member, Promoted};
 use self::pulse::is_echo;
 use crate::agenda::Agenda;
 use crate::board::Board;
+use crate::carrier::Carriers;
 use crate::drops::{DropReason, Drops};
 use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
 use crate::netstack::backlog::Backlog;
@@ -38,6 +42,7 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
+use crate::path::{CarrierId, Path};
 use crate::quic::{Setup, is_ours};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
@@ -68,8 +73,15 @@ pub(crate) struct Windows {
     pub(crate) board: Arc<Board>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) carriers: Arc<Carriers>,
     /// Counts handshakes that peers began which wait for us to begin them: they have lost what they knew.
     pub(crate) calls: Arc<watch::Sender<u64>>,
+}
+
+impl Windows {
+    pub(crate) fn send_carried(&self, id: CarrierId, batch: &Batch) {
+        self.carriers.send(id, batch, &self.drops);
+    }
 }
 
 /// What the core has when the kernel does TCP.
@@ -101,7 +113,7 @@ pub(crate) struct Core {
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
     /// Who was heard from where: a guess at who begins a handshake from there.
-    by_endpoint: HashMap<SocketAddr, PeerId>,
+    by_path: HashMap<Path, PeerId>,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
@@ -149,7 +161,7 @@ impl Core {
             members: HashMap::new(),
             by_address: HashMap::new(),
             by_key: HashMap::new(),
-            by_endpoint: HashMap::new(),
+            by_path: HashMap::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
@@ -186,10 +198,11 @@ impl Core {
             kernel.registry.close(End::TunnelClosed);
         }
         self.windows.board.clear();
+        self.windows.carriers.clear();
     }
 
     /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens.
-    pub(crate) fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
+    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
         if let Err(reason) = self.receive(source, datagram, now) {
             self.windows.drops.count(reason);
             tracing::trace!(%source, bytes = datagram.len(), ?reason, "packet dropped");
@@ -220,7 +233,8 @@ impl Core {
         let established = session.is_established();
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
-        split(buffer, length, |packet, length| {
+        let limit = session.mtu();
+        split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
             }
@@ -292,7 +306,7 @@ impl Core {
                 return;
             };
             if let Some(member) = self.members.get_mut(&key.peer) {
-                let mtu = self.settings.bounds.mtu;
+                let mtu = self.settings.bounds.mtu_max;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
                 let inside = &mut member.inside;
                 inside.serve(key.ports, &mut link, &self.listeners, &mut self.agenda);
@@ -325,12 +339,7 @@ impl Core {
         dates.into_iter().flatten().min()
     }
 
-    fn receive(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<(), DropReason> {
+    fn receive(&mut self, source: Path, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
         let session_id = match message {
             Message::Initiation => return self.initiation(source, datagram, now),
@@ -401,10 +410,11 @@ impl Core {
         let outcome = match opened {
             Ok(Some(plain)) if is_echo(plain.packet) => {
                 let out = (&mut self.outbox, now);
-                member.pulse.take(&plain, (&mut member.session, own), out)
+                let echo = member.pulse.take(&plain, (&mut member.session, own), out);
+                echo.map(|echo| member.measured(echo, now))
             }
             Ok(Some(plain)) if is_ours(plain.packet) => {
-                let mtu = self.settings.bounds.mtu;
+                let mtu = self.settings.bounds.mtu_max;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
                 if plain.source == link.session.peer().address {
                     let quic = &mut member.inside.quic;
@@ -419,7 +429,7 @@ impl Core {
                     Err(reason) => Err(reason),
                     Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
                     Ok(segment) => {
-                        let mtu = self.settings.bounds.mtu;
+                        let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
                         let mut link = Link::idle(session, &mut self.outbox, mtu, now);
                         link.inbound = Some(plain.packet);
@@ -440,18 +450,18 @@ impl Core {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        let endpoint = member.session.endpoint();
-        if member.expected == endpoint {
+        let path = member.session.paths().current();
+        if member.expected == path {
             return;
         }
-        let before = std::mem::replace(&mut member.expected, endpoint);
+        let before = std::mem::replace(&mut member.expected, path);
         if let Some(before) = before
-            && self.by_endpoint.get(&before) == Some(&id)
+            && self.by_path.get(&before) == Some(&id)
         {
-            self.by_endpoint.remove(&before);
+            self.by_path.remove(&before);
         }
-        if let Some(endpoint) = endpoint {
-            self.by_endpoint.insert(endpoint, id);
+        if let Some(path) = path {
+            self.by_path.insert(path, id);
         }
     }
 
@@ -462,7 +472,7 @@ impl Core {
             return;
         };
         if member.session.take_renewed() {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
@@ -525,7 +535,7 @@ impl Core {
         member.open = member.session.is_established();
         let address = member.session.peer().address;
         if member.open {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.session_came(&mut link, &mut self.agenda);
         }
@@ -540,9 +550,9 @@ impl Core {
             self.ledger.close(peer.address, member.bytes());
             self.by_address.remove(&peer.address);
             if let Some(expected) = member.expected
-                && self.by_endpoint.get(&expected) == Some(&id)
+                && self.by_path.get(&expected) == Some(&id)
             {
-                self.by_endpoint.remove(&expected);
+                self.by_path.remove(&expected);
             }
             self.windows.board.remove(peer.address);
             for session in member.sessions() {
@@ -553,7 +563,7 @@ impl Core {
 
     fn cut(&mut self, id: PeerId, end: End, now: Instant) {
         if let Some(member) = self.members.get_mut(&id) {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.cut_all(end, &mut link, &mut self.agenda);
         }

@@ -42,8 +42,10 @@
 //! - With stock WireGuard peers `embedded` is smoltcp, whose loss recovery is weak: no SACK at the sender, no tail-loss probe, and a
 //!   retransmission timeout of at least one second. A lost packet at the end of a request costs that second; on a home link bulk transfers run at
 //!   10 Mbit/s and, with 1 % of loss, below 1. Token streams are not affected much. Two ends of ours speak QUIC there instead.
-//! - It does not probe the path MTU. Overlay packets are at most `mtu` bytes, 1280 by default, which
-//!   makes UDP payloads of 1312 bytes; a narrower path is reported once in the log.
+//! - A stock peer is sent packets of the size that its path carries, but what it sends itself is as large as its own settings make it.
+//! - QUIC's packets cannot be cut: a connection keeps to the size that the path carried when it began, or to QUIC's least when that turns out
+//!   too large. Where the path carries less than 1,248 bytes, its streams end and new ones are TCP.
+//! - Over a carrier TCP runs inside TCP: it is for networks that let no UDP through, and left as soon as one does.
 //! - After an outage a stream of smoltcp with data under way resumes only with its next retransmission,
 //!   whose pause has doubled meanwhile. New connections do not wait for it, and QUIC asks at once.
 //! - A session that is renewed is answered in the driver, 0.2 ms each, at most eight between two rounds of sending: its state cannot be
@@ -56,6 +58,7 @@
 
 mod agenda;
 mod board;
+mod carrier;
 mod core;
 mod driver;
 mod drops;
@@ -67,6 +70,7 @@ mod listener;
 pub mod netns;
 mod netstack;
 mod outbox;
+mod path;
 mod peer;
 mod quic;
 mod settings;
@@ -76,7 +80,7 @@ mod wg;
 mod wheel;
 
 use std::future::poll_fn;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,10 +94,12 @@ use crate::quic::Way;
 use crate::socket::Socket;
 use crate::wg::bench::Hands;
 
+pub use crate::carrier::{Carrier, CarrierRole, websocket_accept};
 pub use crate::drops::Counters;
 pub use crate::error::Error;
 pub use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 pub use crate::listener::Listener;
+pub use crate::path::PathKind;
 pub use crate::peer::{Peer, PeerStatus};
 pub use crate::settings::{Backend, Bounds, Settings};
 pub use crate::stream::Stream;
@@ -117,6 +123,7 @@ struct Facts {
     public_key: PublicKey,
     address: Ipv6Addr,
     windows: Windows,
+    carriers_max: usize,
     /// `None`: TCP is done by the driver.
     kernel: Option<Arc<Registry>>,
 }
@@ -134,6 +141,7 @@ impl Tunnel {
             public_key: settings.private_key.public_key(),
             address: settings.address,
             windows: windows.clone(),
+            carriers_max: settings.bounds.peers_max,
             kernel: kernel.clone(),
         };
         let (sender, receiver) = mpsc::channel(COMMANDS_MAX);
@@ -249,6 +257,32 @@ impl Tunnel {
         self.ask(|reply| Command::Echo(address, reply)).await?
     }
 
+    /// Whether a carrier to a peer that we keep a session with is wanted: UDP has answered nothing for 2 s, or a carrier is in use. The
+    /// program that can dial one waits for `true`, dials, and gives the stream to [`Tunnel::open_carrier`]. Ends with the peer.
+    pub async fn watch_carrier(&self, address: Ipv6Addr) -> Result<watch::Receiver<bool>, Error> {
+        self.ask(|reply| Command::WatchCarrier(address, reply))
+            .await?
+    }
+
+    /// A carrier to a peer, for a stream that has been dialled to `remote`. It is used when a handshake is answered through it while UDP answers
+    /// none, and ended by the tunnel once UDP has worked for 10 s.
+    pub async fn open_carrier(&self, address: Ipv6Addr, remote: IpAddr) -> Result<Carrier, Error> {
+        self.ask(|reply| Command::OpenCarrier(address, remote, reply))
+            .await?
+    }
+
+    /// A carrier for a stream that somebody at `remote` has opened. Whoever speaks through it must be a peer, and is answered through it.
+    pub fn accept_carrier(&self, remote: IpAddr) -> Result<Carrier, Error> {
+        if self.commands.is_closed() {
+            return Err(Error::Closed);
+        }
+        let max = self.facts.carriers_max;
+        let carriers = &self.facts.windows.carriers;
+        carriers
+            .open(remote, max)
+            .ok_or(Error::TooManyCarriers(max))
+    }
+
     /// Connections with a peer at this moment, those included whose streams are gone but whose last
     /// bytes are still to be delivered. [`PeerStatus::streams`] is up to a quarter of a second old.
     pub async fn streams_now(&self, address: Ipv6Addr) -> Result<usize, Error> {
@@ -335,7 +369,7 @@ async fn choose(
     let plan = Plan {
         helper: settings.helper.clone(),
         address: settings.address,
-        mtu: settings.bounds.mtu,
+        mtu: settings.bounds.mtu_max,
     };
     match Entrance::open(&plan).await {
         Ok((entrance, tun, how)) => {
@@ -343,7 +377,7 @@ async fn choose(
             let limits = Limits {
                 sockets_max: settings.bounds.sockets_per_peer_max,
                 backlog_max: settings.bounds.backlog_max,
-                mtu: settings.bounds.mtu,
+                mtu: settings.bounds.mtu_max,
             };
             let drops = Arc::clone(&windows.drops);
             Ok(Some((Registry::new(entrance, drops, limits), tun)))

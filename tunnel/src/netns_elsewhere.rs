@@ -22,7 +22,7 @@ mod sum;
 mod virtio;
 
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
-pub(crate) use outbound::split;
+pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
 
 /// This system has no helper: always `None`.
 pub fn helper_main() -> Option<ExitCode> {

@@ -1,11 +1,12 @@
 //! What the owner of a tunnel says about a peer, and what the tunnel reports back.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::drops::Counters;
 use crate::error::Error;
 use crate::keys::{PresharedKey, PublicKey};
+use crate::path::PathKind;
 
 /// One remote end of the tunnel.
 #[derive(Clone, Debug)]
@@ -43,8 +44,14 @@ impl Peer {
 pub struct PeerStatus {
     /// The peer's key.
     pub public_key: PublicKey,
-    /// Where the peer was last heard from, or the configured endpoint.
+    /// Where the peer was last heard from, or the configured endpoint; `None` while a carrier brings its datagrams.
     pub endpoint: Option<SocketAddr>,
+    /// The address that they come from, whatever brings them.
+    pub remote: Option<IpAddr>,
+    /// What brings its datagrams.
+    pub path: PathKind,
+    /// The largest overlay packet that is sent to it, in bytes.
+    pub mtu: usize,
     /// Age of the current session; `None` while there is none.
     pub since_handshake: Option<Duration>,
     /// Time since the last authenticated packet from the peer.

@@ -1,12 +1,12 @@
 //! Handshakes that peers begin: through the gate, to the workbench, and to the session.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::Core;
 use crate::drops::DropReason;
+use crate::path::Path;
 use crate::wg::PeerId;
 use crate::wg::bench::{Claim, Done, Job};
 use crate::wg::gate::Admission;
@@ -15,7 +15,7 @@ impl Core {
     /// Takes an initiation off the wire.
     pub(super) fn initiation(
         &mut self,
-        source: SocketAddr,
+        source: Path,
         datagram: &[u8],
         now: Instant,
     ) -> Result<(), DropReason> {
@@ -40,7 +40,7 @@ impl Core {
     /// A running session that is renewed from where its peer is heard from needs nobody to find out whose it is: that saves a key
     /// agreement of four. `None`: somebody else, or nobody known.
     fn guess(&mut self, claim: Claim, now: Instant) -> Option<Result<(), DropReason>> {
-        let id = self.by_endpoint.get(&claim.source).copied()?;
+        let id = self.by_path.get(&claim.source).copied()?;
         let session = &self.members.get(&id)?.session;
         if !session.is_established() {
             return None;

@@ -1,14 +1,16 @@
 //! One peer of the core.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::inside::Inside;
 use super::ledger::Bytes;
+use super::pmtu::Pmtu;
 use super::pulse::Pulse;
+use super::race::Race;
 use crate::board::Notice;
 use crate::drops::{DropReason, Drops};
+use crate::path::Path;
 use crate::wg::PeerId;
 use crate::wg::session::Session;
 use crate::wheel::Place;
@@ -34,10 +36,14 @@ pub(super) struct Member {
     pub(super) open: bool,
     /// Whether the peer still answers.
     pub(super) pulse: Pulse,
+    /// How large its packets may be.
+    pub(super) pmtu: Pmtu,
+    /// Whether a carrier is wanted; only for a peer that we keep a session with.
+    pub(super) race: Option<Box<Race>>,
     /// When the board was told last.
     pub(super) posted_at: Instant,
     /// Where the core expects its handshakes from.
-    pub(super) expected: Option<SocketAddr>,
+    pub(super) expected: Option<Path>,
     /// When to look at it again.
     pub(super) place: Place,
     /// Overlay bytes received, in all sessions.
@@ -80,6 +86,7 @@ impl Member {
             Some(self.session.due(self.inside.is_wanted(), now)),
             self.next.as_ref().map(|next| next.due(false, now)),
             self.old.as_ref().map(|old| old.1),
+            self.ways_due(now),
         ];
         dates.into_iter().flatten().min().unwrap_or(now)
     }
@@ -110,7 +117,8 @@ impl Member {
         let bytes = self.bytes();
         Notice {
             public_key: self.session.peer().public_key,
-            endpoint: self.session.endpoint(),
+            path: self.session.paths().current(),
+            mtu: self.session.mtu(),
             handshake_at: self
                 .session
                 .since_handshake()
@@ -141,7 +149,7 @@ mod tests {
         let tables = size_of::<(PeerId, Box<Member>)>()
             + size_of::<(Ipv6Addr, PeerId)>()
             + size_of::<([u8; 32], PeerId)>()
-            + size_of::<(SocketAddr, PeerId)>()
+            + size_of::<(Path, PeerId)>()
             + size_of::<(Ipv6Addr, Notice)>();
         let own = size_of::<Member>() + tables;
         assert!(own <= 1_000, "{own} bytes of ours");

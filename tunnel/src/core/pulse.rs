@@ -1,6 +1,6 @@
 //! A sign of life inside the tunnel: `ICMPv6` echo (RFC 4443, section 4) with one peer. The tunnel answers it itself, so the answer says that
 //! the machine and this process still run, whatever TCP is waiting for; a kernel's WireGuard answers it too. Decides nothing: who is
-//! dead is for the owner of the tunnel to say.
+//! dead is for the owner of the tunnel to say. Echoes padded to a size tell what the path carries; [`super::pmtu`] decides about that.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ const ICMP_HEADER_BYTES: usize = 8;
 /// When it was asked, in nanoseconds since the peer was added.
 const STAMP_BYTES: usize = 8;
 const REQUEST_BYTES: usize = IPV6_HEADER_BYTES + ICMP_HEADER_BYTES + STAMP_BYTES;
-/// Header and stamp, as the IPv6 header says it.
-const PAYLOAD_BYTES: u8 = 16;
 const ICMPV6: u8 = 58;
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
-/// `HTHP`, of no meaning but to recognise our own.
-const IDENTIFIER: [u8; 2] = [0x48, 0x54];
+/// Marks a sign of life; of no meaning but to recognise our own.
+const PULSE: [u8; 2] = [0x48, 0x54];
+/// Marks an echo that measures how wide the path is.
+const WIDTH: [u8; 2] = [0x48, 0x57];
 /// However many ask, a peer is asked no more often.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// An answer later than this says nothing about the path.
@@ -138,14 +138,42 @@ impl Pulse {
         }
         self.asked_at = Some(now);
         let question = self.answers.ask();
+        let echo = Echo {
+            round: question,
+            size: REQUEST_BYTES,
+        };
+        self.send(session, (own, PULSE), echo, (outbox, now));
+    }
+
+    /// Sends an echo padded to a size, to learn how wide the path is; whoever asked knows it again by its round. It is no sign of life: whether it
+    /// comes back says nothing about loss.
+    pub(crate) fn measure(
+        &self,
+        session: &mut Session,
+        own: Ipv6Addr,
+        echo: Echo,
+        out: (&mut Outbox, Instant),
+    ) {
+        self.send(session, (own, WIDTH), echo, out);
+    }
+
+    fn send(
+        &self,
+        session: &mut Session,
+        (own, identifier): (Ipv6Addr, [u8; 2]),
+        echo: Echo,
+        (outbox, now): (&mut Outbox, Instant),
+    ) {
         let stamp = u64::try_from(now.duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-        let mut scratch = [0; REQUEST_BYTES.next_multiple_of(16)];
+        let mut scratch = [0; MTU_MAX.next_multiple_of(16)];
+        let length = echo.size.clamp(REQUEST_BYTES, MTU_MAX);
+        let ends = (own, session.peer().address);
         write_request(
-            &mut scratch,
-            (own, session.peer().address),
-            (question, stamp),
+            &mut scratch[..length],
+            ends,
+            (identifier, echo.round, stamp),
         );
-        session.seal(&mut scratch, REQUEST_BYTES, outbox, now);
+        session.seal(&mut scratch, length, outbox, now);
     }
 
     /// Answers a question, or takes an answer.
@@ -154,7 +182,7 @@ impl Pulse {
         plain: &Plain<'_>,
         (session, own): (&mut Session, Ipv6Addr),
         (outbox, now): (&mut Outbox, Instant),
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Echo>, DropReason> {
         let packet = plain.packet;
         if plain.source != session.peer().address {
             return Err(DropReason::ForeignSource);
@@ -170,37 +198,46 @@ impl Pulse {
             room.copy_from_slice(packet);
             write_reply(room);
             session.seal(&mut scratch, packet.len(), outbox, now);
+            Ok(None)
         } else {
-            self.answered(packet, now);
+            Ok(self.answered(packet, now))
         }
-        Ok(())
     }
 
-    fn answered(&mut self, packet: &[u8], now: Instant) {
+    fn answered(&mut self, packet: &[u8], now: Instant) -> Option<Echo> {
         let at = IPV6_HEADER_BYTES + ICMP_HEADER_BYTES;
         let stamp = packet
             .get(at..at + STAMP_BYTES)
             .and_then(|bytes| <[u8; STAMP_BYTES]>::try_from(bytes).ok());
-        let is_ours = packet.get(at - 4..at - 2) == Some(&IDENTIFIER);
-        let (Some(stamp), true) = (stamp, is_ours) else {
-            return;
+        let identifier = packet.get(at - 4..at - 2)?;
+        let (Some(stamp), PULSE | WIDTH) = (stamp, <[u8; 2]>::try_from(identifier).ok()?) else {
+            return None;
         };
         let since = now.duration_since(self.began);
         let asked = Duration::from_nanos(u64::from_be_bytes(stamp));
-        let Some(took) = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX) else {
-            return;
-        };
-        let question = packet
-            .get(at - 2..at)
-            .and_then(|bytes| bytes.try_into().ok());
-        if let Some(question) = question {
-            self.answers.answered(u16::from_be_bytes(question));
+        let took = since.checked_sub(asked).filter(|took| *took < ANSWER_MAX)?;
+        let round = u16::from_be_bytes([packet[at - 2], packet[at - 1]]);
+        if identifier == WIDTH {
+            // Padded: it says how wide the path is, not how long.
+            let size = packet.len();
+            return Some(Echo { round, size });
         }
+        self.answers.answered(round);
         self.round_trip = Some(match self.round_trip {
             Some(known) if known > took => (known * 7 + took) / 8,
             Some(_) | None => took,
         });
+        None
     }
+}
+
+/// An echo and how large a packet it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Echo {
+    /// The sequence number (RFC 4443, section 4.1).
+    pub(crate) round: u16,
+    /// The whole overlay packet, in bytes.
+    pub(crate) size: usize,
 }
 
 /// Whether an overlay packet is an echo request or reply.
@@ -215,20 +252,21 @@ pub(crate) fn is_echo(packet: &[u8]) -> bool {
 fn write_request(
     packet: &mut [u8],
     (own, peer): (Ipv6Addr, Ipv6Addr),
-    (question, stamp): (u16, u64),
+    (identifier, round, stamp): ([u8; 2], u16, u64),
 ) {
+    let payload = u16::try_from(packet.len() - IPV6_HEADER_BYTES).unwrap_or_default();
     let (ip, icmp) = packet.split_at_mut(IPV6_HEADER_BYTES);
     ip[0] = 0x60;
-    ip[5] = PAYLOAD_BYTES;
+    ip[4..6].copy_from_slice(&payload.to_be_bytes());
     ip[6] = ICMPV6;
     ip[7] = 64;
     ip[8..24].copy_from_slice(&own.octets());
     ip[24..40].copy_from_slice(&peer.octets());
     icmp[0] = ECHO_REQUEST;
-    icmp[4..6].copy_from_slice(&IDENTIFIER);
-    icmp[6..8].copy_from_slice(&question.to_be_bytes());
+    icmp[4..6].copy_from_slice(&identifier);
+    icmp[6..8].copy_from_slice(&round.to_be_bytes());
     icmp[8..16].copy_from_slice(&stamp.to_be_bytes());
-    let sum = checksum(&packet[..REQUEST_BYTES]);
+    let sum = checksum(packet);
     packet[42..44].copy_from_slice(&sum.to_be_bytes());
 }
 
@@ -272,7 +310,7 @@ mod tests {
 
     fn request(stamp: u64) -> [u8; REQUEST_BYTES] {
         let mut packet = [0; REQUEST_BYTES];
-        write_request(&mut packet, (OWN, PEER), (1, stamp));
+        write_request(&mut packet, (OWN, PEER), (PULSE, 1, stamp));
         packet
     }
 

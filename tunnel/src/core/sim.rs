@@ -11,6 +11,7 @@ mod many;
 mod quic;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
@@ -166,7 +167,8 @@ impl Sim {
             && first.key().0 <= self.now
         {
             let (to, datagram) = first.remove();
-            self.cores[to].handle_datagram(address(1 - to), &datagram, self.now);
+            let from = Path::Udp(address(1 - to));
+            self.cores[to].handle_datagram(from, &datagram, self.now);
         }
         for core in &mut self.cores {
             core.handle_timeout(self.now);
@@ -201,6 +203,14 @@ impl Sim {
 
     fn happens(&mut self, per_mille: u32) -> bool {
         self.random.random_range(0..1000) < per_mille
+    }
+
+    /// Lets both ends find out how wide the path is.
+    fn settle(&mut self) {
+        let end = self.now + Duration::from_secs(1);
+        while self.now < end {
+            self.step();
+        }
     }
 
     /// Steps until `ready` gives something.
@@ -301,6 +311,7 @@ fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
     let mut sim = Sim::new(2, CLEAR);
     let (near, far) = sim.connect();
     sim.carry(&near, &far, b"once");
+    sim.settle();
     let before = (sim.sent, sim.now);
     while sim.now < before.1 + Duration::from_secs(15) {
         sim.step();
@@ -337,6 +348,7 @@ fn a_connection_dialled_long_into_an_outage_waits_for_the_session() {
 fn an_echo_is_answered_and_measures_the_way_there_and_back() {
     let mut sim = Sim::new(4, CLEAR);
     sim.connect();
+    sim.settle();
     let status = |sim: &Sim| sim.cores[0].windows.board.read(OWN[1], sim.now).unwrap();
     assert_eq!(status(&sim).round_trip, None);
     let now = sim.now;
@@ -357,6 +369,7 @@ fn an_echo_is_answered_and_measures_the_way_there_and_back() {
 fn however_many_ask_the_wire_sees_few_echoes() {
     let mut sim = Sim::new(5, CLEAR);
     sim.connect();
+    sim.settle();
     let (before, now) = (sim.sent, sim.now);
     for _ in 0..1_000 {
         sim.cores[0].echo(OWN[1], now).unwrap();

@@ -39,10 +39,13 @@ impl Core {
             next.tick(false, jitter, &mut self.outbox, now);
         }
         let expired = member.expired(now);
+        let carriers = &self.windows.carriers;
+        let own = self.settings.address;
+        member.tend(carriers, (own, jitter), (&mut self.outbox, now));
         let is_lost = wanted && member.session.sessionless(now) >= SESSIONLESS_MAX;
         let established = member.session.is_established();
         if established && !member.open {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.session_came(&mut link, &mut self.agenda);
         }

@@ -9,6 +9,7 @@ use rand::Rng;
 use super::Core;
 use super::inside::{Inside, Kernel, Lazy, Tcp};
 use super::member::Member;
+use super::pmtu::Pmtu;
 use super::pulse::Pulse;
 use crate::error::Error;
 use crate::keys::PrivateKey;
@@ -63,13 +64,19 @@ impl Core {
         };
         let quic = Quic::new(id, ends, Arc::clone(&self.quic), self.random.random());
         let before = self.ledger.open(ends.peer);
+        let bounds = &self.settings.bounds;
+        let pmtu = Pmtu::new(bounds.mtu, bounds.mtu_max);
+        let mut session = Session::new(id, peer, self.gate.identity(), now);
+        session.set_mtu(pmtu.size());
         let member = Member {
-            session: Session::new(id, peer, self.gate.identity(), now),
+            session,
             next: None,
             old: None,
             inside: Inside::new(tcp, quic),
             open: false,
             pulse: Pulse::new(now),
+            pmtu,
+            race: None,
             posted_at: now,
             expected: None,
             place: Place::default(),
@@ -115,6 +122,7 @@ impl Core {
         }
         let key = peer.public_key.to_bytes();
         let mut next = Session::new(id, peer, self.gate.identity(), now);
+        next.follow(&member.session);
         next.tick(false, self.random.random(), &mut self.outbox, now);
         let stale = member.next.replace(Box::new(next));
         let due = member.due(now);
@@ -159,7 +167,7 @@ impl Core {
             drop(reply.send(Err(Error::UnknownPeer(address))));
             return;
         };
-        let mtu = self.settings.bounds.mtu;
+        let mtu = self.settings.bounds.mtu_max;
         let link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
         let quic = &mut member.inside.quic;
         quic.dial(port, reply, &link, &mut self.agenda);
@@ -222,7 +230,7 @@ impl Core {
             .members
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
-        if member.session.endpoint().is_none() {
+        if member.session.paths().current().is_none() {
             return Err(Error::NoEndpoint(address));
         }
         member.session.force(jitter, &mut self.outbox, now);

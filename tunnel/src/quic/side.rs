@@ -156,7 +156,7 @@ impl Quic {
 
     /// There is a session: say who we are, and let connections go on at once.
     pub(crate) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if !self.setup.is_possible(link.mtu) {
+        if !self.setup.is_possible(link.session.mtu()) {
             return;
         }
         self.asked = Some((1, link.now, link.now));
@@ -180,7 +180,7 @@ impl Quic {
         listeners: &HashMap<u16, Arc<Backlog>>,
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        if !self.setup.is_possible(link.mtu) {
+        if !self.setup.is_possible(link.session.mtu()) {
             return Err(DropReason::NotTcp);
         }
         let outcome = match word::open(packet, self.ends.own).ok_or(DropReason::NotTcp)? {
@@ -212,6 +212,10 @@ impl Quic {
             agenda.schedule(&mut self.place, self.key, link.now + ADMIT_EVERY);
         }
         self.decide(link);
+        if !self.setup.is_possible(link.session.mtu()) {
+            // The path has become too narrow for any packet of QUIC's: better made anew with TCP than stuck.
+            self.carriers().for_each(|carrier| carrier.lock().lose(link.now));
+        }
         if let Some(at) = self.ask_again(link) {
             agenda.schedule(&mut self.place, self.key, at);
         }
@@ -301,7 +305,7 @@ impl Quic {
     fn ask_again(&mut self, link: &mut Link<'_>) -> Option<Instant> {
         if self.peer.is_some()
             || !link.session.is_established()
-            || !self.setup.is_possible(link.mtu)
+            || !self.setup.is_possible(link.session.mtu())
         {
             return None;
         }
@@ -322,7 +326,7 @@ impl Quic {
         if self.waiting.is_empty() {
             return;
         }
-        let is_quic = match (self.setup.is_possible(link.mtu), self.peer) {
+        let is_quic = match (self.setup.is_possible(link.session.mtu()), self.peer) {
             (false, _) => false,
             (true, Some(word)) => word.embedded || self.setup.is_embedded,
             (true, None) => {
@@ -357,7 +361,7 @@ impl Quic {
             Arc::clone(carrier)
         } else {
             let remote = SocketAddr::from((peer, PORT));
-            let client = self.setup.client(link.mtu);
+            let client = self.setup.client(link.session.mtu());
             let (handle, proto) = engine
                 .endpoint
                 .connect(link.now, client, remote, "peer")
@@ -411,7 +415,7 @@ impl Quic {
             return;
         };
         engine.packets.clear();
-        let server = self.setup.server(link.mtu);
+        let server = self.setup.server(link.session.mtu());
         let accepted =
             engine
                 .endpoint

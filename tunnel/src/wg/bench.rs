@@ -4,7 +4,6 @@
 //! only while there is work; the line is bounded, and whoever finds it full must come again. Nothing here knows peers or policy.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -17,6 +16,7 @@ use super::message::{INITIATION_BYTES, Message};
 use super::noise::{Identity, Loan, Returned};
 use super::session::Datagram;
 use crate::keys::PublicKey;
+use crate::path::Path;
 
 /// Jobs that may be under way; each is about 250 bytes, and a state of 11 KB when it is lent.
 pub(crate) const JOBS_MAX: usize = 2_048;
@@ -24,7 +24,7 @@ pub(crate) const JOBS_MAX: usize = 2_048;
 /// An initiation off the wire that has passed the gate.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Claim {
-    pub(crate) source: SocketAddr,
+    pub(crate) source: Path,
     pub(crate) bytes: [u8; INITIATION_BYTES],
 }
 

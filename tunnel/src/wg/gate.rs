@@ -27,6 +27,7 @@ use super::noise::Identity;
 use crate::drops::DropReason;
 use crate::keys::PrivateKey;
 use crate::outbox::ROOM_MIN;
+use crate::path::Path;
 
 /// Sources remembered at once, per table; 4096 entries are about 150 KiB.
 const SOURCES_MAX: usize = 4096;
@@ -99,11 +100,12 @@ impl Gate {
     /// Decides about an initiation from `source`. `under_way`: handshakes at the workbench.
     pub(crate) fn admit(
         &mut self,
-        source: SocketAddr,
+        source: Path,
         datagram: &[u8],
         (under_way, now): (usize, Instant),
     ) -> Result<Admission, DropReason> {
-        let ip = source.ip();
+        let claimed = source.source();
+        let ip = claimed.ip();
         if !self.looks.take(ip, now) {
             return Err(DropReason::Limited);
         }
@@ -118,7 +120,7 @@ impl Gate {
         let is_proven = bytes[INITIATION_BYTES - MAC2_BYTES..] != [0; MAC2_BYTES]
             && self
                 .proof
-                .verify_packet(Some(bound(source)), datagram, &mut room)
+                .verify_packet(Some(bound(claimed)), datagram, &mut room)
                 .is_ok();
         if is_proven {
             let is_admitted = under_way < JOBS_MAX && self.proven.take(ip, now);
@@ -137,7 +139,7 @@ impl Gate {
         }
         match self
             .proof
-            .verify_packet(Some(bound(source)), datagram, &mut room)
+            .verify_packet(Some(bound(claimed)), datagram, &mut room)
         {
             Err(TunnResult::WriteToNetwork(cookie)) => Ok(Admission::Prove(cookie.to_vec())),
             Err(other) => Err(refusal(&other)),
@@ -207,15 +209,15 @@ mod tests {
         datagram.to_vec()
     }
 
-    fn v4(number: u32, port: u16) -> SocketAddr {
-        SocketAddr::from((std::net::Ipv4Addr::from(number), port))
+    fn v4(number: u32, port: u16) -> Path {
+        Path::Udp((std::net::Ipv4Addr::from(number), port).into())
     }
 
     fn is_examined(verdict: &Result<Admission, DropReason>) -> bool {
         matches!(verdict, Ok(Admission::Examine(_)))
     }
 
-    fn prove(gate: &mut Gate, tunn: &mut Tunn, source: SocketAddr, now: Instant) {
+    fn prove(gate: &mut Gate, tunn: &mut Tunn, source: Path, now: Instant) {
         let first = initiation(tunn);
         let Ok(Admission::Prove(cookie)) = gate.admit(source, &first, (0, now)) else {
             panic!("no cookie");
@@ -234,8 +236,8 @@ mod tests {
             (v4(7, 1000), v4(7, 1001)),
             (v4(7, 1000), v4(8, 1000)),
             (
-                "[2001:db8::1]:9".parse().unwrap(),
-                "[2001:db8::1]:10".parse().unwrap(),
+                Path::Udp("[2001:db8::1]:9".parse().unwrap()),
+                Path::Udp("[2001:db8::1]:10".parse().unwrap()),
             ),
         ];
         for (home, elsewhere) in homes {

@@ -3,15 +3,16 @@
 //! - initiations follow our own schedule ([`Retry`]) and never cease while somebody wants a session;
 //! - nothing is encapsulated without a session, so boringtun never queues packets;
 //! - packets are padded to 16 bytes, so that their length says less;
-//! - the endpoint moves only on an authenticated data packet: a replayed initiation or a cookie
-//!   cannot redirect a peer;
+//! - the path moves only on authenticated data, or on the answer to a handshake of ours ([`Paths`]): a
+//!   replayed initiation or a cookie cannot redirect a peer;
+//! - a TCP packet larger than the path carries is cut into several: both ends of a connection go on as before;
 //! - data that stays unanswered for 2 s starts a handshake, since everything inside is TCP and a
 //!   living peer acknowledges within a round trip;
 //! - a peer whose clock has gone back is called back: its own handshakes would be refused as old ones for as long as its clock is wrong.
 
 mod timers;
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,17 +22,25 @@ use super::PeerId;
 use super::budget::Rate;
 use super::message::Message;
 use super::noise::{Identity, Loan, Noise, Recipe, Returned};
+use super::paths::{Paths, Position};
 use super::retry::Retry;
 use super::verdict::{reason, written};
 use crate::drops::DropReason;
+use crate::netns::{PADDING_ROOM, cut_to};
 use crate::netstack::segment::expects_answer;
 use crate::outbox::{Outbox, ROOM_MIN};
+use crate::path::Path;
 use crate::peer::Peer;
+use crate::settings::{MTU_MAX, MTU_MIN};
 
 /// Head, counter and tag around a packet.
 const OVERHEAD_BYTES: usize = 32;
 /// WireGuard paper, section 5.4.6.
 const PADDING: usize = 16;
+/// IPv6's next header of a packet that may be cut.
+const TCP: u8 = 6;
+/// Echoes that measure the path do not call for a measurement.
+const ICMPV6: u8 = 58;
 /// Unanswered data for this long means the other side lost the session: one lost packet is repeated
 /// by TCP after a second.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
@@ -47,7 +56,7 @@ const CALL_BACK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Datagram<'a> {
     pub(crate) message: Message,
-    pub(crate) source: SocketAddr,
+    pub(crate) source: Path,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -64,7 +73,11 @@ pub(crate) struct Session {
     noise: Noise,
     identity: Arc<Identity>,
     peer: Peer,
-    endpoint: Option<SocketAddr>,
+    paths: Paths,
+    /// Larger overlay packets are cut.
+    mtu: usize,
+    /// When a packet was sent that only tells the width of the path when it is missed.
+    wide_at: Option<Instant>,
     retry: Retry,
     /// Cached answer of boringtun: asking costs a clock read.
     established: bool,
@@ -94,7 +107,9 @@ impl Session {
             id,
             noise: Noise::Cold,
             identity: Arc::clone(identity),
-            endpoint: peer.endpoint,
+            paths: Paths::new(peer.endpoint),
+            mtu: MTU_MAX,
+            wide_at: None,
             peer,
             retry: Retry::default(),
             established: false,
@@ -121,17 +136,47 @@ impl Session {
     /// Goes on where a session with other keys leaves off: only the keys are new.
     pub(crate) fn carry_on(&mut self, before: &Self) {
         self.tx_bytes += before.tx_bytes;
-        if self.endpoint.is_none() {
-            self.endpoint = before.endpoint;
-        }
+        self.follow(before);
+    }
+
+    /// Takes over the ways to the peer.
+    pub(crate) fn follow(&mut self, before: &Self) {
+        self.paths.follow(&before.paths);
+        self.mtu = before.mtu;
+        self.wide_at = before.wide_at;
     }
 
     pub(crate) fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+    pub(crate) const fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    pub(crate) const fn paths_mut(&mut self) -> &mut Paths {
+        &mut self.paths
+    }
+
+    /// Packets larger than this are cut from here on.
+    pub(crate) const fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+
+    pub(crate) const fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// When a packet was sent last that a narrow path would lose.
+    pub(crate) const fn wide_at(&self) -> Option<Instant> {
+        self.wide_at
+    }
+
+    /// For how long it has been doubtful that the path works: data is unanswered, or a handshake.
+    pub(crate) fn doubt(&self, now: Instant) -> Duration {
+        let since = |at: Instant| now.duration_since(at);
+        let tried = self.retry.since().map_or(Duration::ZERO, since);
+        self.unanswered(now).max(tried)
     }
 
     pub(crate) fn is_established(&self) -> bool {
@@ -170,9 +215,11 @@ impl Session {
 
     /// Takes over settings that need no new session: the keys are the same.
     pub(crate) fn adopt(&mut self, peer: Peer) {
-        if peer.endpoint.is_some() && peer.endpoint != self.peer.endpoint {
-            self.endpoint = peer.endpoint;
-            self.forced |= peer.initiates;
+        if let Some(endpoint) = peer.endpoint
+            && peer.endpoint != self.peer.endpoint
+        {
+            let is_used = self.paths.relocate(endpoint);
+            self.forced |= peer.initiates && is_used;
         }
         self.peer = peer;
     }
@@ -185,16 +232,23 @@ impl Session {
         outbox: &mut Outbox,
         now: Instant,
     ) {
-        let (Some(endpoint), true) = (self.endpoint, self.established) else {
+        let (Some(path), true) = (self.paths.current(), self.established) else {
             return;
         };
+        if len > MTU_MIN && scratch[6] != ICMPV6 {
+            self.wide_at = Some(now);
+            if len > self.mtu && scratch[6] == TCP {
+                self.seal_cut(&scratch[..len], outbox, now);
+                return;
+            }
+        }
         self.catch_up(outbox, now);
         let padded = len.next_multiple_of(PADDING).min(scratch.len());
         scratch[len..padded].fill(0);
         let Some(tunn) = self.noise.get_mut() else {
             return;
         };
-        outbox.push(endpoint, padded + OVERHEAD_BYTES, |room| {
+        outbox.push(path, padded + OVERHEAD_BYTES, |room| {
             written(&tunn.encapsulate(&scratch[..padded], room))
         });
         self.last_sent = now;
@@ -205,6 +259,21 @@ impl Session {
         if expects_answer(&scratch[..len]) {
             self.unanswered_since.get_or_insert(now);
         }
+    }
+
+    /// Encrypts a TCP packet that is too large for the path, in pieces.
+    fn seal_cut(&mut self, packet: &[u8], outbox: &mut Outbox, now: Instant) {
+        let mut room = [0u8; MTU_MAX + PADDING_ROOM];
+        let Some(copy) = room.get_mut(..packet.len()) else {
+            return;
+        };
+        copy.copy_from_slice(packet);
+        let limit = self.mtu;
+        cut_to(&mut room, packet.len(), limit, |piece, len| {
+            if len <= limit {
+                self.seal(piece, len, outbox, now);
+            }
+        });
     }
 
     /// Handles a datagram that claims to belong to this session. `plain` must be at least as long as
@@ -242,10 +311,10 @@ impl Session {
             Message::Response(_) | Message::Cookie(_) | Message::Data(_) => self.noise.get_mut(),
         };
         let tunn = tunn.ok_or(DropReason::UnknownPeer)?;
-        match tunn.decapsulate(Some(source.ip()), bytes, plain) {
+        match tunn.decapsulate(Some(source.source().ip()), bytes, plain) {
             TunnResult::Done => {
                 if matches!(message, Message::Data(_)) {
-                    self.heard(source, now);
+                    self.heard(datagram, now);
                 }
                 Ok(None)
             }
@@ -254,7 +323,7 @@ impl Session {
                 Ok(None)
             }
             TunnResult::WriteToTunnelV6(packet, from) => {
-                self.heard(source, now);
+                self.heard(datagram, now);
                 self.last_moved = Some(now);
                 Ok(Some(Plain {
                     packet,
@@ -262,7 +331,7 @@ impl Session {
                 }))
             }
             TunnResult::WriteToTunnelV4(..) => {
-                self.heard(source, now);
+                self.heard(datagram, now);
                 Err(DropReason::NotTcp)
             }
             TunnResult::Err(error) => {
@@ -292,7 +361,7 @@ impl Session {
     pub(crate) fn take_back(
         &mut self,
         returned: Returned,
-        source: SocketAddr,
+        source: Path,
         (outbox, now): (&mut Outbox, Instant),
     ) -> Result<(), DropReason> {
         self.noise = Noise::Here(returned.tunn);
@@ -315,18 +384,30 @@ impl Session {
         self.initiate(jitter, outbox, now);
     }
 
-    fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
-        if let Some(endpoint) = self.endpoint {
-            self.initiate_to(endpoint, jitter, (outbox, now));
+    /// Tries UDP with a handshake while a carrier is used; the answer moves the path. Unanswered, boringtun repeats the handshake after 5 s
+    /// over the carrier, so that the session stays.
+    pub(crate) fn try_udp(&mut self, outbox: &mut Outbox) {
+        if let Some(endpoint) = self.paths.udp() {
+            self.initiate_by(Path::Udp(endpoint), outbox);
         }
     }
 
-    fn initiate_to(
-        &mut self,
-        endpoint: SocketAddr,
-        jitter: f64,
-        (outbox, now): (&mut Outbox, Instant),
-    ) {
+    /// While the path is in doubt the other one is tried too, with a handshake of its own: a copy of the same would be a replay to the peer,
+    /// and the copy that came first may be the one whose answer is lost.
+    fn initiate(&mut self, jitter: f64, outbox: &mut Outbox, now: Instant) {
+        let other = self.paths.other().filter(|_| self.is_in_doubt());
+        let mut is_sent = false;
+        for path in [self.paths.current(), other].into_iter().flatten() {
+            is_sent |= self.initiate_by(path, outbox);
+        }
+        if is_sent {
+            self.last_sent = now;
+            self.retry.sent(jitter, now);
+        }
+    }
+
+    /// False while the state is at the workbench.
+    fn initiate_by(&mut self, path: Path, outbox: &mut Outbox) -> bool {
         let mut room = [0u8; ROOM_MIN];
         let Self {
             noise,
@@ -336,22 +417,26 @@ impl Session {
             ..
         } = self;
         let Some(tunn) = noise.make(&recipe((identity, peer, *id))) else {
-            return;
+            return false;
         };
         if let TunnResult::WriteToNetwork(datagram) =
             tunn.format_handshake_initiation(&mut room, true)
         {
-            outbox.push_copy(endpoint, datagram);
-            self.last_sent = now;
-            self.retry.sent(jitter, now);
+            outbox.push_copy(path, datagram);
+            return true;
         }
+        false
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.peer.initiates && (!self.established || self.unanswered_since.is_some())
     }
 
     /// A message that does not hold: says what only a person can mend, and calls back whom only a wrong clock keeps out.
     fn refused(
         &mut self,
         message: Message,
-        source: SocketAddr,
+        source: Path,
         reason: DropReason,
         (outbox, now): (&mut Outbox, Instant),
     ) {
@@ -362,7 +447,10 @@ impl Session {
         let is_old = message == Message::Initiation && reason == DropReason::Replayed;
         if is_old && !self.called_back_at.is_some_and(is_early) {
             self.called_back_at = Some(now);
-            self.initiate_to(source, 0.0, (outbox, now));
+            if self.initiate_by(source, outbox) {
+                self.last_sent = now;
+                self.retry.sent(0.0, now);
+            }
         }
     }
 
@@ -375,27 +463,35 @@ impl Session {
                 outbox.push_copy(datagram.source, reply);
             }
             Message::Response(_) => {
-                // The peer needs a word in the new session, wherever it is now: its answer moves the endpoint.
-                outbox.push_copy(datagram.source, reply);
+                let in_doubt = self.is_in_doubt();
+                let source = datagram.source;
+                if self.peer.initiates && self.paths.answered(source, in_doubt) {
+                    let peer = self.peer.address;
+                    tracing::info!(%peer, path = %source, "the peer is reached another way");
+                }
+                // The peer needs a word in the new session. Whom we keep a session with hears it on the way that we chose; anybody else
+                // where it is now, and its answer moves the path.
+                let way = self.paths.current().filter(|_| self.peer.initiates);
+                let way = way.unwrap_or(source);
+                outbox.push_copy(way, reply);
                 self.last_sent = now;
                 self.last_heard = Some(now);
                 self.established(now);
-                match self.endpoint {
-                    None => self.endpoint = Some(datagram.source),
-                    Some(endpoint) if endpoint == datagram.source => {}
-                    Some(_) => self.seal(&mut [], 0, outbox, now),
+                if self.paths.found(way) != way {
+                    self.seal(&mut [], 0, outbox, now);
                 }
             }
             Message::Cookie(_) | Message::Data(_) => {}
         }
     }
 
-    fn heard(&mut self, source: SocketAddr, now: Instant) {
+    fn heard(&mut self, datagram: &Datagram<'_>, now: Instant) {
         self.last_heard = Some(now);
         self.answered(now);
-        if self.endpoint != Some(source) {
+        let position = Position::of(datagram.bytes);
+        let source = datagram.source;
+        if self.paths.heard(source, position, self.peer.initiates) {
             tracing::debug!(peer = %self.peer.address, endpoint = %source, "peer endpoint moved");
-            self.endpoint = Some(source);
         }
         if !self.established {
             self.refresh(now);
@@ -422,7 +518,7 @@ impl Session {
         let before = self.established;
         self.established = self.since_handshake().is_some();
         let peer = self.peer.address;
-        let endpoint = self.endpoint.map(tracing::field::display);
+        let endpoint = self.paths.current().map(tracing::field::display);
         match (before, self.established) {
             (false, true) => {
                 tracing::info!(%peer, endpoint, "tunnel session established");
@@ -451,8 +547,8 @@ impl Session {
     }
 
     fn transmit(&mut self, datagram: &[u8], outbox: &mut Outbox, now: Instant) {
-        if let Some(endpoint) = self.endpoint {
-            outbox.push_copy(endpoint, datagram);
+        if let Some(path) = self.paths.current() {
+            outbox.push_copy(path, datagram);
             self.last_sent = now;
         }
     }

@@ -1,9 +1,13 @@
 //! The tunnel from outside: real sockets on loopback, real time.
 
 #[cfg(test)]
+mod carriers;
+#[cfg(test)]
 mod flood;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod narrow;
 #[cfg(test)]
 mod relay;
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! The same stories as in `it` over the embedded TCP, as with a stock WireGuard peer.
 
 #[cfg(test)]
+#[path = "../it/carriers.rs"]
+mod carriers;
+#[cfg(test)]
+#[path = "../it/narrow.rs"]
+mod narrow;
+#[cfg(test)]
 #[path = "../it/relay.rs"]
 mod relay;
 #[cfg(test)]

@@ -220,7 +220,7 @@ fn a_call_repeated_by_a_stranger_costs_a_call_a_second_and_moves_nothing() {
         .unwrap();
     leap(Duration::from_secs(5));
     sim.pass(Duration::from_secs(5));
-    let elsewhere = SocketAddr::from(([198, 51, 100, 7], 666));
+    let elsewhere = Path::Udp(([198, 51, 100, 7], 666).into());
     let mut calls = 0;
     for _ in 0..1_000 {
         sim.go_to(sim.now + Duration::from_millis(10));

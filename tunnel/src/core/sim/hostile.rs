@@ -24,7 +24,7 @@ fn everything_said_before_changes_nothing_when_it_is_said_again_from_elsewhere()
     let before = [sim.status(0), sim.status(1)];
     let now = sim.now;
     for (to, datagram) in &recorded {
-        sim.cores[*to].handle_datagram(ELSEWHERE.into(), datagram, now);
+        sim.cores[*to].handle_datagram(Path::Udp(ELSEWHERE.into()), datagram, now);
     }
     sim.pass(Duration::from_secs(2));
     for me in [0, 1] {
@@ -46,7 +46,7 @@ fn an_old_initiation_does_not_move_a_restarted_hubs_idea_of_where_the_node_is() 
     let now = sim.now;
     let old = recorded.iter().filter(|(to, _)| *to == 1);
     for (_, datagram) in old.clone() {
-        sim.cores[1].handle_datagram(ELSEWHERE.into(), datagram, now);
+        sim.cores[1].handle_datagram(Path::Udp(ELSEWHERE.into()), datagram, now);
     }
     assert_eq!(sim.status(1).endpoint, None);
     sim.until(Duration::from_secs(10), |sim| {
@@ -75,7 +75,7 @@ fn a_cookie_from_elsewhere_does_not_move_the_endpoint() {
     });
     sim.wire.clear();
     let now = sim.now;
-    sim.cores[0].handle_datagram(ELSEWHERE.into(), &cookie.1, now);
+    sim.cores[0].handle_datagram(Path::Udp(ELSEWHERE.into()), &cookie.1, now);
     sim.pass(Duration::from_millis(500));
     assert_eq!(sim.status(0).endpoint, Some(address(1)));
     sim.until(Duration::from_secs(3), |sim| {
@@ -103,14 +103,14 @@ fn the_replay_window_is_a_thousand_packets_and_beyond_it_packets_are_counted() {
     let mut refused = 0;
     for (age, datagram) in late.iter().rev().enumerate() {
         let before = sim.drops(1).replayed;
-        sim.cores[1].handle_datagram(address(0), datagram, now);
+        sim.cores[1].handle_datagram(Path::Udp(address(0)), datagram, now);
         let is_refused = sim.drops(1).replayed > before;
         assert_eq!(is_refused, age >= 1_024, "{age} packets late");
         refused += u64::from(is_refused);
     }
     assert_eq!(sim.drops(1).replayed, refused);
     for datagram in &late {
-        sim.cores[1].handle_datagram(address(0), datagram, now);
+        sim.cores[1].handle_datagram(Path::Udp(address(0)), datagram, now);
     }
     assert_eq!(
         sim.drops(1).replayed,
@@ -141,7 +141,7 @@ fn a_peer_that_begins_handshakes_without_end_is_answered_fifty_times_a_second() 
             while let Some(batch) = sim.cores[me].poll_transmit() {
                 for datagram in batch.contents().chunks(batch.segment) {
                     answers += u32::from(datagram[0] == 2);
-                    sim.cores[1 - me].handle_datagram(address(me), datagram, now);
+                    sim.cores[1 - me].handle_datagram(Path::Udp(address(me)), datagram, now);
                 }
                 sim.cores[me].recycle(batch);
             }
@@ -169,7 +169,7 @@ proptest! {
             let length = datagram.len();
             datagram[place % length] ^= byte;
             datagram.truncate(length.saturating_sub(usize::from(cut) % (length * 2)));
-            sim.cores[to].handle_datagram(ELSEWHERE.into(), &datagram, now);
+            sim.cores[to].handle_datagram(Path::Udp(ELSEWHERE.into()), &datagram, now);
         }
         prop_assert_eq!(sim.status(0).endpoint, Some(address(1)));
         prop_assert_eq!(sim.status(1).endpoint, Some(address(0)));

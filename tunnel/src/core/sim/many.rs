@@ -21,7 +21,8 @@ fn of_crowd(number: u16) -> Peer {
 fn sent(core: &mut Core) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     while let Some(batch) = core.poll_transmit() {
-        all.extend(std::iter::repeat_n(batch.destination, batch.count()));
+        let to = batch.destination.source();
+        all.extend(std::iter::repeat_n(to, batch.count()));
         core.recycle(batch);
     }
     all

@@ -118,7 +118,7 @@ impl Session {
     }
 
     fn wants_handshake(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
-        if self.endpoint.is_none() {
+        if self.paths.current().is_none() {
             return false;
         }
         if self.forced || (!self.established && (self.peer.initiates || wanted)) {
