@@ -13,6 +13,7 @@ mod timers;
 mod wishes;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::ControlFlow;
@@ -100,8 +101,9 @@ pub(crate) struct Core {
     members: HashMap<PeerId, Box<Member>>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
-    /// Who was heard from where: a guess at who begins a handshake from there.
-    by_endpoint: HashMap<SocketAddr, PeerId>,
+    /// Who was heard from where, by a hash of the endpoint: a guess at who begins a handshake from there.
+    by_endpoint: HashMap<u64, PeerId>,
+    endpoints: RandomState,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
@@ -147,6 +149,7 @@ impl Core {
             by_address: HashMap::new(),
             by_key: HashMap::new(),
             by_endpoint: HashMap::new(),
+            endpoints: RandomState::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
@@ -425,7 +428,11 @@ impl Core {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
+        if !member.session.take_moved() {
+            return;
+        }
         let endpoint = member.session.endpoint();
+        let endpoint = endpoint.map(|endpoint| self.endpoints.hash_one(endpoint));
         if member.expected == endpoint {
             return;
         }

@@ -227,6 +227,8 @@ mod tests {
             tx_bytes: 0,
             streams: 1,
             round_trip,
+            loss_per_mille: None,
+            rejected: tunnel::Counters::default(),
         }
     }
 

@@ -1,6 +1,5 @@
 //! One peer of the core.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,8 +35,8 @@ pub(super) struct Member {
     pub(super) pulse: Pulse,
     /// When the board was told last.
     pub(super) posted_at: Instant,
-    /// Where the core expects its handshakes from.
-    pub(super) expected: Option<SocketAddr>,
+    /// Where the core expects its handshakes from, as in [`super::Core::by_endpoint`].
+    pub(super) expected: Option<u64>,
     /// When to look at it again.
     pub(super) place: Place,
     /// Overlay bytes received, in all sessions.
@@ -141,8 +140,9 @@ mod tests {
         let tables = size_of::<(PeerId, Box<Member>)>()
             + size_of::<(Ipv6Addr, PeerId)>()
             + size_of::<([u8; 32], PeerId)>()
-            + size_of::<(SocketAddr, PeerId)>()
-            + size_of::<(Ipv6Addr, Notice)>();
+            + size_of::<(u64, PeerId)>()
+            + size_of::<(Ipv6Addr, Box<Notice>)>()
+            + size_of::<Notice>();
         let own = size_of::<Member>() + tables;
         assert!(own <= 1_000, "{own} bytes of ours");
         assert!(own + size_of::<Tunn>() <= 12 * 1024);

@@ -85,6 +85,8 @@ pub(crate) struct Session {
     renewed: bool,
     /// The operator has been told why there is no session.
     complained: bool,
+    /// The endpoint has changed and nobody has asked yet.
+    moved: bool,
     tx_bytes: u64,
 }
 
@@ -109,6 +111,7 @@ impl Session {
             sessionless_since: Some(now),
             renewed: false,
             complained: false,
+            moved: true,
             tx_bytes: 0,
         }
     }
@@ -168,10 +171,16 @@ impl Session {
         std::mem::take(&mut self.renewed)
     }
 
+    /// Whether the endpoint has changed since the last call.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
     /// Takes over settings that need no new session: the keys are the same.
     pub(crate) fn adopt(&mut self, peer: Peer) {
         if peer.endpoint.is_some() && peer.endpoint != self.peer.endpoint {
             self.endpoint = peer.endpoint;
+            self.moved = true;
             self.forced |= peer.initiates;
         }
         self.peer = peer;
@@ -396,6 +405,7 @@ impl Session {
         if self.endpoint != Some(source) {
             tracing::debug!(peer = %self.peer.address, endpoint = %source, "peer endpoint moved");
             self.endpoint = Some(source);
+            self.moved = true;
         }
         if !self.established {
             self.refresh(now);

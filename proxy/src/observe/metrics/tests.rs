@@ -76,5 +76,7 @@ fn status() -> ::tunnel::PeerStatus {
         tx_bytes: 4,
         streams: 0,
         round_trip: Some(Duration::from_millis(250)),
+        loss_per_mille: None,
+        rejected: ::tunnel::Counters::default(),
     }
 }
