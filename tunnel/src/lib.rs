@@ -55,8 +55,8 @@
 //!   makes UDP payloads of 1312 bytes; a narrower path is reported once in the log.
 //! - After an outage a stream with data under way resumes only with smoltcp's next retransmission,
 //!   whose pause has doubled meanwhile. New connections do not wait for it.
-//! - A session that is renewed is answered in the driver, 0.2 ms each, at most eight between two rounds of sending: its state cannot be
-//!   in two places. So is an answer to our own call.
+//! - The renewal of a running session is answered in the driver, 0.2 ms each, because its state cannot be in two places; so is an answer
+//!   to our own call.
 //! - Handshakes that we begin are paced, 250 at once and 1,000 a second: a hub with 10,000 remembered nodes has called all after 10 s.
 //! - One driver serves all peers; it is not sharded over cores. See above for what that costs.
 //! - An open stream holds two buffers of `tcp_buffer_bytes`, used or not.
