@@ -36,7 +36,7 @@
 //!
 //! Measured with `cargo run --release -p tunnel --example hub` on two shared virtual cores that had much else to do:
 //!
-//! - `-- idle 10000`: known after 0.2 s, 1 KB each; with a session 12.2 KB each, of which boringtun's state is 11 KB; 2.4 % of a core for
+//! - `-- idle 10000`: known after 0.2 s, 1 KB each; with a session 12.2 KB each, of which boringtun's state is 11 KB; 2.4 to 2.7 % of a core for
 //!   their keepalives and renewals, half of it key agreements. A peer gets its TCP with the first connection.
 //! - `-- storm 1000`: after the hub's restart 99 % have a session 1.4 s after it calls them, and 2.9 s after all of them call it at once.
 //! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer keeps 94 % or more of its throughput.
