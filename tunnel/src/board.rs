@@ -1,6 +1,7 @@
 //! The notice board: what anyone may know about the peers, without asking the driver.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +27,20 @@ pub(crate) struct Notice {
     pub(crate) rejected: Option<Arc<Drops>>,
 }
 
+/// Each in a box: a table has room for more than are in it.
+type Notices = HashMap<Ipv6Addr, Box<Notice>>;
+
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<HashMap<Ipv6Addr, Notice>>);
+pub(crate) struct Board(Mutex<Notices>);
 
 impl Board {
     pub(crate) fn post(&self, address: Ipv6Addr, notice: Notice) {
-        self.lock().insert(address, notice);
+        match self.lock().entry(address) {
+            Entry::Occupied(mut known) => **known.get_mut() = notice,
+            Entry::Vacant(place) => {
+                place.insert(Box::new(notice));
+            }
+        }
     }
 
     pub(crate) fn remove(&self, address: Ipv6Addr) {
@@ -43,7 +52,7 @@ impl Board {
     }
 
     pub(crate) fn read(&self, address: Ipv6Addr, now: Instant) -> Option<PeerStatus> {
-        let notice = self.lock().get(&address)?.clone();
+        let notice = Notice::clone(self.lock().get(&address)?);
         let age = |at: Instant| now.saturating_duration_since(at);
         Some(PeerStatus {
             public_key: notice.public_key,
@@ -65,7 +74,7 @@ impl Board {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Ipv6Addr, Notice>> {
+    fn lock(&self) -> MutexGuard<'_, Notices> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

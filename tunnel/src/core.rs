@@ -16,6 +16,7 @@ mod ways;
 mod wishes;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
@@ -112,8 +113,9 @@ pub(crate) struct Core {
     members: HashMap<PeerId, Box<Member>>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
-    /// Who was heard from where: a guess at who begins a handshake from there.
-    by_path: HashMap<Path, PeerId>,
+    /// Who was heard from where, by a hash of the path: a guess at who begins a handshake from there.
+    by_path: HashMap<u64, PeerId>,
+    paths: RandomState,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
@@ -162,6 +164,7 @@ impl Core {
             by_address: HashMap::new(),
             by_key: HashMap::new(),
             by_path: HashMap::new(),
+            paths: RandomState::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
@@ -450,7 +453,11 @@ impl Core {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
+        if !member.session.paths_mut().take_moved() {
+            return;
+        }
         let path = member.session.paths().current();
+        let path = path.map(|path| self.paths.hash_one(path));
         if member.expected == path {
             return;
         }

@@ -34,7 +34,16 @@
 //!
 //! # What a hub carries
 //!
-//! FIGURES
+//! Measured with `cargo run --release -p tunnel --example hub` on two shared virtual cores that had much else to do:
+//!
+//! - `-- idle 10000`: known after 0.2 s, 1 KB each; with a session 12.2 KB each, of which boringtun's state is 11 KB; 2.4 to 2.7 % of a core for
+//!   their keepalives and renewals, half of it key agreements. A peer gets its TCP with the first connection.
+//! - `-- storm 1000`: after the hub's restart 99 % have a session 1.4 s after it calls them, and 2.9 s after all of them call it at once.
+//! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer keeps 94 % or more of its throughput.
+//! - `-- shards 4`: the same peers on two hubs carry 1.0 to 1.4 times as much as on one, which takes 1.3 to 1.6 CPU-seconds per gigabyte.
+//!   That is why the driver is not sharded: a core of it carries more than the line of any home.
+//! - The data path takes nothing from the heap: 9 allocations for 4,000 tokens or for 21,000 packets, both ends together
+//!   (`cargo nextest run -p tunnel --test allocations`).
 //!
 //! # What it does not do
 //!
@@ -48,8 +57,8 @@
 //! - Over a carrier TCP runs inside TCP: it is for networks that let no UDP through, and left as soon as one does.
 //! - After an outage a stream of smoltcp with data under way resumes only with its next retransmission,
 //!   whose pause has doubled meanwhile. New connections do not wait for it, and QUIC asks at once.
-//! - A session that is renewed is answered in the driver, 0.2 ms each, at most eight between two rounds of sending: its state cannot be
-//!   in two places. So is an answer to our own call.
+//! - The renewal of a running session is answered in the driver, 0.2 ms each, because its state cannot be in two places; so is an answer
+//!   to our own call.
 //! - Handshakes that we begin are paced, 250 at once and 1,000 a second: a hub with 10,000 remembered nodes has called all after 10 s.
 //! - One driver serves all peers; it is not sharded over cores. See above for what that costs.
 //! - An open stream of smoltcp holds two buffers of `tcp_buffer_bytes`, used or not; one of QUIC at most four in each direction, of what waits.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tunnel::PublicKey;
 
 use crate::figures::{key, source};
@@ -24,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct One {
     number: u64,
     tunn: Tunn,
+    socket: Arc<UdpSocket>,
     asked: Option<Instant>,
 }
 
@@ -41,48 +43,62 @@ pub(crate) async fn run(hub: &str, hub_key: &str, count: u32) {
 }
 
 async fn group(hub: SocketAddr, hub_key: PublicKey, numbers: std::ops::RangeInclusive<u32>) {
-    let socket = UdpSocket::bind(source(*numbers.start()))
-        .await
-        .expect("a socket");
-    socket.connect(hub).await.expect("a route");
-    let first = *numbers.start();
-    let mut ones: Vec<One> = numbers
-        .map(|number| {
-            let secret = x25519_dalek::StaticSecret::from(key(number).to_bytes());
-            let public = x25519_dalek::PublicKey::from(&secret);
-            let limiter = Some(Arc::new(RateLimiter::new(&public, u64::MAX)));
-            let hub = hub_key.to_bytes().into();
-            One {
-                number: u64::from(number),
-                tunn: Tunn::new(secret, hub, None, None, number, limiter),
-                asked: None,
-            }
-        })
-        .collect();
+    let home = source(*numbers.start());
+    let (sender, mut received) = mpsc::channel(64);
+    let mut ones = Vec::new();
+    for number in numbers {
+        ones.push(one(home, (hub, hub_key), number).await);
+    }
+    for (place, one) in ones.iter().enumerate() {
+        tokio::spawn(listen(Arc::clone(&one.socket), place, sender.clone()));
+    }
     let began = Instant::now();
     let mut ticks = tokio::time::interval(TICK);
-    let mut room = [0u8; 2048];
     let mut out = [0u8; 2048];
     let mut second = None;
     loop {
         tokio::select! {
-            Ok(length) = socket.recv(&mut room) => {
-                let index = u32::from_le_bytes([room[8], room[9], room[10], room[11]]);
-                let index = if room[0] == 2 { index } else { u32::from_le_bytes([room[4], room[5], room[6], room[7]]) };
-                let Some(one) = ones.get_mut(((index >> 8) - first) as usize) else { continue };
-                if let TunnResult::WriteToNetwork(reply) = one.tunn.decapsulate(None, &room[..length], &mut out) {
-                    socket.send(reply).await.ok();
+            Some((place, datagram)) = received.recv() => {
+                let one: &mut One = &mut ones[place];
+                if let TunnResult::WriteToNetwork(reply) = one.tunn.decapsulate(None, &datagram, &mut out) {
+                    one.socket.send(reply).await.ok();
                 }
             }
             _ = ticks.tick() => {
                 let seconds = began.elapsed().as_secs();
                 let fresh = second.replace(seconds) != Some(seconds);
                 for one in &mut ones {
+                    let socket = Arc::clone(&one.socket);
                     if let Some(datagram) = due(one, (seconds, fresh), &mut out) {
                         socket.send(datagram).await.ok();
                     }
                 }
             }
+        }
+    }
+}
+
+async fn one(home: SocketAddr, (hub, hub_key): (SocketAddr, PublicKey), number: u32) -> One {
+    let socket = UdpSocket::bind(home).await.expect("a socket");
+    socket.connect(hub).await.expect("a route");
+    let secret = x25519_dalek::StaticSecret::from(key(number).to_bytes());
+    let public = x25519_dalek::PublicKey::from(&secret);
+    let limiter = Some(Arc::new(RateLimiter::new(&public, u64::MAX)));
+    let hub = hub_key.to_bytes().into();
+    One {
+        number: u64::from(number),
+        tunn: Tunn::new(secret, hub, None, None, number, limiter),
+        socket: Arc::new(socket),
+        asked: None,
+    }
+}
+
+async fn listen(socket: Arc<UdpSocket>, place: usize, sender: mpsc::Sender<(usize, Vec<u8>)>) {
+    let mut room = [0u8; 2048];
+    while let Ok(length) = socket.recv(&mut room).await {
+        let datagram = room[..length].to_vec();
+        if sender.send((place, datagram)).await.is_err() {
+            return;
         }
     }
 }

@@ -32,25 +32,13 @@ pub(crate) async fn run(count: u32, seconds: u32) {
     tokio::time::sleep(Duration::from_secs(u64::from(seconds))).await;
     let share = cpu().saturating_sub(from).as_secs_f64() / at.elapsed().as_secs_f64();
     drop(crowd);
-    let reference = key_microseconds();
     let line = format!(
         "{{\"area\":\"hub-idle\",\"peers\":{count},\"start_s\":{:.2},\"bytes_per_known_peer\":{known},\"bytes_per_live_peer\":{live},\
-         \"all_up_s\":{:.2},\"cpu_ms_per_handshake\":{:.3},\"idle_core_percent\":{:.2},\"key_us\":{reference:.1}}}",
+         \"all_up_s\":{:.2},\"cpu_ms_per_handshake\":{:.3},\"idle_core_percent\":{:.2}}}",
         start.as_secs_f64(),
         all_up.as_secs_f64(),
         handshakes.as_secs_f64() * 1000.0 / f64::from(count),
         share * 100.0,
     );
     print(&line);
-}
-
-/// What one public key takes of a core: 17 us on an idle machine of the kind that the figures in the documentation come from. More says
-/// how much slower everything is just now.
-fn key_microseconds() -> f64 {
-    const KEYS: u32 = 5_000;
-    let from = cpu();
-    for number in 0..KEYS {
-        std::hint::black_box(crate::figures::key(number).public_key());
-    }
-    cpu().saturating_sub(from).as_secs_f64() * 1e6 / f64::from(KEYS)
 }

@@ -39,9 +39,12 @@ pub(crate) async fn run(count: u32) {
     // The hub remembers where everybody was, and calls them.
     let began = Instant::now();
     let second = hub(bind).await;
+    let mut told = tokio::task::JoinSet::new();
     for peer in remembered {
-        second.set_peer(peer).await.expect("a peer");
+        let second = second.clone();
+        told.spawn(async move { second.set_peer(peer).await.expect("a peer") });
     }
+    told.join_all().await;
     let called = wait(&second, count, began).await;
     second.shutdown().await;
     drop(second);

@@ -1,5 +1,6 @@
 //! Handshakes that peers begin: through the gate, to the workbench, and to the session.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -40,7 +41,8 @@ impl Core {
     /// A running session that is renewed from where its peer is heard from needs nobody to find out whose it is: that saves a key
     /// agreement of four. `None`: somebody else, or nobody known.
     fn guess(&mut self, claim: Claim, now: Instant) -> Option<Result<(), DropReason>> {
-        let id = self.by_path.get(&claim.source).copied()?;
+        let source = self.paths.hash_one(claim.source);
+        let id = self.by_path.get(&source).copied()?;
         let session = &self.members.get(&id)?.session;
         if !session.is_established() {
             return None;

@@ -10,7 +10,6 @@ use super::pulse::Pulse;
 use super::race::Race;
 use crate::board::Notice;
 use crate::drops::{DropReason, Drops};
-use crate::path::Path;
 use crate::wg::PeerId;
 use crate::wg::session::Session;
 use crate::wheel::Place;
@@ -42,8 +41,8 @@ pub(super) struct Member {
     pub(super) race: Option<Box<Race>>,
     /// When the board was told last.
     pub(super) posted_at: Instant,
-    /// Where the core expects its handshakes from.
-    pub(super) expected: Option<Path>,
+    /// Where the core expects its handshakes from, as in [`super::Core::by_path`].
+    pub(super) expected: Option<u64>,
     /// When to look at it again.
     pub(super) place: Place,
     /// Overlay bytes received, in all sessions.
@@ -149,8 +148,9 @@ mod tests {
         let tables = size_of::<(PeerId, Box<Member>)>()
             + size_of::<(Ipv6Addr, PeerId)>()
             + size_of::<([u8; 32], PeerId)>()
-            + size_of::<(Path, PeerId)>()
-            + size_of::<(Ipv6Addr, Notice)>();
+            + size_of::<(u64, PeerId)>()
+            + size_of::<(Ipv6Addr, Box<Notice>)>()
+            + size_of::<Notice>();
         let own = size_of::<Member>() + tables;
         assert!(own <= 1_000, "{own} bytes of ours");
         assert!(own + size_of::<Tunn>() <= 12 * 1024);

@@ -60,6 +60,8 @@ pub(crate) struct Paths {
     udp: Option<SocketAddr>,
     carrier: Option<CarrierId>,
     newest: Newest,
+    /// Another way is used, and nobody has asked yet.
+    moved: bool,
 }
 
 impl Paths {
@@ -69,7 +71,18 @@ impl Paths {
             udp: endpoint,
             carrier: None,
             newest: Newest::default(),
+            moved: true,
         }
+    }
+
+    /// Whether another way is used since the last call.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    fn go(&mut self, way: Option<Path>) {
+        self.moved |= self.current != way;
+        self.current = way;
     }
 
     /// Where packets go.
@@ -99,14 +112,15 @@ impl Paths {
         self.udp = Some(endpoint);
         let is_carried = matches!(self.current, Some(Path::Carried(_)));
         if !is_carried {
-            self.current = Some(Path::Udp(endpoint));
+            self.go(Some(Path::Udp(endpoint)));
         }
         !is_carried
     }
 
     /// The peer has answered us from there. Returns the way that is used.
     pub(crate) fn found(&mut self, source: Path) -> Path {
-        let current = *self.current.get_or_insert(source);
+        let current = self.current.unwrap_or(source);
+        self.go(Some(current));
         self.udp = self.udp.or(current.udp());
         current
     }
@@ -116,14 +130,14 @@ impl Paths {
         self.carrier = before.carrier;
         self.udp = self.udp.or(before.udp);
         if self.current.is_none() || matches!(before.current, Some(Path::Carried(_))) {
-            self.current = before.current;
+            self.go(before.current);
         }
     }
 
     /// There is a carrier now.
     pub(crate) fn attach(&mut self, id: CarrierId) {
         self.carrier = Some(id);
-        self.current.get_or_insert(Path::Carried(id));
+        self.go(self.current.or(Some(Path::Carried(id))));
     }
 
     /// A carrier is no more. Returns whether it was used.
@@ -131,7 +145,7 @@ impl Paths {
         self.carrier.take_if(|known| *known == id);
         let was_used = self.current == Some(Path::Carried(id));
         if was_used {
-            self.current = self.udp.map(Path::Udp);
+            self.go(self.udp.map(Path::Udp));
         }
         was_used
     }
@@ -147,7 +161,7 @@ impl Paths {
         if !may || self.current == Some(source) {
             return false;
         }
-        self.current = Some(source);
+        self.go(Some(source));
         self.udp = source.udp().or(self.udp);
         true
     }
@@ -161,7 +175,7 @@ impl Paths {
         if !is_ours || self.current == Some(source) {
             return false;
         }
-        self.current = Some(source);
+        self.go(Some(source));
         true
     }
 }
