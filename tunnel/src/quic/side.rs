@@ -233,8 +233,9 @@ impl Quic {
             self.engine = None;
         }
         if !link.session.is_established() {
-            // The session's arrival queues us; what comes due meanwhile would only be lost.
-            return;
+            // The session's arrival queues us; what would be sent meanwhile is only lost. But nobody's connections are not kept for ever.
+            next = idle;
+            is_unfinished = false;
         }
         if is_unfinished {
             agenda.queue(&mut self.place, self.key);

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod quic;
+#[cfg(test)]
 mod relay;
 #[cfg(test)]
 mod renewal;
