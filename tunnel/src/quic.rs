@@ -28,8 +28,10 @@
 
 mod carrier;
 mod conn;
+mod engine;
 mod pace;
 mod plain;
+mod road;
 mod setup;
 mod side;
 mod word;
