@@ -402,7 +402,9 @@ reconnect() { # KIND PORT: the hub is killed and started again while a node ping
   local server figures
   ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" & server=$!
   sleep 0.5
-  (sleep 1.5; kill -9 "$(cat "$work/server.pid")"; wait 2> /dev/null; exec ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" 10.99.0.1:7600) &
+  (sleep 1.5; kill -9 "$(cat "$work/server.pid")"
+    while in_b ss -Hlun "sport = :$2" | grep -q .; do sleep 0.01; done
+    exec ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" 10.99.0.1:7600) &
   local again=$!
   echo "$server" > "$work/server.pid"
   pids+=("$server" "$again")
