@@ -32,6 +32,10 @@ const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
 const WINDOW_BUFFERS: usize = 4;
 /// quinn-proto gives a connection up when a stream has more than 1,024 pieces behind a gap (`MAX_CHUNKS`): full packets, this many bytes never are.
 const WINDOW_MAX: usize = 1 << 20;
+/// What all streams of a connection may hold unread. An honest peer never gets there, so that a stalled stream does not stop another.
+const UNREAD_MAX: u32 = 256 << 20;
+/// What all streams may hold that the peer has not acknowledged: it says itself how much it takes, this bounds what we believe.
+const UNSENT_MAX: u64 = 64 << 20;
 /// Streams that are refused for being too many must be heard first.
 const STREAMS_SPARE: usize = 64;
 
@@ -107,8 +111,8 @@ impl Setup {
             .max_idle_timeout(Some(VarInt::from_u32(SILENCE_MAX_MS).into()))
             .keep_alive_interval(Some(KEEP_ALIVE))
             .stream_receive_window(VarInt::from_u32(self.window))
-            .receive_window(VarInt::MAX)
-            .send_window(u64::MAX)
+            .receive_window(VarInt::from_u32(UNREAD_MAX))
+            .send_window(UNSENT_MAX)
             .packet_threshold(REORDERED_PACKETS)
             .time_threshold(LOST_AFTER)
             .initial_rtt(FIRST_ROUND_TRIP)

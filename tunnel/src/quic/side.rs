@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// A word is lost as easily as any packet.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASKS_MAX: u32 = 4;
+/// One each way, and those that are being closed.
+const CONNECTIONS_MAX: usize = 8;
 /// A stream that waits for room with its listener is looked at this often.
 const ADMIT_EVERY: Duration = Duration::from_millis(20);
 
@@ -393,6 +395,10 @@ impl Quic {
         let Some(engine) = &mut self.engine else {
             return;
         };
+        if engine.roads.len() >= CONNECTIONS_MAX {
+            engine.endpoint.ignore(incoming);
+            return;
+        }
         engine.packets.clear();
         let server = self.setup.server(link.mtu);
         let accepted =
