@@ -52,8 +52,8 @@
 //!   retransmission timeout of at least one second. A lost packet at the end of a request costs that second; on a home link bulk transfers run at
 //!   10 Mbit/s and, with 1 % of loss, below 1. Token streams are not affected much. Two ends of ours speak QUIC there instead.
 //! - A stock peer is sent packets of the size that its path carries, but what it sends itself is as large as its own settings make it.
-//! - QUIC's packets cannot be cut: a connection keeps to the size that the path carried when it began, or to QUIC's least when that turns out
-//!   too large. Where the path carries less than 1,248 bytes, its streams end and new ones are TCP.
+//! - A QUIC connection keeps to the size of packet that the path carried when it began. Where that becomes too large they go in halves, whole
+//!   again at the other end: two packets where one would do, until the next connection.
 //! - Over a carrier TCP runs inside TCP: it is for networks that let no UDP through, and left as soon as one does.
 //! - After an outage a stream of smoltcp with data under way resumes only with its next retransmission,
 //!   whose pause has doubled meanwhile. New connections do not wait for it, and QUIC asks at once.

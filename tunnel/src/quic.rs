@@ -23,13 +23,15 @@
 //!   a stock one. Two ends whose kernels both do TCP go on with that.
 //! - A connection a direction of dialling, made by the first stream, closed a minute after the last. Idle, a peer costs a few hundred bytes.
 //! - Windows: a stream's is [four buffers of TCP](crate::Bounds::tcp_buffer_bytes), at most 1 MiB: quinn-proto gives up a connection
-//!   whose stream has more than 1,024 pieces behind a gap. A connection's own is unlimited, so a stalled stream never stops another.
+//!   whose stream has more than 1,024 pieces behind a gap. A connection's own is so wide that a stalled stream never stops another.
 //! - Below an overlay of 1,248 bytes QUIC does not fit, and TCP it is.
 
 mod carrier;
 mod conn;
+mod engine;
 mod pace;
 mod plain;
+mod road;
 mod setup;
 mod side;
 mod word;

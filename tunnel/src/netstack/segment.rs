@@ -10,9 +10,6 @@ use crate::drops::DropReason;
 const IPV6_HEADER_BYTES: usize = 40;
 const TCP_HEADER_BYTES: usize = 20;
 const TCP: u8 = 6;
-const UDP: u8 = 17;
-/// What QUIC sends beyond this, its header included, is more than an acknowledgement.
-const UDP_ANSWERED_BYTES: usize = 72;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -61,14 +58,11 @@ impl Segment {
 }
 
 /// Whether a packet of ours makes a living peer answer: data, or the start or end of a stream.
-/// A bare acknowledgement or a reset does not.
+/// A bare acknowledgement or a reset does not. Whether one of QUIC's does, only QUIC knows.
 pub(crate) fn expects_answer(packet: &[u8]) -> bool {
     let Some(tcp) = packet.get(IPV6_HEADER_BYTES..) else {
         return false;
     };
-    if packet[6] == UDP {
-        return tcp.len() > UDP_ANSWERED_BYTES;
-    }
     if packet[6] != TCP || tcp.len() < TCP_HEADER_BYTES {
         return false;
     }

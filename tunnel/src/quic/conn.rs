@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::carrier::{Carrier, Number};
+use super::carrier::Carrier;
+use super::road::Number;
 use crate::netstack::conn::Failure;
 
 /// Ports of the dialling side lie above the services'.

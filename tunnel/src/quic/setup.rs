@@ -32,6 +32,10 @@ const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
 const WINDOW_BUFFERS: usize = 4;
 /// quinn-proto gives a connection up when a stream has more than 1,024 pieces behind a gap (`MAX_CHUNKS`): full packets, this many bytes never are.
 const WINDOW_MAX: usize = 1 << 20;
+/// What all streams of a connection may hold unread. An honest peer never gets there, so that a stalled stream does not stop another.
+const UNREAD_MAX: u32 = 256 << 20;
+/// What all streams may hold that the peer has not acknowledged: it says itself how much it takes, this bounds what we believe.
+const UNSENT_MAX: u64 = 64 << 20;
 /// Streams that are refused for being too many must be heard first.
 const STREAMS_SPARE: usize = 64;
 
@@ -74,9 +78,9 @@ impl Setup {
         })
     }
 
-    /// Whether QUIC is wanted and the overlay carries its packets.
-    pub(super) const fn is_possible(&self, mtu: usize) -> bool {
-        self.is_wanted && mtu >= PACKET_BYTES_MIN + HEADER_BYTES
+    /// Whether QUIC is wanted.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.is_wanted
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
@@ -98,7 +102,8 @@ impl Setup {
     }
 
     fn transport(&self, mtu: usize) -> Arc<TransportConfig> {
-        let packet = u16::try_from(mtu.saturating_sub(HEADER_BYTES)).unwrap_or(u16::MAX);
+        let packet = mtu.saturating_sub(HEADER_BYTES).max(PACKET_BYTES_MIN);
+        let packet = u16::try_from(packet).unwrap_or(u16::MAX);
         let streams = u32::try_from(self.streams_max + STREAMS_SPARE).unwrap_or(u32::MAX);
         let mut transport = TransportConfig::default();
         transport
@@ -107,8 +112,8 @@ impl Setup {
             .max_idle_timeout(Some(VarInt::from_u32(SILENCE_MAX_MS).into()))
             .keep_alive_interval(Some(KEEP_ALIVE))
             .stream_receive_window(VarInt::from_u32(self.window))
-            .receive_window(VarInt::MAX)
-            .send_window(u64::MAX)
+            .receive_window(VarInt::from_u32(UNREAD_MAX))
+            .send_window(UNSENT_MAX)
             .packet_threshold(REORDERED_PACKETS)
             .time_threshold(LOST_AFTER)
             .initial_rtt(FIRST_ROUND_TRIP)

@@ -1,21 +1,21 @@
-//! QUIC with one peer, as the driver sees it: who the peer is, connections, packets in and out. Costs next to nothing while there is no
-//! connection; one is made for the first stream and closed a minute after the last.
+//! QUIC with one peer, as the driver sees it: who the peer is, who waits for it, which streams are taken. Costs next to nothing while there
+//! is no connection; one is made for the first stream and closed a minute after the last. Packets and timers are the engine's.
 //!
 //! Each side dials on a connection of its own and takes streams from the other's, so nobody has to agree on who begins.
 
 use std::collections::HashMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-use quinn_proto::{ConnectionHandle, DatagramEvent, Endpoint, Incoming, Transmit};
+use quinn_proto::{ConnectionHandle, DatagramEvent, Incoming};
 use tokio::sync::oneshot;
 
 use super::carrier::Carrier;
 use super::conn::QuicConn;
+use super::engine::{Engine, send, send_all};
 use super::setup::Setup;
-use super::word::{self, HEADER_BYTES, PORT, Parcel, Word};
+use super::word::{self, PORT, Parcel, Word};
 use crate::agenda::{Agenda, Place};
 use crate::drops::DropReason;
 use crate::error::Error;
@@ -24,7 +24,6 @@ use crate::netstack::conn::{ConnKey, End};
 use crate::netstack::link::Link;
 use crate::netstack::segment::PortPair;
 use crate::netstack::stack::Ends;
-use crate::settings::MTU_MAX;
 use crate::stream::Stream;
 use crate::wg::PeerId;
 
@@ -38,14 +37,10 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// A word is lost as easily as any packet.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASKS_MAX: u32 = 4;
-/// A connection without streams is closed after this.
-const IDLE_MAX: Duration = Duration::from_mins(1);
+/// One each way, and those that are being closed.
+const CONNECTIONS_MAX: usize = 8;
 /// A stream that waits for room with its listener is looked at this often.
 const ADMIT_EVERY: Duration = Duration::from_millis(20);
-/// Packets per turn: one full GSO batch.
-const TURN_PACKETS: usize = 48;
-/// Received packets share buffers of this size.
-const ARENA_BYTES: usize = 16 * 1024;
 
 /// What a dial comes to.
 #[derive(Debug)]
@@ -76,17 +71,6 @@ pub(crate) struct Quic {
     /// Streams of the peer wait for their listeners.
     is_queued: bool,
     engine: Option<Box<Engine>>,
-}
-
-/// The connections.
-struct Engine {
-    endpoint: Endpoint,
-    roads: HashMap<ConnectionHandle, Arc<Carrier>>,
-    /// Where we dial.
-    ours: Option<ConnectionHandle>,
-    idle_since: Option<Instant>,
-    packets: Vec<u8>,
-    arena: BytesMut,
 }
 
 impl Quic {
@@ -156,7 +140,7 @@ impl Quic {
 
     /// There is a session: say who we are, and let connections go on at once.
     pub(crate) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if !self.setup.is_possible(link.session.mtu()) {
+        if !self.setup.is_wanted() {
             return;
         }
         self.asked = Some((1, link.now, link.now));
@@ -180,7 +164,7 @@ impl Quic {
         listeners: &HashMap<u16, Arc<Backlog>>,
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        if !self.setup.is_possible(link.session.mtu()) {
+        if !self.setup.is_wanted() {
             return Err(DropReason::NotTcp);
         }
         let outcome = match word::open(packet, self.ends.own).ok_or(DropReason::NotTcp)? {
@@ -190,6 +174,13 @@ impl Quic {
             }
             Parcel::Quic(datagram) => {
                 self.take(datagram, link);
+                self.admit(listeners)
+            }
+            Parcel::Half(half) => {
+                let engine = self.engine.get_or_insert_with(|| Engine::new(&self.setup));
+                if let Some(datagram) = engine.join(half) {
+                    self.take(&datagram, link);
+                }
                 self.admit(listeners)
             }
         };
@@ -212,10 +203,6 @@ impl Quic {
             agenda.schedule(&mut self.place, self.key, link.now + ADMIT_EVERY);
         }
         self.decide(link);
-        if !self.setup.is_possible(link.session.mtu()) {
-            // The path has become too narrow for any packet of QUIC's: better made anew with TCP than stuck.
-            self.carriers().for_each(|carrier| carrier.lock().lose(link.now));
-        }
         if let Some(at) = self.ask_again(link) {
             agenda.schedule(&mut self.place, self.key, at);
         }
@@ -237,8 +224,9 @@ impl Quic {
             self.engine = None;
         }
         if !link.session.is_established() {
-            // The session's arrival queues us; what comes due meanwhile would only be lost.
-            return;
+            // The session's arrival queues us; what would be sent meanwhile is only lost. But nobody's connections are not kept for ever.
+            next = idle;
+            is_unfinished = false;
         }
         if is_unfinished {
             agenda.queue(&mut self.place, self.key);
@@ -292,6 +280,9 @@ impl Quic {
             for carrier in self.carriers() {
                 carrier.lock().lose(link.now);
             }
+            if let Some(engine) = &mut self.engine {
+                engine.forget_halves();
+            }
         }
         self.peer = Some(word);
         self.silent = false;
@@ -305,7 +296,7 @@ impl Quic {
     fn ask_again(&mut self, link: &mut Link<'_>) -> Option<Instant> {
         if self.peer.is_some()
             || !link.session.is_established()
-            || !self.setup.is_possible(link.session.mtu())
+            || !self.setup.is_wanted()
         {
             return None;
         }
@@ -326,7 +317,7 @@ impl Quic {
         if self.waiting.is_empty() {
             return;
         }
-        let is_quic = match (self.setup.is_possible(link.session.mtu()), self.peer) {
+        let is_quic = match (self.setup.is_wanted(), self.peer) {
             (false, _) => false,
             (true, Some(word)) => word.embedded || self.setup.is_embedded,
             (true, None) => {
@@ -414,6 +405,10 @@ impl Quic {
         let Some(engine) = &mut self.engine else {
             return;
         };
+        if engine.roads.len() >= CONNECTIONS_MAX {
+            engine.endpoint.ignore(incoming);
+            return;
+        }
         engine.packets.clear();
         let server = self.setup.server(link.session.mtu());
         let accepted =
@@ -488,142 +483,5 @@ fn admit_one(
             road.refuse(number);
             Ok(())
         }
-    }
-}
-
-/// What came of a connection's turn.
-struct Turn {
-    is_unfinished: bool,
-    next: Option<Instant>,
-}
-
-impl Engine {
-    fn new(setup: &Setup) -> Box<Self> {
-        Box::new(Self {
-            endpoint: setup.endpoint(),
-            roads: HashMap::new(),
-            ours: None,
-            idle_since: None,
-            packets: Vec::new(),
-            arena: BytesMut::new(),
-        })
-    }
-
-    /// A received packet in a buffer that it may keep.
-    fn hold(&mut self, datagram: &[u8]) -> BytesMut {
-        if self.arena.capacity() < datagram.len() {
-            self.arena = BytesMut::with_capacity(ARENA_BYTES.max(datagram.len()));
-        }
-        self.arena.extend_from_slice(datagram);
-        self.arena.split()
-    }
-
-    /// Timers, packets to send, and what the endpoint must know.
-    fn turn(&mut self, handle: ConnectionHandle, ends: Ends, link: &mut Link<'_>) -> Turn {
-        let mut sent = 0;
-        if let Some(carrier) = self.roads.get(&handle) {
-            let mut road = carrier.lock();
-            road.rung = false;
-            if road.proto.poll_timeout().is_some_and(|at| at <= link.now) {
-                road.proto.handle_timeout(link.now);
-            }
-            road.digest();
-        }
-        self.relay(handle);
-        while sent < TURN_PACKETS && link.session.is_established() {
-            let Some(carrier) = self.roads.get(&handle) else {
-                break;
-            };
-            self.packets.clear();
-            let mut road = carrier.lock();
-            let room = TURN_PACKETS - sent;
-            let transmit = road.proto.poll_transmit(link.now, room, &mut self.packets);
-            drop(road);
-            let Some(transmit) = transmit else {
-                break;
-            };
-            sent += send_all(&self.packets, &transmit, ends, link);
-        }
-        self.relay(handle);
-        let Some(carrier) = self.roads.get(&handle) else {
-            return Turn {
-                is_unfinished: false,
-                next: None,
-            };
-        };
-        let mut road = carrier.lock();
-        let patience = road.lose_patience(link.now);
-        Turn {
-            is_unfinished: sent >= TURN_PACKETS,
-            next: [road.proto.poll_timeout(), patience]
-                .into_iter()
-                .flatten()
-                .min(),
-        }
-    }
-
-    /// Carries what a connection has to say to the endpoint, and back; forgets a connection that is done.
-    fn relay(&mut self, handle: ConnectionHandle) {
-        let Some(carrier) = self.roads.get(&handle) else {
-            return;
-        };
-        let mut road = carrier.lock();
-        while let Some(event) = road.proto.poll_endpoint_events() {
-            if let Some(answer) = self.endpoint.handle_event(handle, event) {
-                road.proto.handle_event(answer);
-            }
-        }
-        let is_drained = road.proto.is_drained();
-        drop(road);
-        if is_drained {
-            self.roads.remove(&handle);
-            if self.ours == Some(handle) {
-                self.ours = None;
-            }
-        }
-    }
-
-    /// Closes connections that nobody has used for a while; says when to look again.
-    fn rest(&mut self, now: Instant) -> Option<Instant> {
-        let is_used = self.roads.values().any(|carrier| carrier.lock().len() > 0);
-        if is_used {
-            self.idle_since = None;
-            return None;
-        }
-        let until = *self.idle_since.get_or_insert(now) + IDLE_MAX;
-        if now < until {
-            return Some(until);
-        }
-        for carrier in self.roads.values() {
-            carrier.lock().lose(now);
-        }
-        // The next turn says so to the peer.
-        (!self.roads.is_empty()).then_some(now + ASK_EVERY)
-    }
-}
-
-/// Sends what QUIC has made: one packet, or several of one size. Returns how many.
-fn send_all(packets: &[u8], transmit: &Transmit, ends: Ends, link: &mut Link<'_>) -> usize {
-    let packets = packets.get(..transmit.size).unwrap_or(packets);
-    let size = transmit.segment_size.unwrap_or(transmit.size).max(1);
-    let mut count = 0;
-    for packet in packets.chunks(size) {
-        send(packet, ends, link);
-        count += 1;
-    }
-    count
-}
-
-/// Sends one payload to the peer.
-fn send(payload: &[u8], ends: Ends, link: &mut Link<'_>) {
-    let mut packet = [0; MTU_MAX.next_multiple_of(16)];
-    let Some(room) = packet.get_mut(HEADER_BYTES..HEADER_BYTES + payload.len()) else {
-        return;
-    };
-    room.copy_from_slice(payload);
-    let addresses: (Ipv6Addr, Ipv6Addr) = (ends.own, ends.peer);
-    if let Some(length) = word::close(&mut packet, payload.len(), addresses) {
-        link.session
-            .seal(&mut packet, length, link.outbox, link.now);
     }
 }

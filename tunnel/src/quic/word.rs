@@ -1,4 +1,5 @@
-//! The packets between two ends of ours that are not TCP: UDP to one port, either QUIC or a word about who we are. No state, no decisions.
+//! The packets between two ends of ours that are not TCP: UDP to one port, either QUIC, half of a packet of QUIC's, or a word about who we are.
+//! No state, no decisions.
 //!
 //! The UDP checksum is zero, as RFC 6935 allows for what travels inside something that authenticates it. Whoever is not of ours drops
 //! such packets, and never answers the word.
@@ -14,6 +15,10 @@ const UDP: u8 = 17;
 /// QUIC's packets have the bit 0x40 in their first byte (RFC 9000, section 17), a word has not.
 const QUIC_BIT: u8 = 0x40;
 const WORD: u8 = 0x01;
+const FIRST: u8 = 0x02;
+const SECOND: u8 = 0x03;
+/// Which half, and of what.
+const HALF_HEADER_BYTES: usize = 5;
 const VERSION: u8 = 1;
 const EMBEDDED: u8 = 1;
 const ASKS: u8 = 2;
@@ -36,6 +41,47 @@ pub(super) struct Word {
 pub(super) enum Parcel<'a> {
     Word(Word),
     Quic(&'a [u8]),
+    Half(Half<'a>),
+}
+
+/// Half of a packet of QUIC's that is larger than what the path carries: QUIC itself never makes them small enough for every path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Half<'a> {
+    /// The same in both halves, and for a long time in no others.
+    pub(super) number: u32,
+    pub(super) is_first: bool,
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Half<'a> {
+    /// Both halves of a packet.
+    pub(super) fn both(number: u32, packet: &'a [u8]) -> [Self; 2] {
+        let (first, second) = packet.split_at(packet.len().div_ceil(2));
+        [(true, first), (false, second)].map(|(is_first, bytes)| Self {
+            number,
+            is_first,
+            bytes,
+        })
+    }
+
+    /// Writes it as a payload; `None`: it does not fit.
+    pub(super) fn write(self, room: &mut [u8]) -> Option<usize> {
+        let length = HALF_HEADER_BYTES + self.bytes.len();
+        let (head, rest) = room.get_mut(..length)?.split_at_mut(HALF_HEADER_BYTES);
+        head[0] = if self.is_first { FIRST } else { SECOND };
+        head[1..].copy_from_slice(&self.number.to_be_bytes());
+        rest.copy_from_slice(self.bytes);
+        Some(length)
+    }
+
+    fn parse(payload: &'a [u8]) -> Option<Self> {
+        let (head, bytes) = payload.split_at_checked(HALF_HEADER_BYTES)?;
+        Some(Self {
+            number: u32::from_be_bytes(head.get(1..)?.try_into().ok()?),
+            is_first: head.first() == Some(&FIRST),
+            bytes,
+        })
+    }
 }
 
 impl Word {
@@ -80,6 +126,7 @@ pub(super) fn open(packet: &[u8], own: Ipv6Addr) -> Option<Parcel<'_>> {
     match *payload.first()? {
         first if first & QUIC_BIT != 0 => Some(Parcel::Quic(payload)),
         WORD => Word::parse(payload).map(Parcel::Word),
+        FIRST | SECOND => Half::parse(payload).map(Parcel::Half),
         _ => None,
     }
 }
@@ -138,6 +185,20 @@ mod tests {
             payload[0] |= QUIC_BIT;
             let packet = packet(&payload);
             prop_assert_eq!(open(&packet, OWN), Some(Parcel::Quic(&payload[..])));
+        }
+
+        #[test]
+        fn two_halves_are_the_whole(number in any::<u32>(), payload in proptest::collection::vec(any::<u8>(), 1..1_500)) {
+            let mut whole = Vec::new();
+            for half in Half::both(number, &payload) {
+                let mut room = [0; 1_000];
+                let length = half.write(&mut room).unwrap();
+                prop_assert!(length <= HALF_HEADER_BYTES + payload.len().div_ceil(2));
+                let packet = packet(&room[..length]);
+                prop_assert_eq!(open(&packet, OWN), Some(Parcel::Half(half)));
+                whole.extend_from_slice(half.bytes);
+            }
+            prop_assert_eq!(whole, payload);
         }
 
         #[test]

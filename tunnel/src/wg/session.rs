@@ -192,6 +192,18 @@ impl Session {
         self.last_heard
     }
 
+    /// Something was sent that a living peer answers, and [`expects_answer`] does not see it.
+    pub(crate) fn expect_answer(&mut self, now: Instant) {
+        if self.established {
+            self.unanswered_since.get_or_insert(now);
+        }
+    }
+
+    /// A packet would be sent larger if the path were wider.
+    pub(crate) const fn note_wide(&mut self, now: Instant) {
+        self.wide_at = Some(now);
+    }
+
     /// How long the peer owes an answer.
     pub(crate) fn unanswered(&self, now: Instant) -> Duration {
         self.unanswered_since
@@ -236,7 +248,7 @@ impl Session {
             return;
         };
         if len > MTU_MIN && scratch[6] != ICMPV6 {
-            self.wide_at = Some(now);
+            self.note_wide(now);
             if len > self.mtu && scratch[6] == TCP {
                 self.seal_cut(&scratch[..len], outbox, now);
                 return;

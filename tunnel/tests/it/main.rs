@@ -9,6 +9,8 @@ mod hostile;
 #[cfg(test)]
 mod narrow;
 #[cfg(test)]
+mod quic;
+#[cfg(test)]
 mod relay;
 #[cfg(test)]
 mod renewal;
