@@ -9,7 +9,7 @@ mod websocket;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
@@ -30,8 +30,8 @@ pub(crate) type Carried = (CarrierId, Vec<u8>);
 /// All carriers of a tunnel.
 #[derive(Debug)]
 pub(crate) struct Carriers {
-    open: Mutex<HashMap<u64, mpsc::Sender<Vec<u8>>>>,
-    numbers: AtomicU64,
+    open: Mutex<HashMap<u32, mpsc::Sender<Vec<u8>>>>,
+    numbers: AtomicU32,
     inbound: mpsc::Sender<Carried>,
     /// Until the driver takes it.
     taken: Mutex<Option<mpsc::Receiver<Carried>>>,
@@ -42,7 +42,7 @@ impl Default for Carriers {
         let (inbound, receiver) = mpsc::channel(INBOUND_MAX);
         Self {
             open: Mutex::default(),
-            numbers: AtomicU64::new(0),
+            numbers: AtomicU32::new(0),
             inbound,
             taken: Mutex::new(Some(receiver)),
         }
@@ -103,7 +103,7 @@ impl Carriers {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Vec<u8>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, mpsc::Sender<Vec<u8>>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,10 +4,10 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// One carrier of this tunnel; never given twice.
+/// One carrier of this tunnel; given again after four thousand million others.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct CarrierId {
-    pub(crate) number: u64,
+    pub(crate) number: u32,
     /// Who holds the other end of the stream: what limits by source count by.
     pub(crate) remote: IpAddr,
 }

@@ -75,7 +75,8 @@ pub(super) struct Pmtu {
     size: usize,
     path: Option<Path>,
     round: u16,
-    asked: Option<Asked>,
+    /// In a box: most peers ask nothing most of the time.
+    asked: Option<Box<Asked>>,
     next: Next,
     pause: Duration,
     silent: u32,
@@ -172,14 +173,14 @@ impl Pmtu {
             return;
         }
         asked.widest = asked.widest.max(size);
-        let asked = *asked;
-        match asked.kind {
-            Kind::Check if asked.widest >= self.size => self.asked = None,
+        let (kind, widest) = (asked.kind, asked.widest);
+        match kind {
+            Kind::Check if widest >= self.size => self.asked = None,
             Kind::Check => {}
             Kind::Survey => {
-                self.size = self.size.max(asked.widest).min(self.max);
-                if asked.widest >= self.max {
-                    self.conclude(asked.widest, now);
+                self.size = self.size.max(widest).min(self.max);
+                if widest >= self.max {
+                    self.conclude(widest, now);
                 }
             }
         }
@@ -199,12 +200,12 @@ impl Pmtu {
 
     fn ask(&mut self, kind: Kind, now: Instant) -> Question {
         self.round = self.round.checked_add(1).unwrap_or(1);
-        self.asked = Some(Asked {
+        self.asked = Some(Box::new(Asked {
             kind,
             at: now,
             widest: 0,
             small_at: None,
-        });
+        }));
         let mut sizes = [0; SIZES.len() + 1];
         match kind {
             Kind::Check => sizes[0] = self.size,
@@ -224,7 +225,7 @@ impl Pmtu {
 
     /// Draws the conclusion, once there is one.
     fn judge(&mut self, round_trip: Duration, now: Instant) {
-        let Some(asked) = self.asked else {
+        let Some(asked) = self.asked.as_deref().copied() else {
             return;
         };
         // A peer that seemed silent may only be far away.
