@@ -16,7 +16,7 @@ use crate::peer::PeerStatus;
 pub(crate) struct Notice {
     pub(crate) public_key: PublicKey,
     pub(crate) path: Option<Path>,
-    pub(crate) mtu: usize,
+    pub(crate) mtu: u16,
     pub(crate) handshake_at: Option<Instant>,
     pub(crate) heard_at: Option<Instant>,
     pub(crate) rx_bytes: u64,
@@ -59,7 +59,7 @@ impl Board {
             endpoint: notice.path.and_then(Path::udp),
             remote: notice.path.map(|path| path.source().ip()),
             path: notice.path.map(Path::kind).unwrap_or_default(),
-            mtu: notice.mtu,
+            mtu: usize::from(notice.mtu),
             since_handshake: notice.handshake_at.map(age),
             since_heard: notice.heard_at.map(age),
             rx_bytes: notice.rx_bytes,

@@ -23,10 +23,12 @@ const SETTLE: Duration = Duration::from_millis(40);
 /// Nothing back for so long, or three round trips: nothing is learned.
 const WAIT_MIN: Duration = Duration::from_millis(600);
 /// A survey that hears nothing is repeated this often: the peer may answer no echo.
-const SILENT_MAX: u32 = 3;
+const SILENT_MAX: u8 = 3;
 /// A path that could carry more is surveyed again after this, and then after longer and longer.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_mins(10);
+/// Fourfold so often, the least pause is longer than the longest.
+const TRIES_MAX: u8 = 5;
 
 /// Echoes to be sent: of these sizes in this order, and then a small one.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,16 +72,17 @@ enum Next {
 /// The width of one path.
 #[derive(Debug)]
 pub(super) struct Pmtu {
-    start: usize,
-    max: usize,
-    size: usize,
+    start: u16,
+    max: u16,
+    size: u16,
     path: Option<Path>,
     round: u16,
     /// In a box: most peers ask nothing most of the time.
     asked: Option<Box<Asked>>,
     next: Next,
-    pause: Duration,
-    silent: u32,
+    /// How often a survey has found that the path could carry more.
+    tries: u8,
+    silent: u8,
     checked_at: Option<Instant>,
 }
 
@@ -87,14 +90,14 @@ impl Pmtu {
     /// `start`: what is sent before anything is known; `max`: what is never exceeded.
     pub(super) fn new(start: usize, max: usize) -> Self {
         Self {
-            start,
-            max,
-            size: start,
+            start: narrow(start),
+            max: narrow(max),
+            size: narrow(start),
             path: None,
             round: 0,
             asked: None,
             next: Next::Never,
-            pause: PAUSE_MIN,
+            tries: 0,
             silent: 0,
             checked_at: None,
         }
@@ -102,11 +105,15 @@ impl Pmtu {
 
     /// The largest packet that may be sent.
     pub(super) const fn size(&self) -> usize {
-        self.size
+        self.size as usize
     }
 
-    /// To be called when [`Pmtu::due`] says, some four times a second while something is under way. `path`: the one in use, while there is a session; `wide_at`: when a packet above the least size was
-    /// sent last; `round_trip`: if it is known.
+    const fn max(&self) -> usize {
+        self.max as usize
+    }
+
+    /// To be called when [`Pmtu::due`] says, some four times a second while something is under way. `path`: the one in use, while there is a
+    /// session; `wide_at`: when a packet above the least size was sent last; `round_trip`: if it is known.
     pub(super) fn tick(
         &mut self,
         path: Option<Path>,
@@ -116,7 +123,7 @@ impl Pmtu {
         if path != self.path {
             self.begin(path, now);
         }
-        if path.map(Path::kind) != Some(PathKind::Udp) || self.max <= MTU_MIN {
+        if path.map(Path::kind) != Some(PathKind::Udp) || self.max() <= MTU_MIN {
             return None;
         }
         self.judge(round_trip.unwrap_or_default(), now);
@@ -150,7 +157,7 @@ impl Pmtu {
         if path != self.path {
             return Some(now);
         }
-        if path.map(Path::kind) != Some(PathKind::Udp) || self.max <= MTU_MIN {
+        if path.map(Path::kind) != Some(PathKind::Udp) || self.max() <= MTU_MIN {
             return None;
         }
         let is_busy = wide_at.is_some_and(|at| now.duration_since(at) < BUSY);
@@ -175,11 +182,11 @@ impl Pmtu {
         asked.widest = asked.widest.max(size);
         let (kind, widest) = (asked.kind, asked.widest);
         match kind {
-            Kind::Check if widest >= self.size => self.asked = None,
+            Kind::Check if widest >= self.size() => self.asked = None,
             Kind::Check => {}
             Kind::Survey => {
-                self.size = self.size.max(widest).min(self.max);
-                if widest >= self.max {
+                self.size = narrow(self.size().max(widest).min(self.max()));
+                if widest >= self.max() {
                     self.conclude(widest, now);
                 }
             }
@@ -194,7 +201,7 @@ impl Pmtu {
         };
         self.asked = None;
         self.next = Next::At(now);
-        self.pause = PAUSE_MIN;
+        self.tries = 0;
         self.silent = 0;
     }
 
@@ -208,11 +215,11 @@ impl Pmtu {
         }));
         let mut sizes = [0; SIZES.len() + 1];
         match kind {
-            Kind::Check => sizes[0] = self.size,
+            Kind::Check => sizes[0] = self.size(),
             Kind::Survey => {
                 self.next = Next::Never;
-                let below = SIZES.iter().copied().filter(|size| *size < self.max);
-                for (room, size) in sizes.iter_mut().zip([self.max].into_iter().chain(below)) {
+                let below = SIZES.iter().copied().filter(|size| *size < self.max());
+                for (room, size) in sizes.iter_mut().zip([self.max()].into_iter().chain(below)) {
                     *room = size;
                 }
             }
@@ -229,18 +236,18 @@ impl Pmtu {
             return;
         };
         // A peer that seemed silent may only be far away.
-        let wait = (WAIT_MIN * 2u32.pow(self.silent)).max(round_trip * 3);
+        let wait = (WAIT_MIN * 2u32.pow(u32::from(self.silent))).max(round_trip * 3);
         let is_settled = asked
             .small_at
             .is_some_and(|at| now.duration_since(at) >= SETTLE);
         let is_over = now.duration_since(asked.at) >= wait;
         match asked.kind {
-            Kind::Survey if is_settled || (is_over && asked.widest > self.size) => {
+            Kind::Survey if is_settled || (is_over && asked.widest > self.size()) => {
                 self.conclude(asked.widest, now);
             }
             Kind::Survey if is_over => {
                 self.asked = None;
-                self.silent += 1;
+                self.silent = (self.silent + 1).min(SILENT_MAX);
                 self.next = if self.silent < SILENT_MAX {
                     Next::At(now + PAUSE_MIN)
                 } else {
@@ -259,20 +266,26 @@ impl Pmtu {
     fn conclude(&mut self, widest: usize, now: Instant) {
         self.asked = None;
         self.silent = 0;
-        let size = widest.clamp(MTU_MIN, self.max);
-        if size != self.size {
+        let size = widest.clamp(MTU_MIN, self.max());
+        if size != self.size() {
             // A lost echo looks like a narrow path: look again soon.
-            self.pause = PAUSE_MIN;
+            self.tries = 0;
         }
-        self.size = size;
+        self.size = narrow(size);
         if self.size >= self.max {
             self.next = Next::Never;
-            self.pause = PAUSE_MIN;
+            self.tries = 0;
         } else {
-            self.next = Next::WhenBusy(now + self.pause);
-            self.pause = (self.pause * 4).min(PAUSE_MAX);
+            let pause = PAUSE_MIN * 4u32.pow(u32::from(self.tries));
+            self.next = Next::WhenBusy(now + pause.min(PAUSE_MAX));
+            self.tries = (self.tries + 1).min(TRIES_MAX);
         }
     }
+}
+
+/// Sizes of packets fit two bytes.
+fn narrow(size: usize) -> u16 {
+    u16::try_from(size).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

@@ -241,11 +241,7 @@ pub(super) fn send(payload: &[u8], ends: Ends, link: &mut Link<'_>) {
     }
 }
 
-fn send_written(
-    write: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ends: Ends,
-    link: &mut Link<'_>,
-) {
+fn send_written(write: impl FnOnce(&mut [u8]) -> Option<usize>, ends: Ends, link: &mut Link<'_>) {
     let mut packet = [0; MTU_MAX.next_multiple_of(16)];
     let Some(length) = packet.get_mut(HEADER_BYTES..).and_then(write) else {
         return;

@@ -56,7 +56,7 @@ pub(crate) type WayReply = oneshot::Sender<Result<Way, Error>>;
 
 /// QUIC with one peer.
 pub(crate) struct Quic {
-    key: ConnKey,
+    id: PeerId,
     ends: Ends,
     setup: Arc<Setup>,
     place: Place,
@@ -73,10 +73,15 @@ pub(crate) struct Quic {
     engine: Option<Box<Engine>>,
 }
 
+/// A peer's place in the agenda.
+const fn place_of(peer: PeerId) -> ConnKey {
+    ConnKey { peer, ports: PLACE }
+}
+
 impl Quic {
     pub(crate) fn new(peer: PeerId, ends: Ends, setup: Arc<Setup>, life: u64) -> Self {
         Self {
-            key: ConnKey { peer, ports: PLACE },
+            id: peer,
             ends,
             setup,
             place: Place::default(),
@@ -135,7 +140,7 @@ impl Quic {
         if came_due {
             self.place.came_due();
         }
-        agenda.queue(&mut self.place, self.key);
+        agenda.queue(&mut self.place, place_of(self.id));
     }
 
     /// There is a session: say who we are, and let connections go on at once.
@@ -200,11 +205,11 @@ impl Quic {
             self.is_queued = false;
             // That they wait was counted when they came.
             let _counted = self.admit(listeners);
-            agenda.schedule(&mut self.place, self.key, link.now + ADMIT_EVERY);
+            agenda.schedule(&mut self.place, place_of(self.id), link.now + ADMIT_EVERY);
         }
         self.decide(link);
         if let Some(at) = self.ask_again(link) {
-            agenda.schedule(&mut self.place, self.key, at);
+            agenda.schedule(&mut self.place, place_of(self.id), at);
         }
         let Some(engine) = &mut self.engine else {
             return;
@@ -229,9 +234,9 @@ impl Quic {
             is_unfinished = false;
         }
         if is_unfinished {
-            agenda.queue(&mut self.place, self.key);
+            agenda.queue(&mut self.place, place_of(self.id));
         } else if let Some(next) = next {
-            agenda.schedule(&mut self.place, self.key, next);
+            agenda.schedule(&mut self.place, place_of(self.id), next);
         }
     }
 
@@ -294,10 +299,7 @@ impl Quic {
 
     /// Asks a peer that has not answered; says when to do so again.
     fn ask_again(&mut self, link: &mut Link<'_>) -> Option<Instant> {
-        if self.peer.is_some()
-            || !link.session.is_established()
-            || !self.setup.is_wanted()
-        {
+        if self.peer.is_some() || !link.session.is_established() || !self.setup.is_wanted() {
             return None;
         }
         let (times, first, last) = self.asked?;
@@ -362,7 +364,7 @@ impl Quic {
                     source: std::io::Error::other(error),
                 })?;
             let doorbell = Arc::clone(&self.setup.doorbell);
-            let carrier = Carrier::new(proto, self.key, (own, peer), doorbell);
+            let carrier = Carrier::new(proto, place_of(self.id), (own, peer), doorbell);
             engine.roads.insert(handle, Arc::clone(&carrier));
             engine.ours = Some(handle);
             carrier
@@ -419,7 +421,7 @@ impl Quic {
             Ok((handle, proto)) => {
                 let doorbell = Arc::clone(&self.setup.doorbell);
                 let ends = (self.ends.own, self.ends.peer);
-                let carrier = Carrier::new(proto, self.key, ends, doorbell);
+                let carrier = Carrier::new(proto, place_of(self.id), ends, doorbell);
                 carrier.lock().digest();
                 engine.roads.insert(handle, carrier);
                 engine.relay(handle);

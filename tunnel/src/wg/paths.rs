@@ -53,12 +53,13 @@ impl Newest {
 }
 
 /// The ways to one peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Paths {
     current: Option<Path>,
     /// Where UDP is tried.
     udp: Option<SocketAddr>,
-    carrier: Option<CarrierId>,
+    /// Where we keep a session with the peer; in a box, since most have none.
+    carrier: Option<Box<CarrierId>>,
     newest: Newest,
     /// Another way is used, and nobody has asked yet.
     moved: bool,
@@ -95,14 +96,14 @@ impl Paths {
         self.udp
     }
 
-    pub(crate) const fn carrier(&self) -> Option<CarrierId> {
-        self.carrier
+    pub(crate) fn carrier(&self) -> Option<CarrierId> {
+        self.carrier.as_deref().copied()
     }
 
     /// The way that is not used but could be.
     pub(crate) fn other(&self) -> Option<Path> {
         match self.current? {
-            Path::Udp(_) => self.carrier.map(Path::Carried),
+            Path::Udp(_) => self.carrier().map(Path::Carried),
             Path::Carried(_) => self.udp.map(Path::Udp),
         }
     }
@@ -127,7 +128,7 @@ impl Paths {
 
     /// Takes over the ways of a session with other keys.
     pub(crate) fn follow(&mut self, before: &Self) {
-        self.carrier = before.carrier;
+        self.carrier.clone_from(&before.carrier);
         self.udp = self.udp.or(before.udp);
         if self.current.is_none() || matches!(before.current, Some(Path::Carried(_))) {
             self.go(before.current);
@@ -136,13 +137,13 @@ impl Paths {
 
     /// There is a carrier now.
     pub(crate) fn attach(&mut self, id: CarrierId) {
-        self.carrier = Some(id);
+        self.carrier = Some(Box::new(id));
         self.go(self.current.or(Some(Path::Carried(id))));
     }
 
     /// A carrier is no more. Returns whether it was used.
     pub(crate) fn detach(&mut self, id: CarrierId) -> bool {
-        self.carrier.take_if(|known| *known == id);
+        self.carrier.take_if(|known| **known == id);
         let was_used = self.current == Some(Path::Carried(id));
         if was_used {
             self.go(self.udp.map(Path::Udp));
@@ -170,7 +171,7 @@ impl Paths {
     pub(crate) fn answered(&mut self, source: Path, in_doubt: bool) -> bool {
         let is_ours = match source {
             Path::Udp(address) => self.udp == Some(address),
-            Path::Carried(id) => self.carrier == Some(id) && in_doubt,
+            Path::Carried(id) => self.carrier() == Some(id) && in_doubt,
         };
         if !is_ours || self.current == Some(source) {
             return false;

@@ -87,7 +87,10 @@ async fn where_udp_is_blocked_a_carrier_takes_over_within_three_seconds() {
         "{:?}",
         began.elapsed()
     );
-    println!("UDP blocked from the start: an answer after {:?}", began.elapsed());
+    println!(
+        "UDP blocked from the start: an answer after {:?}",
+        began.elapsed()
+    );
     assert_eq!(path(&node), Some(PathKind::Carried));
     assert_eq!(node.peer_status(HUB).unwrap().endpoint, None);
     let bytes = pattern(3_000_000, 5);
