@@ -9,8 +9,8 @@ tests/bench.sh AREA
   edge     Hearth with everything on (TLS, key, limits, quota, classifier, routing, WireGuard) against nginx that only proxies
            TLS to the same upstream process over plain TCP. rps_vs_nginx, added_p50_us and added_p99_us against asking the upstream
            itself.
-  tunnel   Both back-ends of Hearth's tunnel, Debian's wireguard-go and plain kernel TCP under the same load: bulk, CPU seconds per GB of both
-           ends, round trips and tokens on a clean link and on emulated home links (100 Mbit/s, 40 ms; loss, bursts, reordering), tokens
+  tunnel   Both back-ends of Hearth's tunnel, Debian's wireguard-go, rathole (crates.io, with its encryption; built once into target/bench)
+           and plain kernel TCP under the same load, in turns: bulk, CPU seconds per GB of both ends, round trips and tokens on a clean link and on emulated home links (100 Mbit/s, 40 ms; loss, bursts, reordering), tokens
            beside a transfer that saturates 20 Mbit/s, and a hub that is killed. All figures in target/bench-tunnel.json.
            HOME_ROUNDS=1 SEED=1 for the home links. Needs root (network namespaces) for the peers only.
 
@@ -294,6 +294,56 @@ wg_through() {
   ip netns exec hearth-a wg set hwga listen-port 51900 private-key <(echo "$wg_a") peer "$(wg pubkey <<< "$wg_b")" allowed-ips 10.98.0.2/32 endpoint "$1"
 }
 
+# The newest release; its lock file names a crate that today's compiler refuses, so cargo resolves anew.
+rathole_version=0.5.0
+
+build_rathole() {
+  rathole="${CARGO_TARGET_DIR:-$PWD/target}/bench/rathole-$rathole_version/bin/rathole"
+  [ -x "$rathole" ] && return
+  say "building rathole $rathole_version (once)"
+  env -u CARGO_TARGET_DIR cargo install --quiet rathole --version "$rathole_version" --no-default-features --features server,client,noise \
+    --root "${rathole%/bin/rathole}" > "$work/rathole.log" 2>&1 || { tail -5 "$work/rathole.log" >&2; rathole=; say "rathole cannot be built here: left out"; }
+}
+
+start_rathole() { # NAME ADDRESS-OF-A PORT: a's 127.0.0.1:PORT+1 leads through rathole to b's TCP service
+  local keys private public
+  keys=$("$rathole" --genkey)
+  private=$(sed -n '/Private/{n;p}' <<< "$keys") public=$(sed -n '/Public/{n;p}' <<< "$keys")
+  cat > "$work/rathole-$1-a.toml" <<TOML
+[server]
+bind_addr = "0.0.0.0:$3"
+default_token = "bench"
+[server.transport]
+type = "noise"
+[server.transport.noise]
+local_private_key = "$private"
+[server.services.link]
+bind_addr = "127.0.0.1:$(($3 + 1))"
+TOML
+  cat > "$work/rathole-$1-b.toml" <<TOML
+[client]
+remote_addr = "$2:$3"
+default_token = "bench"
+[client.transport]
+type = "noise"
+[client.transport.noise]
+remote_public_key = "$public"
+[client.services.link]
+local_addr = "127.0.0.1:7200"
+TOML
+  ip netns exec hearth-a "$rathole" --server "$work/rathole-$1-a.toml" > "$work/rathole-$1-a.log" 2>&1 &
+  pids+=($!)
+  rathole_pids=$!
+  ip netns exec hearth-b "$rathole" --client "$work/rathole-$1-b.toml" > "$work/rathole-$1-b.log" 2>&1 &
+  pids+=($!)
+  rathole_pids+=",$!"
+}
+
+stop_rathole() {
+  local pid
+  for pid in ${rathole_pids//,/ }; do kill "$pid" 2> /dev/null || true; wait "$pid" 2> /dev/null || true; done
+}
+
 in_a() { ip netns exec hearth-a "$@"; }
 in_b() { ip netns exec hearth-b "$@"; }
 
@@ -305,6 +355,8 @@ drive() { # KIND WAY OPTIONS...
     netns-clean) in_a "$examples/link" drive netns 10.99.0.2:7101 "$@" ;;
     embedded-clean) in_a "$examples/link" drive embedded 10.99.0.2:7102 "$@" ;;
     wireguard_go-*) in_a "$examples/link" drive tcp 10.98.0.2:7200 --pids "$wg_pids" "$@" ;;
+    rathole-clean) in_a "$examples/link" drive tcp 127.0.0.1:7401 --pids "$rathole_pids" "$@" ;;
+    rathole-home) in_a "$examples/link" drive tcp 127.0.0.1:7411 --pids "$rathole_pids" "$@" ;;
     plain-clean) in_a "$examples/link" drive tcp 10.99.0.2:7200 "$@" ;;
     netns-home) in_a "$examples/link" drive netns 10.99.0.1:7301 "$@" ;;
     embedded-home) in_a "$examples/link" drive embedded 10.99.0.1:7302 "$@" ;;
@@ -326,6 +378,7 @@ start_wires() { # OPTIONS...: the emulated link, one for each kind
   ip netns exec hearth-a "$examples/wire" --listen 10.99.0.1:7304 --from 10.99.0.1:7324 --to 10.99.0.2:7334 "$@" & wires+=($!)
   until_ready port_is_open
   start_plain_wire
+  if [ -n "$rathole" ]; then start_rathole home 10.97.0.1 7410; fi
   pids+=("${wires[@]}")
   wg_through 10.99.0.1:7303
 }
@@ -334,6 +387,7 @@ port_is_open() { in_a ss -Hlun | grep -q ':7324 ' || in_a ss -Hun | grep -q ':73
 
 stop_wires() {
   local pid
+  if [ -n "$rathole" ]; then stop_rathole; fi
   for pid in "${wires[@]}"; do kill "$pid" 2> /dev/null || true; wait "$pid" 2> /dev/null || true; done
 }
 
@@ -349,7 +403,9 @@ reconnect() { # KIND PORT: the hub is killed and started again while a node ping
   local server figures
   ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" & server=$!
   sleep 0.5
-  (sleep 1.5; kill -9 "$(cat "$work/server.pid")"; wait 2> /dev/null; exec ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" 10.99.0.1:7600) &
+  (sleep 1.5; kill -9 "$(cat "$work/server.pid")"
+    while in_b ss -Hlun "sport = :$2" | grep -q .; do sleep 0.01; done
+    exec ip netns exec hearth-b "$examples/link" serve "$1" "10.99.0.2:$2" 10.99.0.1:7600) &
   local again=$!
   echo "$server" > "$work/server.pid"
   pids+=("$server" "$again")
@@ -362,9 +418,14 @@ tunnel() {
   say "building"
   cargo build --locked --release --quiet -p tunnel --examples
   examples="${CARGO_TARGET_DIR:-$PWD/target}/release/examples"
+  build_rathole
   start_places
   local mib=${MIB:-256} pings=${PINGS:-3000} kind figures name
   local kinds=(netns embedded wireguard_go plain)
+  if [ -n "$rathole" ]; then
+    kinds+=(rathole)
+    start_rathole clean 10.99.0.1 7400
+  fi
   ip netns exec hearth-b "$examples/link" serve netns 10.99.0.2:7101 & pids+=($!)
   ip netns exec hearth-b "$examples/link" serve embedded 10.99.0.2:7102 & pids+=($!)
   ip netns exec hearth-b "$examples/link" serve tcp 0.0.0.0:7200 & pids+=($!)
@@ -376,6 +437,7 @@ tunnel() {
       record "$kind" clean "$figures"
     done
   done
+  if [ -n "$rathole" ]; then stop_rathole; fi
   local seed=${SEED:-1} round
   for round in $(seq "${HOME_ROUNDS:-1}"); do
     for name in loss0 loss01 loss1 reorder1 burst1; do
@@ -418,6 +480,7 @@ tunnel() {
       done
     done
   done
+  mkdir -p target
   jq -c . <<< "$all" > target/bench-tunnel.json
   jq -nc --argjson all "$all" --argjson gap "$netns_gap" --argjson embedded_gap "$embedded_gap" '
     ($all.netns.clean) as $h | ($all.wireguard_go.clean) as $w | ($all.plain.clean) as $p

@@ -253,6 +253,8 @@ fn uplink(
         member,
         bind: node.bind,
         backend: node.backend,
+        carrier: node.carrier,
+        mtu_max: node.mtu_max,
         front,
         token,
         tiers: Arc::clone(tiers),

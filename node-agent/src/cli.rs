@@ -525,9 +525,17 @@ fn proxy_line(proxy: &ProxyStatus) -> String {
     let away = away.map_or_else(String::new, |ms| format!(", {ms:.1} ms away"));
     let age = proxy.handshake_age_secs;
     let age = age.map_or_else(String::new, |age| format!(", keys {age:.0} s old"));
+    let is_carried = proxy.carrier.as_deref() == Some(tunnel::PathKind::Carried.as_str());
+    let way = if is_carried {
+        ", over HTTPS because no UDP gets through"
+    } else {
+        ""
+    };
+    let mtu = proxy.mtu.filter(|_| proxy.handshake_age_secs.is_some());
+    let mtu = mtu.map_or_else(String::new, |mtu| format!(", packets up to {mtu} bytes"));
     let (rx, tx) = (proxy.rx_bytes / 1024, proxy.tx_bytes / 1024);
     format!(
-        "  {} {}{away}{age}, {rx} KiB in, {tx} KiB out",
+        "  {} {}{way}{away}{age}{mtu}, {rx} KiB in, {tx} KiB out",
         proxy.url, proxy.standing
     )
 }

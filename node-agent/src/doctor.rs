@@ -9,7 +9,7 @@ use config::settings::node::Settings;
 use serde::Serialize;
 use tokio::net::{UdpSocket, lookup_host};
 use tokio::time::timeout;
-use tunnel::{Peer, PeerStatus, PrivateKey, Tunnel};
+use tunnel::{PathKind, Peer, PeerStatus, PrivateKey, Tunnel};
 
 use crate::hub::Hub;
 use crate::identity::{Identity, Member};
@@ -288,8 +288,7 @@ fn running(proxy: &ProxyStatus) -> Vec<Check> {
             checks.push(check("handshake", Verdict::Fail, said));
         }
         Some(age) => {
-            let said = format!("with {endpoint} {age:.0} s ago, over UDP ({})", proxy.url);
-            checks.push(check("handshake", Verdict::Ok, said));
+            checks.push(shaken(proxy, age));
         }
         None => {
             let reason = proxy.reason.clone().unwrap_or_default();
@@ -298,7 +297,25 @@ fn running(proxy: &ProxyStatus) -> Vec<Check> {
         }
     }
     checks.push(round_trip(proxy.round_trip_ms));
+    if let (Some(mtu), Some(_)) = (proxy.mtu, proxy.handshake_age_secs) {
+        let said = format!("packets of up to {mtu} bytes get through to {}", proxy.url);
+        checks.push(check("path", Verdict::Ok, said));
+    }
     checks
+}
+
+/// A session there is, and which way it goes.
+fn shaken(proxy: &ProxyStatus, age: f64) -> Check {
+    if proxy.carrier.as_deref() == Some(PathKind::Carried.as_str()) {
+        let said = format!(
+            "{age:.0} s ago, over HTTPS ({}): UDP does not get through, so everything takes longer; {NO_UDP}",
+            proxy.url
+        );
+        return check("handshake", Verdict::Warn, said);
+    }
+    let endpoint = proxy.endpoint.clone().unwrap_or_default();
+    let said = format!("with {endpoint} {age:.0} s ago, over UDP ({})", proxy.url);
+    check("handshake", Verdict::Ok, said)
 }
 
 const NO_UDP: &str = "if the proxy runs, some firewall drops UDP: allow it to the proxy's tunnel port (51820 unless changed), there inbound and here outbound";
@@ -349,8 +366,19 @@ async fn tried(settings: &Settings, member: &Member, hub: &Hub) -> Vec<Check> {
     };
     let back_end = format!("{:?}", tunnel.backend()).to_lowercase();
     let mut checks = vec![check("back-end", Verdict::Ok, back_end)];
-    checks.extend(met(&tunnel, place.hub, &endpoint).await);
+    let shaken = met(&tunnel, place.hub, &endpoint).await;
+    let is_blocked = shaken.iter().any(|check| check.verdict == Verdict::Fail);
+    checks.extend(shaken);
     tunnel.shutdown().await;
+    if is_blocked && settings.node.carrier {
+        checks.push(match hub.open_carrier(&identity, &member.node_id).await {
+            Ok(_opened) => {
+                let said = "HTTPS takes the tunnel where UDP does not get through: the node will work, more slowly";
+                check("carrier", Verdict::Warn, said)
+            }
+            Err(error) => check("carrier", Verdict::Fail, error.to_string()),
+        });
+    }
     checks
 }
 
@@ -422,6 +450,8 @@ mod tests {
             endpoint: None,
             handshake_age_secs: None,
             round_trip_ms: None,
+            carrier: None,
+            mtu: None,
             rx_bytes: 0,
             tx_bytes: 0,
         };
@@ -432,6 +462,12 @@ mod tests {
         proxy.round_trip_ms = Some(300.0);
         let verdicts: Vec<Verdict> = running(&proxy).iter().map(|one| one.verdict).collect();
         assert_eq!(verdicts, [Verdict::Ok, Verdict::Warn]);
+        proxy.carrier = Some("wss".to_owned());
+        proxy.mtu = Some(1_280);
+        let checks = running(&proxy);
+        assert_eq!(checks[0].verdict, Verdict::Warn, "{}", checks[0]);
+        assert!(checks[0].said.contains("HTTPS"), "{}", checks[0]);
+        assert!(checks[2].said.contains("1280"), "{}", checks[2]);
     }
 
     #[tokio::test]

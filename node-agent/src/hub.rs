@@ -1,6 +1,7 @@
 //! The proxy's HTTPS side as a node sees it: enrolment and registration. Trusts the system's certificate authorities, or exactly one key if
 //! the join link named one. Every call has a deadline and every answer a bound.
 
+pub mod carrier;
 mod pinned;
 
 use std::error::Error as _;
@@ -16,7 +17,7 @@ use config::wire::node::{
     EnrollReply, EnrollRequest, NonceReply, RegisterReply, RegisterRequest, Unmanaged, VERSION,
     enroll_message, register_message,
 };
-use reqwest::{Client, StatusCode, redirect};
+use reqwest::{Client, ClientBuilder, Response, StatusCode, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -150,38 +151,22 @@ fn explain(code: &str, message: &str) -> String {
 #[derive(Clone, Debug)]
 pub struct Hub {
     client: Client,
+    /// For carriers.
+    upgrading: Client,
     url: String,
 }
 
 impl Hub {
     /// A client for the proxy at `url`, an origin.
     pub fn new(url: &str, pin: Option<Pin>) -> Result<Self, HubError> {
-        let builder = Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_MAX)
-            .timeout(CALL_MAX)
-            .pool_max_idle_per_host(1)
-            .user_agent(concat!("hearth-node/", env!("CARGO_PKG_VERSION")));
-        let builder = match pin {
-            None => builder,
-            Some(pin) => {
-                let odd = |reason: String| HubError::Odd {
-                    url: url.to_owned(),
-                    reason,
-                };
-                let tls = pinned::client_config(Arc::new(PinnedVerifier::new(pin)))
-                    .map_err(|error| odd(error.to_string()))?;
-                builder.tls_backend_preconfigured(tls)
-            }
-        };
-        let client = builder.build().map_err(|error| HubError::Untrusted {
-            url: url.to_owned(),
-            reason: innermost(&error),
-        })?;
+        let made = builder(url, pin)?.timeout(CALL_MAX).build();
+        let client = made.map_err(|error| untrusted(url, &error))?;
+        // An upgrade exists in HTTP/1 only, and what comes after it has no end.
+        let made = builder(url, pin)?.http1_only().build();
+        let upgrading = made.map_err(|error| untrusted(url, &error))?;
         Ok(Self {
             client,
+            upgrading,
             url: url.trim_end_matches('/').to_owned(),
         })
     }
@@ -299,8 +284,18 @@ impl Hub {
     ) -> Result<B, HubError> {
         let url = format!("{}{path}", self.url);
         let sent = self.client.post(url).json(body).send().await;
-        let mut response = sent.map_err(|error| self.failure(&error))?;
+        let response = sent.map_err(|error| self.failure(&error))?;
         let status = response.status();
+        let bytes = self.whole(response).await?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes)
+                .map_err(|error| self.odd(format!("its answer to {path}: {error}")));
+        }
+        Err(self.refusal(status, &bytes))
+    }
+
+    /// An answer's body.
+    async fn whole(&self, mut response: Response) -> Result<Vec<u8>, HubError> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response
             .chunk()
@@ -312,11 +307,7 @@ impl Hub {
             }
             bytes.extend_from_slice(&chunk);
         }
-        if status.is_success() {
-            return serde_json::from_slice(&bytes)
-                .map_err(|error| self.odd(format!("its answer to {path}: {error}")));
-        }
-        Err(self.refusal(status, &bytes))
+        Ok(bytes)
     }
 
     fn refusal(&self, status: StatusCode, bytes: &[u8]) -> HubError {
@@ -366,6 +357,33 @@ impl Hub {
             url: self.url.clone(),
             reason,
         }
+    }
+}
+
+/// What all clients for one proxy have in common: whom they trust above all.
+fn builder(url: &str, pin: Option<Pin>) -> Result<ClientBuilder, HubError> {
+    let builder = Client::builder()
+        .https_only(true)
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT_MAX)
+        .pool_max_idle_per_host(1)
+        .user_agent(concat!("hearth-node/", env!("CARGO_PKG_VERSION")));
+    let Some(pin) = pin else {
+        return Ok(builder);
+    };
+    let tls = pinned::client_config(Arc::new(PinnedVerifier::new(pin)));
+    let tls = tls.map_err(|error| HubError::Odd {
+        url: url.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(builder.tls_backend_preconfigured(tls))
+}
+
+fn untrusted(url: &str, error: &reqwest::Error) -> HubError {
+    HubError::Untrusted {
+        url: url.to_owned(),
+        reason: innermost(error),
     }
 }
 

@@ -67,6 +67,12 @@ pub struct ProxyStatus {
     pub handshake_age_secs: Option<f64>,
     /// The way there and back inside the tunnel, milliseconds.
     pub round_trip_ms: Option<f64>,
+    /// What brings the tunnel's datagrams: `udp`, or `wss` where no UDP gets through; `None`: there is no tunnel.
+    #[serde(default)]
+    pub carrier: Option<String>,
+    /// The largest packet that the path carries inside the tunnel, bytes.
+    #[serde(default)]
+    pub mtu: Option<usize>,
     /// Received inside the tunnel.
     pub rx_bytes: u64,
     /// Sent inside the tunnel.
@@ -91,6 +97,8 @@ impl ProxyStatus {
             endpoint: endpoint.map(|endpoint| endpoint.to_string()),
             handshake_age_secs: age.map(|age| age.as_secs_f64()),
             round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1_000.0),
+            carrier: tunnel.map(|tunnel| tunnel.path.as_str().to_owned()),
+            mtu: tunnel.map(|tunnel| tunnel.mtu),
             rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),
             tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
         }

@@ -1,6 +1,7 @@
 //! The way to the proxy: registers, holds the tunnel, reports, and comes back by itself after every kind of loss. One WireGuard key per
 //! session; a session that cannot be repaired is replaced by one with a new key.
 
+mod carrier;
 pub mod house;
 mod session;
 
@@ -84,6 +85,10 @@ pub struct Uplink {
     pub bind: std::net::SocketAddr,
     /// Who does TCP inside the tunnel.
     pub backend: config::settings::proxy::Backend,
+    /// The tunnel may go over HTTPS where no UDP gets through.
+    pub carrier: bool,
+    /// Largest packet inside the tunnel, in bytes.
+    pub mtu_max: usize,
     /// Answers the proxy's requests.
     pub front: Arc<Front>,
     /// Shared with `front`.

@@ -24,11 +24,11 @@ use crate::front::handover::{self, Inherited, Offer};
 use crate::front::lifecycle::{Drained, Phase, Signals, reached};
 use crate::front::sink::ClientSink;
 use crate::front::tls::Certificates;
-use crate::front::{Front, FrontError, FrontSettings, Handler};
+use crate::front::{Answer, Front, FrontError, FrontSettings, Handler};
 use crate::gateway::{Call, Gateway};
 use crate::nodes::fleet::Fleet;
 use crate::nodes::hubs::Hubs;
-use crate::nodes::peers::Peers;
+use crate::nodes::peers::{Peers, Ride};
 use crate::nodes::pulse;
 use crate::nodes::report::ReportDesk;
 use crate::observe::log;
@@ -351,6 +351,10 @@ impl Handler for Entrance {
     async fn handle(&self, call: Call, sink: &mut dyn ClientSink) {
         let record = self.gateway.handle(call, sink).await;
         log::request(&record);
+    }
+
+    async fn carry(&self, call: Call) -> Result<Ride, Answer> {
+        self.gateway.open_carrier(&call).await
     }
 
     fn turned_away(&self, address: IpAddr, reason: &'static str) {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use config::settings::proxy::{Cidr, Server, Tls};
+use http::{HeaderMap, StatusCode};
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, Listeners, TcpSocketOptions};
 use pingora::protocols::TcpKeepalive;
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::gateway::Call;
+use crate::nodes::peers::Ride;
 use connections::{Connections, Door};
 use cors::Cors;
 use decoration::House;
@@ -52,11 +55,17 @@ const READ_BUFFER_BYTES: usize = 1024;
 /// One segment, as Pingora has it: the records of one SSE event leave with one system call.
 const WRITE_BUFFER_BYTES: usize = 1460;
 
+/// A whole answer.
+pub type Answer = (StatusCode, HeaderMap, Bytes);
+
 /// Who answers what came through the gate.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. An answer that is begun and not ended is cut, one that is never begun becomes a 500.
     async fn handle(&self, call: Call, sink: &mut dyn ClientSink);
+
+    /// Decides about a request whose connection shall become a carrier of the tunnel's datagrams; otherwise its answer.
+    async fn carry(&self, call: Call) -> Result<Ride, Answer>;
 
     /// A request was refused before it became a call; `reason` is a label from a closed set.
     fn turned_away(&self, address: IpAddr, reason: &'static str);

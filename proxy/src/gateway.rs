@@ -24,6 +24,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use config::ids::RequestId;
 use config::settings::plan::Prices;
 use config::settings::proxy::Auth;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use crate::admin::Api;
 use crate::auth::Authenticator;
 use crate::front::sink::ClientSink;
+use crate::nodes::peers::Ride;
 use crate::nodes::register::{self, Desk};
 use crate::observe::metrics::{self, Metrics};
 use admission::{Admission, Asking};
@@ -130,6 +132,20 @@ impl Gateway {
         record
     }
 
+    /// Decides about a request that asks to become a carrier of the tunnel's datagrams; otherwise the answer that it gets.
+    pub async fn open_carrier(&self, call: &Call) -> Result<Ride, (StatusCode, HeaderMap, Bytes)> {
+        let proof = call.headers.get(header::AUTHORIZATION);
+        let proof = proof.and_then(|proof| proof.to_str().ok());
+        let from = (call.ip, call.unix_ms);
+        let opened = self.rooms.desk.carry(proof, from).await;
+        opened.map_err(|reply| {
+            if let Some(reason) = reply.refusal {
+                self.rooms.metrics.node_refused(reason);
+            }
+            (reply.status, json_only(), reply.body)
+        })
+    }
+
     /// Waits until every settlement is in the store, so long.
     pub async fn settle(&self, patience: Duration) {
         self.rooms.admission.flush(patience).await;
@@ -186,13 +202,10 @@ impl Gateway {
             }
             Open::NodeNonce => desk.nonce(call.unix_ms),
             Open::NodeEnroll => desk.enroll(&small(exchange).await?, call.unix_ms).await,
+            Open::NodeCarrier => desk.carry_plainly(),
             Open::NodeRegister => desk.register(&small(exchange).await?, call.unix_ms).await,
         };
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        let headers = json_only();
         exchange.record.refusal = reply.refusal;
         if let Some(reason) = reply.refusal {
             rooms.metrics.node_refused(reason);
@@ -295,6 +308,11 @@ impl Gateway {
             }
         }
     }
+}
+
+fn json_only() -> HeaderMap {
+    let json = HeaderValue::from_static("application/json");
+    HeaderMap::from_iter([(header::CONTENT_TYPE, json)])
 }
 
 fn label(resolved: &Resolved) -> &'static str {

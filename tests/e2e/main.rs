@@ -3,6 +3,7 @@
 mod accounts;
 mod answer;
 mod auth;
+mod carrier;
 mod chaos;
 mod continuity;
 mod drain;

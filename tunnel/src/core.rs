@@ -4,14 +4,21 @@
 //! [`Core::poll_timeout`] says when to come back. No I/O and no waiting happen here.
 //! One clock escapes: boringtun reads the system's clock itself for its own timers.
 
+mod handshakes;
 mod inside;
+mod ledger;
 mod member;
+mod pmtu;
 mod pulse;
+mod race;
+mod timers;
+mod ways;
 mod wishes;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,11 +27,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use self::inside::Inside;
+use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
 use crate::agenda::Agenda;
 use crate::board::Board;
+use crate::carrier::Carriers;
 use crate::drops::{DropReason, Drops};
 use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
 use crate::netstack::backlog::Backlog;
@@ -35,16 +43,24 @@ use crate::netstack::link::Link;
 use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
+use crate::path::{CarrierId, Path};
+use crate::quic::{Setup, is_ours};
 use crate::settings::{MTU_MAX, Settings};
 use crate::wg::PeerId;
-use crate::wg::gate::{Admission, Gate};
+use crate::wg::bench::{Bench, Hands};
+use crate::wg::budget::{Budget, Rate};
+use crate::wg::gate::Gate;
 use crate::wg::message::Message;
 use crate::wg::session::{Datagram, Plain, Session};
+use crate::wheel::{Due, Wheel};
 
-/// boringtun wants its timers run at least four times a second.
-const TICK: Duration = Duration::from_millis(250);
 /// While packets come, the board is told that they do so often.
 const POST_EVERY: Duration = Duration::from_millis(50);
+/// Handshakes that we begin: as many at once, then 1,000 a second, 7 % of a core.
+const CALLS: Rate = Rate {
+    interval: Duration::from_millis(1),
+    burst: 250,
+};
 /// Streams of a peer without a session end after this long.
 pub(crate) const SESSIONLESS_MAX: Duration = Duration::from_mins(1);
 /// A peer that has not answered for this long may have lost what it is sent now.
@@ -58,8 +74,15 @@ pub(crate) struct Windows {
     pub(crate) board: Arc<Board>,
     pub(crate) drops: Arc<Drops>,
     pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) carriers: Arc<Carriers>,
     /// Counts handshakes that peers began which wait for us to begin them: they have lost what they knew.
     pub(crate) calls: Arc<watch::Sender<u64>>,
+}
+
+impl Windows {
+    pub(crate) fn send_carried(&self, id: CarrierId, batch: &Batch) {
+        self.carriers.send(id, batch, &self.drops);
+    }
 }
 
 /// What the core has when the kernel does TCP.
@@ -83,15 +106,23 @@ pub(crate) struct Core {
     settings: Settings,
     windows: Windows,
     gate: Gate,
-    members: HashMap<PeerId, Member>,
+    /// Where handshakes are examined and answered.
+    bench: Bench,
+    /// Initiations that we begin of ourselves, so that thousands of peers are called one after the other.
+    calls: Budget,
+    members: HashMap<PeerId, Box<Member>>,
     by_address: HashMap<Ipv6Addr, PeerId>,
     by_key: HashMap<[u8; 32], PeerId>,
+    /// Who was heard from where, by a hash of the path: a guess at who begins a handshake from there.
+    by_path: HashMap<u64, PeerId>,
+    paths: RandomState,
     /// Sessions whose id is not that of their member, which was made with an earlier one.
     aliases: HashMap<PeerId, PeerId>,
     listeners: HashMap<u16, Arc<Backlog>>,
     agenda: Agenda,
     outbox: Outbox,
     shared: Surroundings,
+    quic: Arc<Setup>,
     /// `None`: TCP is done here.
     kernel: Option<Ground>,
     /// Room for one decrypted datagram.
@@ -99,7 +130,11 @@ pub(crate) struct Core {
     /// Room for the doorbell's list.
     rung: Vec<ConnKey>,
     random: StdRng,
-    tick_at: Instant,
+    wheel: Wheel,
+    /// Room for what comes off the wheel.
+    due: Vec<Due>,
+    /// What peers were sent and received before they were forgotten.
+    ledger: Ledger,
 }
 
 impl Core {
@@ -107,6 +142,7 @@ impl Core {
         settings: Settings,
         windows: Windows,
         kernel: Option<Ground>,
+        hands: Hands,
         (seed, now): (u64, Instant),
     ) -> Self {
         let shared = Surroundings {
@@ -114,24 +150,33 @@ impl Core {
             doorbell: Arc::clone(&windows.doorbell),
             sizes: Sizes::from(&settings.bounds),
         };
+        let doorbell = Arc::clone(&windows.doorbell);
+        let quic = Setup::new(&settings, doorbell, kernel.is_none());
         let limit = settings.bounds.handshakes_per_second_max;
         Self {
             gate: Gate::new(&settings.private_key, limit, now),
+            bench: Bench::new(hands),
+            calls: Budget::new(CALLS, now),
+            ledger: Ledger::new(settings.bounds.peers_max),
             settings,
             windows,
             members: HashMap::new(),
             by_address: HashMap::new(),
             by_key: HashMap::new(),
+            by_path: HashMap::new(),
+            paths: RandomState::new(),
             aliases: HashMap::new(),
             listeners: HashMap::new(),
             agenda: Agenda::default(),
             outbox: Outbox::new(),
             shared,
+            quic,
             kernel,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
-            tick_at: now + TICK,
+            wheel: Wheel::new(now),
+            due: Vec::new(),
         }
     }
 
@@ -156,10 +201,11 @@ impl Core {
             kernel.registry.close(End::TunnelClosed);
         }
         self.windows.board.clear();
+        self.windows.carriers.clear();
     }
 
     /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens.
-    pub(crate) fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Instant) {
+    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
         if let Err(reason) = self.receive(source, datagram, now) {
             self.windows.drops.count(reason);
             tracing::trace!(%source, bytes = datagram.len(), ?reason, "packet dropped");
@@ -183,14 +229,15 @@ impl Core {
         };
         let Member {
             session, inside, ..
-        } = member;
-        let Inside::Kernel(kernel) = inside else {
+        } = &mut **member;
+        let Some(kernel) = inside.kernel_mut() else {
             return;
         };
         let established = session.is_established();
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
-        split(buffer, length, |packet, length| {
+        let limit = session.mtu();
+        split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
             }
@@ -199,6 +246,7 @@ impl Core {
             }
             ControlFlow::Continue(())
         });
+        self.wheel.schedule(&mut member.place, id, now);
         if !established {
             self.nudge(id, now);
         }
@@ -251,10 +299,7 @@ impl Core {
                 member.inside.queue(key.ports, true, &mut self.agenda);
             }
         }
-        if now >= self.tick_at {
-            self.tick_at = now + TICK;
-            self.tick(now);
-        }
+        self.turn(now);
     }
 
     /// Gives queued connections their turns until all had one or enough waits to be sent.
@@ -264,9 +309,11 @@ impl Core {
                 return;
             };
             if let Some(member) = self.members.get_mut(&key.peer) {
-                let mtu = self.settings.bounds.mtu;
+                let mtu = self.settings.bounds.mtu_max;
                 let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
-                member.inside.serve(key.ports, &mut link, &mut self.agenda);
+                let inside = &mut member.inside;
+                inside.serve(key.ports, &mut link, &self.listeners, &mut self.agenda);
+                self.wheel.schedule(&mut member.place, key.peer, now);
             }
         }
     }
@@ -289,41 +336,51 @@ impl Core {
         self.outbox.set_segments_max(segments);
     }
 
-    /// When to call [`Core::handle_timeout`] next.
-    pub(crate) fn poll_timeout(&self) -> Instant {
-        self.agenda
-            .first_due()
-            .map_or(self.tick_at, |due| due.min(self.tick_at))
+    /// When to call [`Core::handle_timeout`] next; `None`: nothing is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let dates = [self.agenda.first_due(), self.wheel.next_at()];
+        dates.into_iter().flatten().min()
     }
 
-    fn receive(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<(), DropReason> {
+    fn receive(&mut self, source: Path, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
         let message = Message::parse(datagram)?;
         let session_id = match message {
-            Message::Initiation => match self.gate.admit(source, datagram, now)? {
-                Admission::From(key) => self
-                    .by_key
-                    .get(&key.to_bytes())
-                    .copied()
-                    .ok_or(DropReason::UnknownPeer)?,
-                Admission::Prove(cookie) => {
-                    self.outbox.push_copy(source, &cookie);
-                    return Err(DropReason::Limited);
-                }
-            },
+            Message::Initiation => return self.initiation(source, datagram, now),
             Message::Response(id) | Message::Cookie(id) | Message::Data(id) => id,
         };
-        let id = self.member_of(session_id);
         let datagram = Datagram {
             message,
             source,
             bytes: datagram,
         };
-        let (outcome, promoted) = self.take((id, session_id), &datagram, now)?;
+        let outcome = self.deliver(session_id, &datagram, now);
+        self.blame(session_id, outcome)
+    }
+
+    /// Counts what a peer sent that was refused.
+    fn blame(
+        &mut self,
+        session_id: PeerId,
+        outcome: Result<(), DropReason>,
+    ) -> Result<(), DropReason> {
+        if let Err(reason) = outcome {
+            let id = self.member_of(session_id);
+            if let Some(member) = self.members.get_mut(&id) {
+                member.count(reason);
+            }
+        }
+        outcome
+    }
+
+    /// Gives a datagram to the peer whose it is.
+    fn deliver(
+        &mut self,
+        session_id: PeerId,
+        datagram: &Datagram<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let id = self.member_of(session_id);
+        let (outcome, promoted) = self.take((id, session_id), datagram, now)?;
         self.follow_up(id, promoted, now);
         outcome
     }
@@ -348,12 +405,26 @@ impl Core {
         if is_call && opened.is_ok() {
             self.windows.calls.send_modify(|calls| *calls += 1);
         }
+        let received = opened.as_ref().map_or(None, Option::as_ref);
+        let length = received.map_or(0, |plain| plain.packet.len());
+        member.rx_bytes += length as u64;
         let promoted = member.promote(now);
         let own = self.settings.address;
         let outcome = match opened {
             Ok(Some(plain)) if is_echo(plain.packet) => {
                 let out = (&mut self.outbox, now);
-                member.pulse.take(&plain, (&mut member.session, own), out)
+                let echo = member.pulse.take(&plain, (&mut member.session, own), out);
+                echo.map(|echo| member.measured(echo, now))
+            }
+            Ok(Some(plain)) if is_ours(plain.packet) => {
+                let mtu = self.settings.bounds.mtu_max;
+                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+                if plain.source == link.session.peer().address {
+                    let quic = &mut member.inside.quic;
+                    quic.receive(plain.packet, &mut link, &self.listeners, &mut self.agenda)
+                } else {
+                    Err(DropReason::ForeignSource)
+                }
             }
             Ok(Some(plain)) => {
                 let length = plain.packet.len();
@@ -361,12 +432,13 @@ impl Core {
                     Err(reason) => Err(reason),
                     Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
                     Ok(segment) => {
-                        let mtu = self.settings.bounds.mtu;
+                        let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
                         let mut link = Link::idle(session, &mut self.outbox, mtu, now);
                         link.inbound = Some(plain.packet);
                         let inside = &mut member.inside;
-                        inside.receive(segment, &mut link, &self.listeners, &mut self.agenda)
+                        let around = (&self.shared, &self.listeners);
+                        inside.receive(segment, &mut link, around, &mut self.agenda)
                     }
                 }
             }
@@ -376,23 +448,51 @@ impl Core {
         Ok((outcome, promoted))
     }
 
+    /// Remembers where a peer is heard from.
+    fn expect(&mut self, id: PeerId) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if !member.session.paths_mut().take_moved() {
+            return;
+        }
+        let path = member.session.paths().current();
+        let path = path.map(|path| self.paths.hash_one(path));
+        if member.expected == path {
+            return;
+        }
+        let before = std::mem::replace(&mut member.expected, path);
+        if let Some(before) = before
+            && self.by_path.get(&before) == Some(&id)
+        {
+            self.by_path.remove(&before);
+        }
+        if let Some(path) = path {
+            self.by_path.insert(path, id);
+        }
+    }
+
     /// What else comes of a datagram: connections begun anew, and news on the board.
     fn follow_up(&mut self, id: PeerId, promoted: Option<Promoted>, now: Instant) {
+        self.expect(id);
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
         if member.session.take_renewed() {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
-        let is_news = member.session.last_heard() == Some(now)
+        let due = member.due(now);
+        self.wheel.schedule(&mut member.place, id, due);
+        let is_heard = member.session.last_heard() == Some(now);
+        let is_news = is_heard
             && (member.pulse.is_asked_since(member.posted_at)
                 || now.duration_since(member.posted_at) >= POST_EVERY);
         if let Some(promoted) = promoted {
             tracing::info!(peer = %member.session.peer().address, "the tunnel goes on with new keys");
-            if let Some(session) = promoted.forgotten {
-                self.forget_session(&session);
+            if let Some(old) = promoted.forgotten {
+                self.forget_session(&old.0);
             }
             self.note_session(id, now);
         } else if member.session.is_established() != member.open {
@@ -402,41 +502,9 @@ impl Core {
             let notice = member.notice(now);
             let address = member.session.peer().address;
             self.windows.board.post(address, notice);
-        }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.gate.tick();
-        let mut lost = Vec::new();
-        let mut expired = Vec::new();
-        for (id, member) in &mut self.members {
-            let wanted = member.inside.is_wanted();
-            let jitter = self.random.random();
-            member.session.tick(wanted, jitter, &mut self.outbox, now);
-            if let Some(next) = &mut member.next {
-                next.tick(false, jitter, &mut self.outbox, now);
-            }
-            expired.extend(member.expired(now));
-            if wanted && member.session.sessionless(now) >= SESSIONLESS_MAX {
-                lost.push(*id);
-            }
-            let established = member.session.is_established();
-            if established && !member.open {
-                let mtu = self.settings.bounds.mtu;
-                let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
-                member.inside.session_came(&mut link, &mut self.agenda);
-            }
-            member.open = established;
-            let notice = member.notice(now);
-            self.windows
-                .board
-                .post(member.session.peer().address, notice);
-        }
-        for id in lost {
-            self.cut(id, End::SessionLost, now);
-        }
-        for session in expired {
-            self.forget_session(&session);
+        } else if is_heard {
+            // The board is told with the next look.
+            self.wheel.schedule(&mut member.place, id, now);
         }
     }
 
@@ -460,6 +528,8 @@ impl Core {
         if let Some(member) = self.members.get_mut(&id) {
             let wanted = member.inside.is_wanted();
             member.session.tick(wanted, jitter, &mut self.outbox, now);
+            let due = member.due(now);
+            self.wheel.schedule(&mut member.place, id, due);
         }
         self.note_session(id, now);
     }
@@ -472,7 +542,7 @@ impl Core {
         member.open = member.session.is_established();
         let address = member.session.peer().address;
         if member.open {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.session_came(&mut link, &mut self.agenda);
         }
@@ -484,7 +554,13 @@ impl Core {
         self.cut(id, end, now);
         if let Some(member) = self.members.remove(&id) {
             let peer = member.session.peer();
+            self.ledger.close(peer.address, member.bytes());
             self.by_address.remove(&peer.address);
+            if let Some(expected) = member.expected
+                && self.by_path.get(&expected) == Some(&id)
+            {
+                self.by_path.remove(&expected);
+            }
             self.windows.board.remove(peer.address);
             for session in member.sessions() {
                 self.forget_session(session);
@@ -494,7 +570,7 @@ impl Core {
 
     fn cut(&mut self, id: PeerId, end: End, now: Instant) {
         if let Some(member) = self.members.get_mut(&id) {
-            let mtu = self.settings.bounds.mtu;
+            let mtu = self.settings.bounds.mtu_max;
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.cut_all(end, &mut link, &mut self.agenda);
         }

@@ -2,28 +2,36 @@
 //! work, and sends what comes out. Nothing is decided here.
 
 use std::future::poll_fn;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
+use crate::carrier::{Carried, Carrier};
 use crate::core::{Core, Windows};
 use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netns::Tun;
 use crate::netstack::backlog::Backlog;
+use crate::path::Path;
 use crate::peer::Peer;
+use crate::quic::WayReply;
 use crate::socket::Socket;
 use crate::stream::Stream;
+use crate::wg::bench::Done;
 
 /// Receive calls between two rounds of sending; each takes up to 16 x 64 KiB.
 const RECEIVES_PER_ROUND: usize = 2;
+/// Datagrams of carriers between two rounds of sending.
+const CARRIED_PER_ROUND: usize = 64;
 /// Packets of the kernel, of up to 64 KiB each, between two rounds of sending.
 const READS_PER_ROUND: usize = 4;
+/// Handshakes finished between two rounds of sending; one that a running session must take itself costs 0.2 ms.
+const HANDSHAKES_PER_ROUND: usize = 8;
 /// Packets of the kernel that still leave when a peer is removed: a reset for each stream it may have.
 const DRAIN_READS: usize = 4_096;
 
@@ -34,11 +42,15 @@ pub(crate) enum Command {
     SetPeer(Box<Peer>, Reply<Result<(), Error>>),
     RenewPeer(Box<(Peer, Option<PrivateKey>)>, Reply<Result<(), Error>>),
     RemovePeer(Ipv6Addr, Reply<bool>),
+    /// How to reach a port of a peer, with the stream already begun where that is QUIC.
+    Way(Ipv6Addr, u16, WayReply),
     Connect(Ipv6Addr, u16, Reply<Result<Stream, Error>>),
     Listen(u16, Reply<Result<Arc<Backlog>, Error>>),
     Handshake(Ipv6Addr, Reply<Result<(), Error>>),
     Streams(Ipv6Addr, Reply<usize>),
     Echo(Ipv6Addr, Reply<Result<(), Error>>),
+    WatchCarrier(Ipv6Addr, Reply<Result<watch::Receiver<bool>, Error>>),
+    OpenCarrier(Ipv6Addr, IpAddr, Reply<Result<Carrier, Error>>),
     ShutDown(Reply<()>),
 }
 
@@ -49,17 +61,21 @@ pub(crate) struct Driver {
     /// Where the kernel's packets come from, when it does TCP.
     tun: Option<Tun>,
     windows: Windows,
+    /// What carriers bring.
+    carried: Option<mpsc::Receiver<Carried>>,
     commands: mpsc::Receiver<Command>,
     timer: Pin<Box<Sleep>>,
-    timer_at: Instant,
+    timer_at: Option<Instant>,
 }
 
 /// Why the driver woke up.
 enum Wake {
     Datagrams,
     Kernel,
+    Carried(Carried),
     Command(Option<Command>),
     Ring,
+    Handshake(Box<Done>),
     Timer,
 }
 
@@ -88,10 +104,11 @@ impl Driver {
             core,
             socket,
             tun,
+            carried: windows.carriers.take_inbound(),
             windows,
             commands,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
-            timer_at: now,
+            timer_at: None,
         }
     }
 
@@ -130,12 +147,22 @@ impl Driver {
         {
             return Poll::Ready(Wake::Kernel);
         }
+        if let Some(carried) = &mut self.carried
+            && let Poll::Ready(Some(first)) = carried.poll_recv(context)
+        {
+            return Poll::Ready(Wake::Carried(first));
+        }
         if self.core.has_work() || self.windows.doorbell.poll_rung(context).is_ready() {
             return Poll::Ready(Wake::Ring);
         }
-        let at = self.core.poll_timeout();
-        if at != self.timer_at {
-            self.timer_at = at;
+        if let Poll::Ready(done) = self.core.poll_done(context) {
+            return Poll::Ready(Wake::Handshake(Box::new(done)));
+        }
+        let Some(at) = self.core.poll_timeout() else {
+            return Poll::Pending;
+        };
+        if self.timer_at != Some(at) {
+            self.timer_at = Some(at);
             self.timer.as_mut().reset(at.into());
         }
         self.timer.as_mut().poll(context).map(|()| Wake::Timer)
@@ -145,14 +172,27 @@ impl Driver {
         let now = Instant::now();
         match wake {
             Wake::Datagrams => self.receive(now),
+            Wake::Carried(first) => self.take_carried(first, now),
             Wake::Command(Some(command)) => return self.command(command, now),
             Wake::Command(None) => return Then::Stop(None),
+            Wake::Handshake(done) => self.finish_handshakes(*done, now),
             Wake::Ring | Wake::Timer | Wake::Kernel => {}
         }
         self.read_kernel(now);
         self.core.handle_ring();
         self.core.handle_timeout(now);
         Then::Continue
+    }
+
+    /// A few at a time: data goes between them.
+    fn finish_handshakes(&mut self, first: Done, now: Instant) {
+        self.core.handle_done(first, now);
+        for _ in 1..HANDSHAKES_PER_ROUND {
+            let Some(done) = self.core.next_done() else {
+                return;
+            };
+            self.core.handle_done(done, now);
+        }
     }
 
     fn receive(&mut self, now: Instant) {
@@ -166,7 +206,7 @@ impl Driver {
         };
         for _ in 0..RECEIVES_PER_ROUND {
             let more = socket.receive(|source, datagram| {
-                core.handle_datagram(source, datagram, now);
+                core.handle_datagram(Path::Udp(source), datagram, now);
                 if core.is_inbound_full() {
                     hand_over(core);
                 }
@@ -181,6 +221,31 @@ impl Driver {
                     return;
                 }
             }
+        }
+    }
+
+    /// Works on what carriers have brought.
+    fn take_carried(&mut self, first: Carried, now: Instant) {
+        let Self {
+            carried, core, tun, ..
+        } = self;
+        let mut next = Some(first);
+        let mut count = 0;
+        while let Some((id, datagram)) = next {
+            core.handle_datagram(Path::Carried(id), &datagram, now);
+            count += 1;
+            if let Some(tun) = tun
+                && (core.is_inbound_full() || count == CARRIED_PER_ROUND)
+            {
+                core.empty_inbound(|pieces| tun.write(pieces));
+            }
+            if count == CARRIED_PER_ROUND {
+                return;
+            }
+            next = carried.as_mut().and_then(|carried| carried.try_recv().ok());
+        }
+        if let Some(tun) = tun {
+            core.empty_inbound(|pieces| tun.write(pieces));
         }
     }
 
@@ -219,7 +284,10 @@ impl Driver {
     async fn send_all(&mut self) {
         self.core.work(Instant::now());
         while let Some(batch) = self.core.poll_transmit() {
-            self.socket.send(&batch).await;
+            match batch.destination {
+                Path::Udp(destination) => self.socket.send(destination, &batch).await,
+                Path::Carried(id) => self.windows.send_carried(id, &batch),
+            }
             self.core.recycle(batch);
         }
     }
@@ -244,6 +312,7 @@ impl Driver {
             Command::RemovePeer(address, reply) => {
                 let _ = reply.send(core.remove_peer(address, now));
             }
+            Command::Way(address, port, reply) => core.way(address, port, reply, now),
             Command::Connect(address, port, reply) => {
                 drop(reply.send(core.connect(address, port, now).map(Stream::of_stack)));
             }
@@ -253,6 +322,10 @@ impl Driver {
             }
             Command::Streams(address, reply) => {
                 let _ = reply.send(core.streams(address));
+            }
+            Command::WatchCarrier(address, reply) => drop(reply.send(core.watch_carrier(address))),
+            Command::OpenCarrier(address, remote, reply) => {
+                drop(reply.send(core.open_carrier(address, remote, now)));
             }
             Command::Echo(address, reply) => drop(reply.send(core.echo(address, now))),
             Command::ShutDown(reply) => return Then::Stop(Some(reply)),

@@ -18,9 +18,10 @@ pub(crate) enum DropReason {
     NotTcp,
     TooManyStreams,
     BacklogFull,
+    CarrierFull,
 }
 
-const REASONS: usize = DropReason::BacklogFull as usize + 1;
+const REASONS: usize = DropReason::CarrierFull as usize + 1;
 
 /// The live counters, shared by the core and whoever reads them.
 #[derive(Debug, Default)]
@@ -46,6 +47,7 @@ impl Drops {
             not_tcp: of(DropReason::NotTcp),
             too_many_streams: of(DropReason::TooManyStreams),
             backlog_full: of(DropReason::BacklogFull),
+            carrier_full: of(DropReason::CarrierFull),
         }
     }
 }
@@ -78,11 +80,13 @@ pub struct Counters {
     pub too_many_streams: u64,
     /// Connection attempts over a listener's backlog.
     pub backlog_full: u64,
+    /// Datagrams for a carrier whose stream takes no more.
+    pub carrier_full: u64,
 }
 
 impl Counters {
     /// Each by its name.
-    pub const fn each(&self) -> [(&'static str, u64); 12] {
+    pub const fn each(&self) -> [(&'static str, u64); 13] {
         [
             ("malformed", self.malformed),
             ("unknown_peer", self.unknown_peer),
@@ -96,6 +100,7 @@ impl Counters {
             ("not_tcp", self.not_tcp),
             ("too_many_streams", self.too_many_streams),
             ("backlog_full", self.backlog_full),
+            ("carrier_full", self.carrier_full),
         ]
     }
 }

@@ -41,6 +41,9 @@ pub enum Error {
     /// The configured number of peers is reached.
     #[error("the tunnel already has {0} peers, its maximum")]
     TooManyPeers(usize),
+    /// The table of carriers is full.
+    #[error("the tunnel has {0} carriers already, which is its maximum")]
+    TooManyCarriers(usize),
     /// The configured number of TCP sockets of one peer is reached.
     #[error("the peer already has {0} streams, its maximum")]
     TooManyStreams(usize),
@@ -127,6 +130,7 @@ impl From<Error> for io::Error {
             | Error::BadAddress(_)
             | Error::KeyInUse(_)
             | Error::TooManyPeers(_)
+            | Error::TooManyCarriers(_)
             | Error::TooManyStreams(_)
             | Error::PortZero
             | Error::BadKey => io::ErrorKind::InvalidInput,

@@ -6,45 +6,36 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::netns::Acceptor;
-use crate::netstack::backlog::Backlog;
+use crate::netstack::backlog::{Arrival, Backlog};
 use crate::stream::Stream;
 
 /// A port open to all peers. Dropping it closes the port and resets what nobody accepted.
 #[derive(Debug)]
-pub struct Listener(Kind);
-
-/// Who does its TCP.
-#[derive(Debug)]
-enum Kind {
-    Stack(Arc<Backlog>),
-    Kernel(Acceptor),
+pub struct Listener {
+    backlog: Arc<Backlog>,
+    /// Where the kernel does TCP, its connections come from here.
+    kernel: Option<Acceptor>,
 }
 
 impl Listener {
-    pub(crate) fn of_stack(backlog: Arc<Backlog>) -> Self {
-        Self(Kind::Stack(backlog))
-    }
-
-    pub(crate) fn of_kernel(acceptor: Acceptor) -> Self {
-        Self(Kind::Kernel(acceptor))
+    pub(crate) const fn new(backlog: Arc<Backlog>, kernel: Option<Acceptor>) -> Self {
+        Self { backlog, kernel }
     }
 
     /// The overlay port.
     pub fn port(&self) -> u16 {
-        match &self.0 {
-            Kind::Stack(backlog) => backlog.port(),
-            Kind::Kernel(acceptor) => acceptor.port(),
-        }
+        self.backlog.port()
     }
 
     /// Waits for the next connection. Cancel-safe. Fails only when the tunnel is shut down.
     pub async fn accept(&self) -> Result<(Stream, SocketAddrV6), Error> {
-        let stream = match &self.0 {
-            Kind::Stack(backlog) => {
-                let conn = poll_fn(|context| backlog.poll_next(context)).await;
-                Stream::of_stack(conn.ok_or(Error::Closed)?)
-            }
-            Kind::Kernel(acceptor) => Stream::of_kernel(acceptor.accept().await?),
+        let arrives = poll_fn(|context| self.backlog.poll_next(context));
+        let stream = match &self.kernel {
+            None => stream(arrives.await)?,
+            Some(acceptor) => tokio::select! {
+                arrival = arrives => stream(arrival)?,
+                accepted = acceptor.accept() => Stream::of_kernel(accepted?),
+            },
         };
         let peer = stream.peer_addr();
         Ok((stream, peer))
@@ -53,8 +44,14 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Kind::Stack(backlog) = &self.0 {
-            backlog.close();
-        }
+        self.backlog.close();
+    }
+}
+
+fn stream(arrival: Option<Arrival>) -> Result<Stream, Error> {
+    match arrival {
+        Some(Arrival::Stack(conn)) => Ok(Stream::of_stack(conn)),
+        Some(Arrival::Quic(conn)) => Ok(Stream::of_quic(conn)),
+        None => Err(Error::Closed),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) use conn::KernelConn;
 pub(crate) use entrance::{Entrance, Plan};
 pub use helper::helper_main;
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
-pub(crate) use outbound::split;
+pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
 pub(crate) use registry::{Acceptor, Limits, Registry};
 pub(crate) use tun::Tun;
 

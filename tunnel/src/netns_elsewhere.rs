@@ -22,7 +22,7 @@ mod sum;
 mod virtio;
 
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
-pub(crate) use outbound::split;
+pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
 
 /// This system has no helper: always `None`.
 pub fn helper_main() -> Option<ExitCode> {
@@ -135,10 +135,6 @@ impl Registry {
 }
 
 impl Acceptor {
-    pub(crate) fn port(&self) -> u16 {
-        match self.0 {}
-    }
-
     #[expect(clippy::unused_async, reason = "as on Linux")]
     pub(crate) async fn accept(&self) -> Result<Arc<KernelConn>, Error> {
         match self.0 {}

@@ -4,7 +4,8 @@
 //! shorter. The outbox never touches a socket.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+
+use crate::path::Path;
 
 /// Largest UDP payload one send may carry, with room for the headers.
 const BATCH_BYTES: usize = 65_000;
@@ -20,7 +21,7 @@ pub(crate) const ROOM_MIN: usize = 148;
 /// Datagrams to one destination, sent by one system call.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    pub(crate) destination: SocketAddr,
+    pub(crate) destination: Path,
     /// Size of every datagram in the batch but the last.
     pub(crate) segment: usize,
     buffer: Vec<u8>,
@@ -38,7 +39,7 @@ impl Batch {
         self.count
     }
 
-    fn takes(&self, destination: SocketAddr, len: usize, segments_max: usize) -> bool {
+    fn takes(&self, destination: Path, len: usize, segments_max: usize) -> bool {
         !self.sealed
             && self.destination == destination
             && len <= self.segment
@@ -78,7 +79,7 @@ impl Outbox {
     /// that much room, never less than [`ROOM_MIN`], and returns what it wrote (0 = nothing).
     pub(crate) fn push(
         &mut self,
-        destination: SocketAddr,
+        destination: Path,
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) {
@@ -120,7 +121,7 @@ impl Outbox {
     }
 
     /// Queues a datagram that already exists.
-    pub(crate) fn push_copy(&mut self, destination: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn push_copy(&mut self, destination: Path, datagram: &[u8]) {
         self.push(destination, datagram.len(), |room| {
             room[..datagram.len()].copy_from_slice(datagram);
             datagram.len()
@@ -139,7 +140,7 @@ impl Outbox {
         }
     }
 
-    fn open(&mut self, destination: SocketAddr, len: usize) {
+    fn open(&mut self, destination: Path, len: usize) {
         let buffer = self.spares.pop().unwrap_or_else(|| vec![0; BATCH_BYTES]);
         self.batches.push_back(Batch {
             destination,
@@ -158,8 +159,8 @@ mod tests {
 
     use super::*;
 
-    fn to(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+    fn to(port: u16) -> Path {
+        Path::Udp(([127, 0, 0, 1], port).into())
     }
 
     fn split(batch: &Batch) -> Vec<Vec<u8>> {
@@ -200,7 +201,8 @@ mod tests {
                 prop_assert!(batch.contents().len() <= BATCH_BYTES);
                 prop_assert!(batch.count() <= SEGMENTS_MAX.min(segments_max.max(1)));
                 for datagram in split(&batch) {
-                    seen.push((batch.destination.port(), datagram.len(), datagram[0]));
+                    let port = batch.destination.source().port();
+                    seen.push((port, datagram.len(), datagram[0]));
                 }
                 outbox.recycle(batch);
             }

@@ -8,8 +8,10 @@ use crate::keys::PrivateKey;
 
 /// An underlay of 1280 bytes (WSL2) carries overlay packets of 1200. IPv6 demands 1280 of a link, but
 /// both ends of this one are ours and TCP keeps to the smaller of the two.
-const MTU_MIN: usize = 1200;
+pub(crate) const MTU_MIN: usize = 1200;
 const MTU_DEFAULT: usize = 1280;
+/// With WireGuard's 32, UDP's 8 and IPv4's 20 bytes around it, what Ethernet carries.
+const MTU_PROBED_MAX: usize = 1440;
 /// Anything larger does not fit an Ethernet underlay.
 pub(crate) const MTU_MAX: usize = 1500;
 
@@ -27,6 +29,9 @@ pub struct Settings {
     pub bounds: Bounds,
     /// Who does TCP inside the tunnel. [`Backend::Embedded`] unless set.
     pub backend: Backend,
+    /// Streams with a peer that runs this crate too go over QUIC when TCP is not the kernel's on both sides. `true` unless set; without it,
+    /// and with stock peers, they go over the embedded TCP, which is slow on lossy paths.
+    pub quic: bool,
     /// The program that is [`crate::netns::helper_main`] when started with `__netns`; `None`: this one. Only for `netns`.
     pub helper: Option<PathBuf>,
 }
@@ -73,6 +78,7 @@ impl Settings {
             address,
             bounds: Bounds::default(),
             backend: Backend::default(),
+            quic: true,
             helper: None,
         }
     }
@@ -87,12 +93,14 @@ pub struct Bounds {
     pub sockets_per_peer_max: usize,
     /// Size of each socket's send and receive buffer.
     pub tcp_buffer_bytes: usize,
-    /// Largest overlay packet.
+    /// Largest overlay packet until the path to a peer has been measured. A narrower path lowers it.
     pub mtu: usize,
+    /// Largest overlay packet of all; not below `mtu`. The tunnel finds out what the path to each peer carries.
+    pub mtu_max: usize,
     /// Connections that may wait for [`crate::Listener::accept`], half-open ones included.
     pub backlog_max: usize,
-    /// Handshakes per second, from all sources together, above which senders must prove their
-    /// address with a cookie.
+    /// Handshakes per second, from all sources together, above which senders must prove their address and port with a cookie. Who has
+    /// proven it is not counted here, but has a budget of its own.
     pub handshakes_per_second_max: u64,
     /// Size asked for the UDP socket's buffers; the kernel may grant less (`net.core.rmem_max`).
     pub udp_buffer_bytes: usize,
@@ -106,8 +114,9 @@ impl Default for Bounds {
             // 100 Mbit/s at 20 ms; more makes loss recovery worse, see the crate's limits.
             tcp_buffer_bytes: 256 * 1024,
             mtu: MTU_DEFAULT,
+            mtu_max: MTU_PROBED_MAX,
             backlog_max: 512,
-            // About 5 % of a core.
+            // 1 % of a core for strangers, 5 % for peers.
             handshakes_per_second_max: 250,
             udp_buffer_bytes: 4 * 1024 * 1024,
         }
@@ -133,6 +142,7 @@ impl Bounds {
                 "4 KiB to 64 MiB",
             ),
             ("mtu", self.mtu, MTU_MIN, MTU_MAX, "1200 to 1500"),
+            ("mtu_max", self.mtu_max, self.mtu, MTU_MAX, "mtu to 1500"),
             ("backlog_max", self.backlog_max, 1, 65_536, "1 to 65536"),
             (
                 "udp_buffer_bytes",

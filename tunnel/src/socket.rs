@@ -114,12 +114,9 @@ impl Socket {
     }
 
     /// Sends a batch. Datagrams that cannot be sent are lost, as on any network.
-    pub(crate) async fn send(&self, batch: &Batch) {
+    pub(crate) async fn send(&self, destination: SocketAddr, batch: &Batch) {
         let segment = (batch.count() > 1).then_some(batch.segment);
-        let Err(error) = self
-            .transmit(batch.destination, batch.contents(), segment)
-            .await
-        else {
+        let Err(error) = self.transmit(destination, batch.contents(), segment).await else {
             return;
         };
         if segment.is_none() || !refuses_offload(&error) {
@@ -128,7 +125,7 @@ impl Socket {
         }
         // The network card or the kernel refused segmentation; it is off from here on.
         for datagram in batch.contents().chunks(batch.segment) {
-            if let Err(error) = self.transmit(batch.destination, datagram, None).await {
+            if let Err(error) = self.transmit(destination, datagram, None).await {
                 self.note_lost(batch, &error);
             }
         }
@@ -136,9 +133,9 @@ impl Socket {
 
     fn note_lost(&self, batch: &Batch, error: &io::Error) {
         if is_msg_size_err(error) && !self.told_narrow.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
+            tracing::info!(
                 bytes = batch.segment,
-                "the network does not carry datagrams of this size: lower the tunnel's mtu"
+                "the network card does not carry datagrams of this size: the tunnel keeps to smaller ones"
             );
         }
         tracing::debug!(destination = %batch.destination, %error, "datagram not sent");

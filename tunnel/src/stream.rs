@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::netns::KernelConn;
 use crate::netstack::conn::{Conn, Failure};
+use crate::quic::QuicConn;
 
 /// A TCP connection inside the tunnel.
 ///
@@ -24,6 +25,7 @@ pub struct Stream(Kind);
 enum Kind {
     Stack(Arc<Conn>),
     Kernel(Arc<KernelConn>),
+    Quic(QuicConn),
 }
 
 impl Stream {
@@ -35,11 +37,16 @@ impl Stream {
         Self(Kind::Kernel(conn))
     }
 
+    pub(crate) const fn of_quic(conn: QuicConn) -> Self {
+        Self(Kind::Quic(conn))
+    }
+
     /// Overlay address and port of the other side.
     pub fn peer_addr(&self) -> SocketAddrV6 {
         match &self.0 {
             Kind::Stack(conn) => conn.remote(),
             Kind::Kernel(conn) => conn.remote(),
+            Kind::Quic(conn) => conn.remote(),
         }
     }
 
@@ -48,6 +55,7 @@ impl Stream {
         match &self.0 {
             Kind::Stack(conn) => conn.local(),
             Kind::Kernel(conn) => conn.local(),
+            Kind::Quic(conn) => conn.local(),
         }
     }
 
@@ -55,6 +63,7 @@ impl Stream {
     pub(crate) fn poll_connected(&self, context: &Context<'_>) -> Poll<Result<(), Failure>> {
         match &self.0 {
             Kind::Stack(conn) => conn.poll_connected(context),
+            Kind::Quic(conn) => conn.poll_connected(context),
             Kind::Kernel(_) => Poll::Ready(Ok(())),
         }
     }
@@ -63,8 +72,10 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // The kernel resets a socket of ours that is closed without a shutdown.
-        if let Kind::Stack(conn) = &self.0 {
-            conn.abandon();
+        match &self.0 {
+            Kind::Stack(conn) => conn.abandon(),
+            Kind::Quic(conn) => conn.abandon(),
+            Kind::Kernel(_) => {}
         }
     }
 }
@@ -82,6 +93,7 @@ impl AsyncRead for Stream {
         let read = match &self.0 {
             Kind::Stack(conn) => conn.poll_read(context, room),
             Kind::Kernel(conn) => conn.poll_read(context, room),
+            Kind::Quic(conn) => conn.poll_read(context, room),
         };
         read.map_ok(|taken| buffer.advance(taken))
     }
@@ -104,6 +116,7 @@ impl AsyncWrite for Stream {
         match &self.0 {
             Kind::Stack(conn) => conn.poll_write(context, slices),
             Kind::Kernel(conn) => conn.poll_write(context, slices),
+            Kind::Quic(conn) => conn.poll_write(context, slices),
         }
     }
 
@@ -120,6 +133,7 @@ impl AsyncWrite for Stream {
         Poll::Ready(match &self.0 {
             Kind::Stack(conn) => conn.finish(),
             Kind::Kernel(conn) => conn.finish(),
+            Kind::Quic(conn) => conn.finish(),
         })
     }
 }

@@ -4,8 +4,12 @@
 //! source-aware handshake limits, retries, expiry, padding, counters, roaming. It never touches a
 //! socket and never looks inside the overlay packets.
 
+pub(crate) mod bench;
+pub(crate) mod budget;
 pub(crate) mod gate;
 pub(crate) mod message;
+mod noise;
+pub(crate) mod paths;
 pub(crate) mod retry;
 pub(crate) mod session;
 mod verdict;

@@ -49,6 +49,10 @@ pub struct Node {
     pub wake: Wake,
     /// `[tunnel] backend`: who does TCP inside the tunnel. Default auto.
     pub backend: Backend,
+    /// `[tunnel] carrier`: where the network lets no UDP through, the tunnel goes over HTTPS. Default true.
+    pub carrier: bool,
+    /// `[tunnel] mtu_max`: largest packet inside the tunnel, in bytes; what the path carries is measured up to it. Default 1440, 1200 to 1500.
+    pub mtu_max: usize,
 }
 
 /// Sleeping and waking; without a word of it the node can neither be woken nor wakes others.

@@ -118,6 +118,10 @@ pub struct Tunnel {
     pub approve: Approve,
     /// A node that nobody has seen for so many days must be approved again. Default 90.
     pub unseen_days: u32,
+    /// Nodes whose network lets no UDP through may bring their datagrams over HTTPS. Default true.
+    pub carrier: bool,
+    /// Largest packet inside the tunnel, in bytes; what the path to each node carries is measured up to it. Default 1440, 1200 to 1500.
+    pub mtu_max: usize,
 }
 
 /// Who does TCP inside the tunnel.

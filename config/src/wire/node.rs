@@ -180,6 +180,56 @@ pub fn register_message(request: &RegisterRequest) -> Vec<u8> {
     words.join("\0").into_bytes()
 }
 
+/// `GET /v1/nodes/carrier`: an upgrade to WebSocket, whose binary messages are datagrams of the tunnel. For nodes whose network lets no UDP
+/// through; they show a [`CarrierProof`] as `Authorization`.
+pub const CARRIER_PATH: &str = "/v1/nodes/carrier";
+
+/// The scheme of a [`CarrierProof`] in `Authorization`.
+const CARRIER_SCHEME: &str = "Hearth-Node";
+
+/// Proof that a carrier is opened by a node: nothing in it is of use after a minute.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CarrierProof {
+    /// Which node.
+    pub node_id: NodeId,
+    /// From [`NonceReply`].
+    pub nonce: String,
+    /// Base64 of the Ed25519 signature over [`carrier_message`].
+    pub signature: String,
+}
+
+impl CarrierProof {
+    /// The value of `Authorization`.
+    pub fn to_header(&self) -> String {
+        format!(
+            "{CARRIER_SCHEME} {},{},{}",
+            self.node_id.as_str(),
+            self.nonce,
+            self.signature
+        )
+    }
+
+    /// Reads the value of `Authorization`.
+    pub fn parse(value: &str) -> Option<Self> {
+        let (scheme, proof) = value.split_once(' ')?;
+        let mut parts = proof.split(',');
+        let (node_id, nonce, signature) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_whole = scheme.eq_ignore_ascii_case(CARRIER_SCHEME) && parts.next().is_none();
+        (is_whole && !node_id.is_empty()).then(|| Self {
+            node_id: NodeId::new(node_id),
+            nonce: nonce.to_owned(),
+            signature: signature.to_owned(),
+        })
+    }
+}
+
+/// The bytes that a node signs which opens a carrier.
+pub fn carrier_message(node_id: &NodeId, nonce: &str) -> Vec<u8> {
+    ["hearth-carrier-v1", node_id.as_str(), nonce]
+        .join("\0")
+        .into_bytes()
+}
+
 /// `POST /v1/report` inside the tunnel, every few seconds and on every change.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Report {

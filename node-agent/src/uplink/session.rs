@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tunnel::{Listener, PrivateKey, Settings, Tunnel};
 
-use super::{Standing, Uplink};
+use super::{Standing, Uplink, carrier};
 use crate::register::{Backoff, Place};
 use crate::report::{ReportError, Reporter, Reports};
 
@@ -72,6 +72,7 @@ pub(super) struct Session<'a> {
     backoff: Backoff,
     try_count: &'a mut usize,
     _door: Door,
+    _carrier: Option<Door>,
 }
 
 impl<'a> Session<'a> {
@@ -87,13 +88,23 @@ impl<'a> Session<'a> {
             Backend::Netns => tunnel::Backend::Netns,
             Backend::Embedded => tunnel::Backend::Embedded,
         };
+        settings.bounds.mtu_max = uplink.mtu_max;
+        settings.bounds.mtu = settings.bounds.mtu.min(uplink.mtu_max);
         let tunnel = Tunnel::start(settings).await?;
         let listener = tunnel.listen(NODE_PORT).await?;
         let hub = place.hub.address;
         tunnel.set_peer(place.hub).await?;
         uplink.look_into(Some((tunnel.clone(), hub)));
         let now = Instant::now();
+        let carrier = || {
+            Door(tokio::spawn(carrier::keep(
+                uplink.clone(),
+                tunnel.clone(),
+                hub,
+            )))
+        };
         Ok(Self {
+            _carrier: uplink.carrier.then(carrier),
             rekey_at: now + uplink.rekey,
             uplink,
             key,

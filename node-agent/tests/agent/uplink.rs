@@ -33,6 +33,8 @@ fn settings(state_dir: &Path) -> Settings {
             memory_max: None,
             grace: Duration::from_secs(10),
             rekey: Duration::from_hours(24),
+            carrier: true,
+            mtu_max: 1_440,
             backend: config::settings::proxy::Backend::default(),
             refused_retry: Duration::from_mins(1),
             watts: None,

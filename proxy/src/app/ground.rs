@@ -332,8 +332,8 @@ fn wakers(
 ) -> Arc<Wakers> {
     let tunnel = tunnel.clone();
     let heard = move |address| {
-        let endpoint = tunnel.peer_status(address)?.endpoint?;
-        Some(endpoint.ip().to_canonical())
+        let remote = tunnel.peer_status(address)?.remote?;
+        Some(remote.to_canonical())
     };
     Arc::new(Wakers::new(
         (Arc::clone(fleet), Arc::clone(members)),
@@ -361,6 +361,8 @@ async fn tunnel(settings: &Settings, key: [u8; 32]) -> Result<Tunnel, tunnel::Er
     let key = PrivateKey::from_bytes(key);
     let mut tunnel = tunnel::Settings::new(settings.tunnel.listen, key, HUB_ADDRESS);
     tunnel.bounds.peers_max = settings.tunnel.nodes_max;
+    tunnel.bounds.mtu_max = settings.tunnel.mtu_max;
+    tunnel.bounds.mtu = tunnel.bounds.mtu.min(settings.tunnel.mtu_max);
     tunnel.backend = match settings.tunnel.backend {
         config::settings::proxy::Backend::Auto => tunnel::Backend::Auto,
         config::settings::proxy::Backend::Netns => tunnel::Backend::Netns,
@@ -383,6 +385,7 @@ fn facts(settings: &Settings, tunnel: &Tunnel, hubs: &Arc<Hubs>) -> HubFacts {
         heartbeat: settings.tunnel.heartbeat,
         nodes_max: settings.tunnel.nodes_max,
         approves_all: settings.tunnel.approve == Approve::Manual,
+        carriers: settings.tunnel.carrier,
         unseen_max: Duration::from_hours(24) * settings.tunnel.unseen_days,
         hubs: Arc::clone(hubs),
     }

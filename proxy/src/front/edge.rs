@@ -26,6 +26,7 @@ use crate::admin::routes;
 use crate::gateway::Call;
 use crate::gateway::reply::{self, ReplyContext};
 
+mod carrier;
 mod http1;
 mod http2;
 

@@ -1,6 +1,7 @@
 //! The edge over real TLS, with a toy handler in the gateway's place.
 
 mod answers;
+mod carriers;
 mod desync;
 mod ending;
 mod harness;

@@ -2,6 +2,7 @@
 //! policy cannot be written: a line of the table needs an operation, and every operation is open or has a scope. Never reads a
 //! header or a body.
 
+use config::wire::node::CARRIER_PATH;
 use config::wire::valid::AskKind;
 use http::Method;
 use policy::identity::Scope;
@@ -35,6 +36,8 @@ pub enum Open {
     NodeEnroll,
     /// `POST /v1/nodes/register`
     NodeRegister,
+    /// `GET /v1/nodes/carrier`: the front takes the upgrade; here it lacks one. A node proves itself by its identity.
+    NodeCarrier,
 }
 
 /// What takes a credential. The halves differ in what they cost.
@@ -115,6 +118,7 @@ impl Operation {
             Self::Open(Open::NodeNonce) => "node_nonce",
             Self::Open(Open::NodeEnroll) => "node_enroll",
             Self::Open(Open::NodeRegister) => "node_register",
+            Self::Open(Open::NodeCarrier) => "node_carrier",
         }
     }
 
@@ -125,9 +129,9 @@ impl Operation {
             Self::Open(Open::NodeNonce | Open::NodeEnroll | Open::NodeRegister) => "POST, OPTIONS",
             Self::Closed(Closed::Admin) => "GET, HEAD, POST, PATCH, DELETE, OPTIONS",
             Self::Closed(Closed::Look(_)) => "GET, HEAD, OPTIONS",
-            Self::Open(Open::Alive | Open::Ready | Open::Page(_) | Open::PageConfig) => {
-                "GET, HEAD, OPTIONS"
-            }
+            Self::Open(
+                Open::Alive | Open::Ready | Open::Page(_) | Open::PageConfig | Open::NodeCarrier,
+            ) => "GET, HEAD, OPTIONS",
         }
     }
 
@@ -188,7 +192,7 @@ pub fn resolve(method: &Method, path: &str, is_page_file: impl Fn(&str) -> bool)
 /// Every path that is ours and what it means; the chat page's files come besides. `{id}` stands for the rest of the path.
 /// Whoever adds a line says with the operation who may ask: there is no line without. Paths under `/v1` that take a credential
 /// are found without it too: clients disagree on whether their base URL ends in `/v1`.
-static ROUTES: [(&str, Operation); 24] = [
+static ROUTES: [(&str, Operation); 25] = [
     ("/admin/v1/{id}", Operation::Closed(Closed::Admin)),
     ("/api/user", Operation::Closed(Closed::Look(Look::Profile))),
     (
@@ -202,6 +206,7 @@ static ROUTES: [(&str, Operation); 24] = [
     ("/v1/nodes/nonce", Operation::Open(Open::NodeNonce)),
     ("/v1/nodes/enroll", Operation::Open(Open::NodeEnroll)),
     ("/v1/nodes/register", Operation::Open(Open::NodeRegister)),
+    (CARRIER_PATH, Operation::Open(Open::NodeCarrier)),
     ("/metrics", Operation::Closed(Closed::Look(Look::Metrics))),
     (
         "/v1/chat/completions",

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use config::ids::NodeId;
 use config::secret::Secret;
 use config::tier::Tier;
+use tokio_util::sync::CancellationToken;
 
 use crate::remote::Remote;
 
@@ -65,6 +66,8 @@ impl Member {
 #[derive(Debug, Default)]
 pub struct Members {
     by_id: Mutex<HashMap<NodeId, Arc<Member>>>,
+    /// The carrier of each node that has one: the next one ends it, and so does the node's leaving.
+    carriers: Mutex<HashMap<NodeId, CancellationToken>>,
 }
 
 impl Members {
@@ -94,6 +97,23 @@ impl Members {
     /// Forgets a node.
     pub fn remove(&self, id: &NodeId) {
         self.table().remove(id);
+        if let Some(carrier) = self.carriers().remove(id) {
+            carrier.cancel();
+        }
+    }
+
+    /// A node opens a carrier; the one it had before ends. Cancelled when this one must end.
+    pub fn carry(&self, id: &NodeId) -> CancellationToken {
+        let token = CancellationToken::new();
+        let before = self.carriers().insert(id.clone(), token.clone());
+        if let Some(before) = before {
+            before.cancel();
+        }
+        token
+    }
+
+    fn carriers(&self) -> MutexGuard<'_, HashMap<NodeId, CancellationToken>> {
+        self.carriers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Member>>> {

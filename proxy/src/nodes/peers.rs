@@ -2,7 +2,7 @@
 //! derived. Never lets a revoked node stay; pre-shared keys lie in its memory alone.
 
 use std::collections::HashMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,8 +14,9 @@ use config::secret::Secret;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tunnel::kem::Shared;
-use tunnel::{Peer, PresharedKey, PublicKey, Tunnel};
+use tunnel::{Carrier, Peer, PresharedKey, PublicKey, Tunnel};
 use zeroize::Zeroizing;
 
 use super::derive::{self, IDENTITY_BYTES};
@@ -109,6 +110,15 @@ pub struct Admitted {
     pub member: Arc<Member>,
     /// What the node needs besides the exchange to make the pre-shared key.
     pub pair_secret: [u8; 32],
+}
+
+/// A way of datagrams over HTTPS, for one node.
+#[derive(Debug)]
+pub struct Ride {
+    /// Runs on the upgraded connection.
+    pub carrier: Carrier,
+    /// Cancelled when it must end: the node has opened another one, or left.
+    pub end: CancellationToken,
 }
 
 /// What the secrets of nodes are derived from.
@@ -340,6 +350,14 @@ impl Peers {
             self.store.touch_node(id, now_unix).await?;
         }
         Ok(())
+    }
+
+    /// A carrier for a member that is reached over HTTPS from an address; `None`: it is no member, or the tunnel takes no more.
+    pub fn carry(&self, id: &NodeId, from: IpAddr) -> Option<Ride> {
+        self.members.member(id)?;
+        let carrier = self.tunnel.accept_carrier(from).ok()?;
+        let end = self.members.carry(id);
+        Some(Ride { carrier, end })
     }
 
     /// Whether a node other than `not_this` uses the WireGuard key.

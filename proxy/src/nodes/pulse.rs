@@ -221,12 +221,17 @@ mod tests {
         PeerStatus {
             public_key: key,
             endpoint: None,
+            remote: None,
+            path: tunnel::PathKind::Carried,
+            mtu: 1_280,
             since_handshake: Some(Duration::from_secs(9)),
             since_heard: Some(since_heard),
             rx_bytes: 0,
             tx_bytes: 0,
             streams: 1,
             round_trip,
+            loss_per_mille: None,
+            rejected: tunnel::Counters::default(),
         }
     }
 

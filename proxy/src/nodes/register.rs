@@ -1,6 +1,7 @@
 //! Enrolment and registration over HTTPS: a join token becomes an identity, an identity gets a place in the tunnel.
 //! Everything here comes from strangers. Never logs a token, a key that was derived, or a body.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use config::ids::NodeId;
 use config::token::{Token, TokenKind};
 use config::wire::error::ErrorBody;
 use config::wire::node::{
-    EnrollReply, EnrollRequest, Hub, NonceReply, REPORT_PORT, RegisterReply, RegisterRequest,
-    VERSION, enroll_message, register_message,
+    CarrierProof, EnrollReply, EnrollRequest, Hub, NonceReply, REPORT_PORT, RegisterReply,
+    RegisterRequest, VERSION, carrier_message, enroll_message, register_message,
 };
 use http::StatusCode;
 use ring::signature::{ED25519, UnparsedPublicKey};
@@ -22,7 +23,7 @@ use serde::de::DeserializeOwned;
 use super::derive::{self, IDENTITY_BYTES};
 use super::hubs::Hubs;
 use super::nonce::{LIFE, Nonces};
-use super::peers::{Arrival, Peers};
+use super::peers::{Arrival, Peers, Ride};
 use super::unmanaged;
 use crate::store::records::change_node;
 use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store, StoreError};
@@ -81,6 +82,14 @@ enum Rejection {
     Store,
     #[error("the tunnel does not take this node now: try again shortly")]
     Tunnel,
+    #[error("this node is not in the tunnel: register first")]
+    NotRegistered,
+    #[error("the Authorization header holds no proof of a node")]
+    NoProof,
+    #[error("this proxy takes no carriers: set tunnel.carrier = true, or open its UDP port")]
+    NoCarriers,
+    #[error("a carrier is an upgrade to WebSocket over HTTP/1.1")]
+    Upgrade,
 }
 
 impl Rejection {
@@ -101,6 +110,10 @@ impl Rejection {
             Self::Full => "nodes_max_reached",
             Self::Store => "store_away",
             Self::Tunnel => "tunnel_away",
+            Self::NotRegistered => "node_not_registered",
+            Self::NoProof => "carrier_proof_missing",
+            Self::NoCarriers => "carrier_off",
+            Self::Upgrade => "carrier_upgrade_required",
         }
     }
 
@@ -108,6 +121,10 @@ impl Rejection {
         match self {
             Self::Invalid(_) | Self::Version => StatusCode::BAD_REQUEST,
             Self::Store | Self::Tunnel => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoProof => StatusCode::UNAUTHORIZED,
+            Self::NoCarriers => StatusCode::NOT_FOUND,
+            Self::Upgrade => StatusCode::UPGRADE_REQUIRED,
+            Self::NotRegistered => StatusCode::CONFLICT,
             Self::Nonce
             | Self::Signature
             | Self::TokenMalformed
@@ -143,6 +160,8 @@ pub struct HubFacts {
     pub nodes_max: usize,
     /// An administrator approves every node, whatever its token says.
     pub approves_all: bool,
+    /// Nodes may bring their datagrams over HTTPS.
+    pub carriers: bool,
     /// A node that was not seen for this long must be approved again.
     pub unseen_max: Duration,
     /// The proxies of the house.
@@ -421,6 +440,63 @@ impl Desk {
             return Err(Rejection::Pending(record.id.clone()));
         }
         Ok(())
+    }
+
+    /// `GET /v1/nodes/carrier` with an upgrade: a carrier for the node that shows who it is, in place of the one that it had. What comes
+    /// through it is believed no more than what comes by UDP.
+    pub async fn carry(
+        &self,
+        proof: Option<&str>,
+        (from, now_ms): (IpAddr, u64),
+    ) -> Result<Ride, NodeReply> {
+        let opened = self.try_carry(proof, (from, now_ms)).await;
+        opened.map_err(|rejection| reject("carry", &rejection))
+    }
+
+    /// `GET /v1/nodes/carrier` without an upgrade.
+    pub fn carry_plainly(&self) -> NodeReply {
+        let rejection = if self.facts.carriers {
+            Rejection::Upgrade
+        } else {
+            Rejection::NoCarriers
+        };
+        reject("carry", &rejection)
+    }
+
+    async fn try_carry(
+        &self,
+        proof: Option<&str>,
+        (from, now_ms): (IpAddr, u64),
+    ) -> Result<Ride, Rejection> {
+        if !self.facts.carriers {
+            return Err(Rejection::NoCarriers);
+        }
+        let proof = proof
+            .and_then(CarrierProof::parse)
+            .ok_or(Rejection::NoProof)?;
+        // A nonce costs a hash, the store a round trip.
+        if !self.nonces.is_valid(&proof.nonce, now_ms) {
+            return Err(Rejection::Nonce);
+        }
+        let record = self
+            .store
+            .node(&proof.node_id)
+            .await?
+            .ok_or(Rejection::Unknown)?;
+        if record.revoked_unix.is_some() {
+            return Err(Rejection::Revoked);
+        }
+        let identity = identity(&record.identity)?;
+        let message = carrier_message(&record.id, &proof.nonce);
+        self.check_signed(
+            &identity,
+            &message,
+            &proof.signature,
+            (&proof.nonce, now_ms),
+        )?;
+        self.peers
+            .carry(&record.id, from)
+            .ok_or(Rejection::NotRegistered)
     }
 
     /// The nonce is checked first: it costs a hash, the signature a hundred times that.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use config::tier::Tier::{Fast, Heavy};
 use config::token::{Token, TokenKind};
-use config::wire::node::{EnrollReply, HUB_ADDRESS, RegisterReply, VERSION, enroll_message};
+use config::wire::node::{
+    CarrierProof, EnrollReply, HUB_ADDRESS, RegisterReply, VERSION, carrier_message, enroll_message,
+};
 use http::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -420,4 +422,44 @@ async fn a_node_that_falls_silent_is_out_and_its_requests_end() {
         "it ends at once: {rest:?}"
     );
     assert_eq!(hub.upstream.idle(reply.address), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_registered_node_that_signs_opens_a_carrier_and_it_ends_with_the_node() {
+    let hub = Hub::start().await;
+    let (home, other) = (Home::new(1), Home::new(2));
+    let (id, _) = home.join(&hub, &hub.invite(None).await).await;
+    let node = config::ids::NodeId::new(id.as_str());
+    let from = (std::net::Ipv4Addr::LOCALHOST.into(), NOW_MS);
+    let proof = |signer: &Home, nonce: String| {
+        let signature = signer.sign(&carrier_message(&node, &nonce));
+        let node_id = node.clone();
+        CarrierProof {
+            node_id,
+            nonce,
+            signature,
+        }
+        .to_header()
+    };
+    for (shown, reason) in [
+        (None, "carrier_proof_missing"),
+        (Some("Bearer hk_1".to_owned()), "carrier_proof_missing"),
+        (Some(proof(&home, "old".to_owned())), "nonce_expired"),
+        (Some(proof(&other, hub.nonce())), "signature_invalid"),
+    ] {
+        let refused = hub.desk.carry(shown.as_deref(), from).await.err();
+        assert_eq!(refused.and_then(|reply| reply.refusal), Some(reason));
+    }
+    let first = hub.desk.carry(Some(&proof(&home, hub.nonce())), from).await;
+    let first = first.expect("a carrier").end;
+    let second = hub.desk.carry(Some(&proof(&home, hub.nonce())), from).await;
+    let second = second.expect("another one").end;
+    assert!(first.is_cancelled(), "one a node");
+    assert!(!second.is_cancelled());
+    hub.store.revoke_node(&node, 1_800_000_000).await.unwrap();
+    hub.peers.sync().await.unwrap();
+    assert!(second.is_cancelled());
+    let refused = hub.desk.carry(Some(&proof(&home, hub.nonce())), from).await;
+    let refused = refused.err().and_then(|reply| reply.refusal);
+    assert_eq!(refused, Some("node_revoked"));
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::agenda::Agenda;
 use crate::drops::DropReason;
@@ -11,18 +12,57 @@ use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::link::Link;
 use crate::netstack::segment::{PortPair, Segment};
-use crate::netstack::stack::Stack;
+use crate::netstack::stack::{Ends, Stack, Surroundings};
 use crate::outbox::Outbox;
+use crate::quic::Quic;
 use crate::settings::MTU_MAX;
+use crate::wg::PeerId;
 use crate::wg::session::Session;
 
 /// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
 const HELD_MAX: usize = 16;
 
 /// The connections with one peer.
-pub(super) enum Inside {
-    Stack(Box<Stack>),
+pub(super) struct Inside {
+    tcp: Tcp,
+    pub(super) quic: Quic,
+}
+
+/// Who does TCP.
+pub(super) enum Tcp {
+    Stack(Lazy),
     Kernel(Kernel),
+}
+
+/// A stack of our own, made with the first connection: thousands of peers never have one.
+pub(super) struct Lazy {
+    id: PeerId,
+    ends: Ends,
+    random: u64,
+    stack: Option<Box<Stack>>,
+}
+
+impl Lazy {
+    pub(super) fn new(id: PeerId, ends: Ends, random: u64) -> Self {
+        Self {
+            id,
+            ends,
+            random,
+            stack: None,
+        }
+    }
+
+    fn make(&mut self, shared: &Surroundings, now: Instant) -> &mut Stack {
+        let Self {
+            id, ends, random, ..
+        } = *self;
+        self.stack
+            .get_or_insert_with(|| Box::new(Stack::new(id, ends, shared.clone(), random, now)))
+    }
+
+    fn len(&self) -> usize {
+        self.stack.as_ref().map_or(0, |stack| stack.len())
+    }
 }
 
 /// Connections in the kernel.
@@ -59,50 +99,82 @@ impl Kernel {
 }
 
 impl Inside {
+    pub(super) const fn new(tcp: Tcp, quic: Quic) -> Self {
+        Self { tcp, quic }
+    }
+
     pub(super) const fn is_kernel(&self) -> bool {
-        matches!(self, Self::Kernel(_))
+        matches!(self.tcp, Tcp::Kernel(_))
+    }
+
+    pub(super) const fn kernel_mut(&mut self) -> Option<&mut Kernel> {
+        match &mut self.tcp {
+            Tcp::Kernel(kernel) => Some(kernel),
+            Tcp::Stack(_) => None,
+        }
+    }
+
+    fn stack_mut(&mut self) -> Option<&mut Stack> {
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => lazy.stack.as_deref_mut(),
+            Tcp::Kernel(_) => None,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Stack(stack) => stack.len(),
-            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
-        }
+        self.tcp.len() + self.quic.len()
     }
 
     /// Whether something waits for the peer: a connection, or packets of one.
     pub(super) fn is_wanted(&self) -> bool {
-        match self {
-            Self::Stack(stack) => stack.len() > 0,
-            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
-        }
+        self.tcp.is_wanted() || self.quic.is_wanted()
     }
 
     pub(super) fn queue(&mut self, ports: PortPair, came_due: bool, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+        if Quic::is_place(ports) {
+            self.quic.queue(came_due, agenda);
+        } else if let Some(stack) = self.stack_mut() {
             stack.queue(ports, came_due, agenda);
         }
     }
 
-    pub(super) fn serve(&mut self, ports: PortPair, link: &mut Link<'_>, agenda: &mut Agenda) {
-        if let Self::Stack(stack) = self {
+    pub(super) fn serve(
+        &mut self,
+        ports: PortPair,
+        link: &mut Link<'_>,
+        listeners: &HashMap<u16, Arc<Backlog>>,
+        agenda: &mut Agenda,
+    ) {
+        if Quic::is_place(ports) {
+            self.quic.serve(link, listeners, agenda);
+        } else if let Some(stack) = self.stack_mut() {
             stack.serve(ports, link, agenda);
         }
     }
 
     /// The session has come: everybody may send.
     pub(super) fn session_came(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(stack) => stack.queue_all(agenda),
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        self.quic.session_came(link, agenda);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.queue_all(agenda);
+                }
+            }
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
     /// The peer is back and has missed what it was sent.
     pub(super) fn peer_returned(&mut self, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(stack) => stack.dial_again(agenda),
-            Self::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
+        self.quic.peer_returned(agenda);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.dial_again(agenda);
+                }
+            }
+            Tcp::Kernel(kernel) => kernel.let_go(link.session, link.outbox, link.now),
         }
     }
 
@@ -111,44 +183,70 @@ impl Inside {
         &mut self,
         segment: Segment,
         link: &mut Link<'_>,
-        listeners: &HashMap<u16, Arc<Backlog>>,
+        (shared, listeners): (&Surroundings, &HashMap<u16, Arc<Backlog>>),
         agenda: &mut Agenda,
     ) -> Result<(), DropReason> {
-        match self {
-            Self::Stack(stack) => stack.receive(segment, link, listeners, agenda),
-            Self::Kernel(_) => Ok(()),
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
+                let stack = lazy.make(shared, link.now);
+                stack.receive(segment, link, listeners, agenda)
+            }
+            Tcp::Kernel(_) => Ok(()),
         }
     }
 
+    /// Begins a TCP connection.
     pub(super) fn connect(
         &mut self,
         port: u16,
+        (shared, now): (&Surroundings, Instant),
         agenda: &mut Agenda,
     ) -> Result<Option<Arc<Conn>>, crate::Error> {
-        match self {
-            Self::Stack(stack) => stack.connect(port, agenda).map(Some),
-            Self::Kernel(_) => Ok(None),
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => lazy.make(shared, now).connect(port, agenda).map(Some),
+            Tcp::Kernel(_) => Ok(None),
         }
     }
 
     pub(super) fn cut_all(&mut self, end: End, link: &mut Link<'_>, agenda: &mut Agenda) {
-        match self {
-            Self::Stack(stack) => stack.cut_all(end, link, agenda),
-            Self::Kernel(kernel) => {
-                kernel.held.clear();
-                match end {
-                    End::SessionLost => kernel.registry.cut(kernel.address, end),
-                    End::PeerRemoved | End::TunnelClosed => {
-                        kernel.registry.remove(kernel.address, end);
-                    }
+        self.quic.cut_all(end, link);
+        match &mut self.tcp {
+            Tcp::Stack(lazy) => {
+                if let Some(stack) = &mut lazy.stack {
+                    stack.cut_all(end, link, agenda);
                 }
             }
+            Tcp::Kernel(kernel) => kernel.cut_all(end),
+        }
+    }
+}
+
+impl Tcp {
+    fn len(&self) -> usize {
+        match self {
+            Self::Stack(lazy) => lazy.len(),
+            Self::Kernel(kernel) => kernel.registry.len(kernel.address),
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::Stack(lazy) => lazy.len() > 0,
+            Self::Kernel(kernel) => !kernel.held.is_empty() || self.len() > 0,
         }
     }
 }
 
 impl Kernel {
-    fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: std::time::Instant) {
+    fn cut_all(&mut self, end: End) {
+        self.held.clear();
+        match end {
+            End::SessionLost => self.registry.cut(self.address, end),
+            End::PeerRemoved | End::TunnelClosed => self.registry.remove(self.address, end),
+        }
+    }
+
+    fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
         for mut packet in self.held.drain(..) {
             let length = packet.len();
             packet.resize(length.next_multiple_of(16), 0);

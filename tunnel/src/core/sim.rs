@@ -1,9 +1,17 @@
 //! Two cores and a bad wire, in invented time.
 //!
-//! smoltcp and our own timers follow the invented clock; boringtun's own timers read the real one and
-//! never come due in a test this short.
+//! smoltcp and our own timers follow the invented clock. boringtun's own timers read the real one and never come due in a test this
+//! short, but in the crate `tunnel/clock`, where its clock is invented too: what happens in minutes is tested there.
+
+#[cfg(mock_clock)]
+mod clock;
+mod hostile;
+mod many;
+
+mod quic;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
@@ -11,6 +19,7 @@ use rand::Rng as _;
 
 use super::*;
 use crate::keys::{PresharedKey, PrivateKey};
+use crate::netstack::backlog::Arrival;
 use crate::netstack::conn::Conn;
 use crate::peer::Peer;
 use crate::settings::Bounds;
@@ -36,47 +45,101 @@ struct Sim {
     sent: u64,
     random: StdRng,
     weather: Weather,
+    /// Everything that was sent, once somebody listens.
+    recorded: Option<Vec<(usize, Vec<u8>)>>,
+}
+
+const CLEAR: Weather = Weather {
+    lose: 0,
+    duplicate: 0,
+    delay: 0,
+};
+const OUTAGE: Weather = Weather {
+    lose: 1000,
+    ..CLEAR
+};
+
+fn key(me: usize) -> PrivateKey {
+    PrivateKey::from_bytes([1 + u8::try_from(me).unwrap(); 32])
+}
+
+/// One side; the first knows where the second is, and begins the handshakes.
+fn core(me: usize, seed: u64, now: Instant) -> Core {
+    core_within(&Bounds::default(), me, seed, now)
+}
+
+fn core_within(bounds: &Bounds, me: usize, seed: u64, now: Instant) -> Core {
+    core_knowing(true, bounds, me, (seed, now))
+}
+
+/// `quic`: whether it knows more than TCP.
+fn core_knowing(quic: bool, bounds: &Bounds, me: usize, (seed, now): (u64, Instant)) -> Core {
+    let settings = Settings {
+        quic,
+        bounds: Bounds {
+            tcp_buffer_bytes: 65_536,
+            ..bounds.clone()
+        },
+        ..Settings::new(address(me), key(me), OWN[me])
+    };
+    let seed = (seed + me as u64, now);
+    let mut core = Core::new(settings, Windows::default(), None, Hands::Own, seed);
+    core.set_segments_max(64);
+    core.set_peer(peer(1 - me, me == 0), now).unwrap();
+    core
+}
+
+fn peer(other: usize, initiates: bool) -> Peer {
+    Peer {
+        public_key: key(other).public_key(),
+        preshared_key: Some(PresharedKey::from_bytes([3; 32])),
+        address: OWN[other],
+        endpoint: initiates.then(|| address(other)),
+        keepalive: None,
+        initiates,
+    }
 }
 
 impl Sim {
     fn new(seed: u64, weather: Weather) -> Self {
+        Self::with(seed, weather, true)
+    }
+
+    /// `quic`: whether the second core knows more than TCP.
+    fn with(seed: u64, weather: Weather, quic: bool) -> Self {
         let now = Instant::now();
-        let keys = [
-            PrivateKey::from_bytes([1; 32]),
-            PrivateKey::from_bytes([2; 32]),
-        ];
-        let cores = [0, 1].map(|me| {
-            let settings = Settings {
-                bounds: Bounds {
-                    tcp_buffer_bytes: 65_536,
-                    ..Bounds::default()
-                },
-                ..Settings::new(address(me), keys[me].clone(), OWN[me])
-            };
-            let mut core = Core::new(settings, Windows::default(), None, (seed + me as u64, now));
-            core.set_segments_max(64);
-            let other = 1 - me;
-            core.set_peer(
-                Peer {
-                    public_key: keys[other].public_key(),
-                    preshared_key: Some(PresharedKey::from_bytes([3; 32])),
-                    address: OWN[other],
-                    endpoint: (me == 0).then(|| address(other)),
-                    keepalive: None,
-                    initiates: me == 0,
-                },
-                now,
-            )
-            .unwrap();
-            core
-        });
         Self {
-            cores,
+            cores: [0, 1]
+                .map(|me| core_knowing(quic || me == 0, &Bounds::default(), me, (seed, now))),
             now,
             wire: BTreeMap::new(),
             sent: 0,
             random: StdRng::seed_from_u64(seed),
             weather,
+            recorded: None,
+        }
+    }
+
+    /// Starts one side anew: it knows its keys, its peer and where that was, if it is to begin the handshake.
+    fn restart(&mut self, me: usize) {
+        self.sent += 1;
+        self.cores[me] = core(me, self.sent, self.now);
+    }
+
+    fn status(&self, me: usize) -> crate::peer::PeerStatus {
+        let board = &self.cores[me].windows.board;
+        board.read(OWN[1 - me], self.now).unwrap()
+    }
+
+    fn drops(&self, me: usize) -> crate::drops::Counters {
+        self.cores[me].windows.drops.read()
+    }
+
+    /// Goes on for so long.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step();
         }
     }
 
@@ -95,22 +158,33 @@ impl Sim {
         if self.cores.iter().any(Core::has_work) {
             return;
         }
-        let timers = self.cores.iter().map(Core::poll_timeout);
+        let timers = self.cores.iter().filter_map(Core::poll_timeout);
         let arrival = self.wire.keys().map(|(at, _)| *at);
-        let next = timers.chain(arrival.take(1)).min().unwrap_or(self.now);
-        self.now = self.now.max(next);
+        let latest = self.now + Duration::from_secs(1);
+        let next = timers.chain(arrival.take(1)).min().unwrap_or(latest);
+        self.go_to(self.now.max(next.min(latest)));
         while let Some(first) = self.wire.first_entry()
             && first.key().0 <= self.now
         {
             let (to, datagram) = first.remove();
-            self.cores[to].handle_datagram(address(1 - to), &datagram, self.now);
+            let from = Path::Udp(address(1 - to));
+            self.cores[to].handle_datagram(from, &datagram, self.now);
         }
         for core in &mut self.cores {
             core.handle_timeout(self.now);
         }
     }
 
+    fn go_to(&mut self, now: Instant) {
+        #[cfg(mock_clock)]
+        mock_instant::MockClock::advance(now.duration_since(self.now));
+        self.now = now;
+    }
+
     fn put(&mut self, to: usize, datagram: &[u8]) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.push((to, datagram.to_vec()));
+        }
         if self.happens(self.weather.lose) {
             return;
         }
@@ -131,6 +205,14 @@ impl Sim {
         self.random.random_range(0..1000) < per_mille
     }
 
+    /// Lets both ends find out how wide the path is.
+    fn settle(&mut self) {
+        let end = self.now + Duration::from_secs(1);
+        while self.now < end {
+            self.step();
+        }
+    }
+
     /// Steps until `ready` gives something.
     fn until<T>(&mut self, limit: Duration, mut ready: impl FnMut(&mut Self) -> Option<T>) -> T {
         let end = self.now + limit;
@@ -146,11 +228,22 @@ impl Sim {
     /// Makes a connection from the first core to the second.
     fn connect(&mut self) -> (Arc<Conn>, Arc<Conn>) {
         let backlog = self.cores[1].listen(PORT).unwrap();
+        self.connect_to(&backlog)
+    }
+
+    /// Makes one more, to a listener that is there.
+    fn connect_again(&mut self) -> (Arc<Conn>, Arc<Conn>) {
+        let backlog = Arc::clone(&self.cores[1].listeners[&PORT]);
+        self.connect_to(&backlog)
+    }
+
+    fn connect_to(&mut self, backlog: &Backlog) -> (Arc<Conn>, Arc<Conn>) {
         let now = self.now;
         let near = self.cores[0].connect(OWN[1], PORT, now).unwrap();
         let limit = Duration::from_mins(2);
         let far = self.until(limit, |_| match backlog.poll_next(&context()) {
-            Poll::Ready(far) => far,
+            Poll::Ready(Some(Arrival::Stack(far))) => Some(far),
+            Poll::Ready(Some(Arrival::Quic(_)) | None) => None,
             Poll::Pending => None,
         });
         self.until(limit, |_| {
@@ -202,12 +295,7 @@ fn bytes(len: usize) -> Vec<u8> {
 
 #[test]
 fn on_a_clear_path_a_transfer_takes_a_few_round_trips() {
-    let clear = Weather {
-        lose: 0,
-        duplicate: 0,
-        delay: 0,
-    };
-    let mut sim = Sim::new(1, clear);
+    let mut sim = Sim::new(1, CLEAR);
     let (near, far) = sim.connect();
     let began = sim.now;
     let bytes = bytes(500_000);
@@ -220,14 +308,10 @@ fn on_a_clear_path_a_transfer_takes_a_few_round_trips() {
 
 #[test]
 fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
-    let clear = Weather {
-        lose: 0,
-        duplicate: 0,
-        delay: 0,
-    };
-    let mut sim = Sim::new(2, clear);
+    let mut sim = Sim::new(2, CLEAR);
     let (near, far) = sim.connect();
     sim.carry(&near, &far, b"once");
+    sim.settle();
     let before = (sim.sent, sim.now);
     while sim.now < before.1 + Duration::from_secs(15) {
         sim.step();
@@ -238,12 +322,7 @@ fn cores_at_rest_have_nothing_to_do_but_their_ticks() {
 
 #[test]
 fn a_connection_dialled_long_into_an_outage_waits_for_the_session() {
-    let outage = Weather {
-        lose: 1000,
-        duplicate: 0,
-        delay: 0,
-    };
-    let mut sim = Sim::new(3, outage);
+    let mut sim = Sim::new(3, OUTAGE);
     let back_at = sim.now + SESSIONLESS_MAX * 3;
     while sim.now < back_at {
         sim.step();
@@ -267,13 +346,9 @@ fn a_connection_dialled_long_into_an_outage_waits_for_the_session() {
 
 #[test]
 fn an_echo_is_answered_and_measures_the_way_there_and_back() {
-    let clear = Weather {
-        lose: 0,
-        duplicate: 0,
-        delay: 0,
-    };
-    let mut sim = Sim::new(4, clear);
+    let mut sim = Sim::new(4, CLEAR);
     sim.connect();
+    sim.settle();
     let status = |sim: &Sim| sim.cores[0].windows.board.read(OWN[1], sim.now).unwrap();
     assert_eq!(status(&sim).round_trip, None);
     let now = sim.now;
@@ -292,13 +367,9 @@ fn an_echo_is_answered_and_measures_the_way_there_and_back() {
 
 #[test]
 fn however_many_ask_the_wire_sees_few_echoes() {
-    let clear = Weather {
-        lose: 0,
-        duplicate: 0,
-        delay: 0,
-    };
-    let mut sim = Sim::new(5, clear);
+    let mut sim = Sim::new(5, CLEAR);
     sim.connect();
+    sim.settle();
     let (before, now) = (sim.sent, sim.now);
     for _ in 0..1_000 {
         sim.cores[0].echo(OWN[1], now).unwrap();

@@ -7,18 +7,22 @@ use std::time::Instant;
 use rand::Rng;
 
 use super::Core;
-use super::inside::{Inside, Kernel};
+use super::inside::{Inside, Kernel, Lazy, Tcp};
 use super::member::Member;
+use super::pmtu::Pmtu;
 use super::pulse::Pulse;
 use crate::error::Error;
 use crate::keys::PrivateKey;
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
-use crate::netstack::stack::{Ends, Stack};
+use crate::netstack::link::Link;
+use crate::netstack::stack::Ends;
 use crate::peer::Peer;
+use crate::quic::{Quic, WayReply};
 use crate::wg::PeerId;
 use crate::wg::gate::Gate;
 use crate::wg::session::Session;
+use crate::wheel::Place;
 
 /// Collisions of random 24-bit indices are rare; more draws than this mean the table is full.
 const INDEX_DRAWS: usize = 64;
@@ -51,26 +55,37 @@ impl Core {
         };
         self.by_address.insert(peer.address, id);
         self.by_key.insert(key, id);
-        let mac = self.gate.mac();
         let random = self.random.random();
-        let inside = if let Some(kernel) = &self.kernel {
+        let tcp = if let Some(kernel) = &self.kernel {
             let registry = Arc::clone(&kernel.registry);
-            Inside::Kernel(Kernel::new(registry, ends.peer))
+            Tcp::Kernel(Kernel::new(registry, ends.peer))
         } else {
-            let stack = Stack::new(id, ends, self.shared.clone(), random, now);
-            Inside::Stack(Box::new(stack))
+            Tcp::Stack(Lazy::new(id, ends, random))
         };
+        let quic = Quic::new(id, ends, Arc::clone(&self.quic), self.random.random());
+        let before = self.ledger.open(ends.peer);
+        let bounds = &self.settings.bounds;
+        let pmtu = Pmtu::new(bounds.mtu, bounds.mtu_max);
+        let mut session = Session::new(id, peer, self.gate.identity(), now);
+        session.set_mtu(pmtu.size());
         let member = Member {
-            session: Session::new(id, peer, &self.settings.private_key, mac, now),
+            session,
             next: None,
             old: None,
-            inside,
+            inside: Inside::new(tcp, quic),
             open: false,
             pulse: Pulse::new(now),
+            pmtu,
+            race: None,
             posted_at: now,
+            expected: None,
+            place: Place::default(),
+            rx_bytes: before.rx,
+            tx_before: before.tx,
+            rejected: None,
         };
-        self.members.insert(id, member);
-        self.nudge(id, now);
+        self.members.insert(id, Box::new(member));
+        self.arrive(id, now);
         Ok(())
     }
 
@@ -106,10 +121,12 @@ impl Core {
             return Ok(());
         }
         let key = peer.public_key.to_bytes();
-        let mac = self.gate.mac();
-        let mut next = Session::new(id, peer, &self.settings.private_key, mac, now);
+        let mut next = Session::new(id, peer, self.gate.identity(), now);
+        next.follow(&member.session);
         next.tick(false, self.random.random(), &mut self.outbox, now);
-        let stale = member.next.replace(next);
+        let stale = member.next.replace(Box::new(next));
+        let due = member.due(now);
+        self.wheel.schedule(&mut member.place, member_id, due);
         if let Some(stale) = stale {
             self.forget_session(&stale);
         }
@@ -137,7 +154,29 @@ impl Core {
         true
     }
 
-    /// Begins a connection; it is made when the session and the peer allow.
+    /// Finds out how to reach a port of a peer, and begins the stream if that is QUIC. `reply` is told, sooner or later.
+    pub(crate) fn way(&mut self, address: Ipv6Addr, port: u16, reply: WayReply, now: Instant) {
+        if port == 0 {
+            drop(reply.send(Err(Error::PortZero)));
+            return;
+        }
+        let id = self.by_address.get(&address).copied();
+        let Some((id, member)) =
+            id.and_then(|id| self.members.get_mut(&id).map(|member| (id, member)))
+        else {
+            drop(reply.send(Err(Error::UnknownPeer(address))));
+            return;
+        };
+        let mtu = self.settings.bounds.mtu_max;
+        let link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
+        let quic = &mut member.inside.quic;
+        quic.dial(port, reply, &link, &mut self.agenda);
+        if !member.session.is_established() {
+            self.nudge(id, now);
+        }
+    }
+
+    /// Begins a TCP connection; it is made when the session and the peer allow.
     pub(crate) fn connect(
         &mut self,
         address: Ipv6Addr,
@@ -154,7 +193,7 @@ impl Core {
             .ok_or(Error::UnknownPeer(address))?;
         let conn = member
             .inside
-            .connect(port, &mut self.agenda)?
+            .connect(port, (&self.shared, now), &mut self.agenda)?
             .ok_or(Error::Closed)?;
         if !member.session.is_established() {
             self.nudge(id, now);
@@ -191,10 +230,11 @@ impl Core {
             .members
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
-        if member.session.endpoint().is_none() {
+        if member.session.paths().current().is_none() {
             return Err(Error::NoEndpoint(address));
         }
         member.session.force(jitter, &mut self.outbox, now);
+        self.wheel.schedule(&mut member.place, id, now);
         Ok(())
     }
 
@@ -206,9 +246,23 @@ impl Core {
             .get_mut(&id)
             .ok_or(Error::UnknownPeer(address))?;
         let own = self.settings.address;
-        let Member { pulse, session, .. } = member;
+        let Member { pulse, session, .. } = &mut **member;
         pulse.ask(session, own, (&mut self.outbox, now));
+        self.wheel.schedule(&mut member.place, id, now);
         Ok(())
+    }
+
+    /// Looks at a peer that is new: at once, or in its turn when many are to be called.
+    fn arrive(&mut self, id: PeerId, now: Instant) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if !member.session.calls(false, 1.0, now) || self.calls.take(now) {
+            self.nudge(id, now);
+            return;
+        }
+        self.wheel.schedule(&mut member.place, id, now);
+        self.note_session(id, now);
     }
 
     fn id_of(&self, address: Ipv6Addr) -> Result<PeerId, Error> {

@@ -273,11 +273,15 @@ mod tests {
     fn cut(payload: &[u8], segment: u16, flow: (u16, u32)) -> Vec<Vec<u8>> {
         let (mut buffer, length) = super_segment(payload, segment, flow);
         let mut packets = Vec::new();
-        assert!(split(&mut buffer, length, |packet, length| {
-            packets.push(packet[..length].to_vec());
-            packet[length..length.next_multiple_of(16)].fill(0);
-            ControlFlow::Continue(())
-        }));
+        assert!(split(
+            &mut buffer,
+            (length, usize::from(u16::MAX)),
+            |packet, length| {
+                packets.push(packet[..length].to_vec());
+                packet[length..length.next_multiple_of(16)].fill(0);
+                ControlFlow::Continue(())
+            }
+        ));
         packets
     }
 
@@ -356,7 +360,7 @@ mod tests {
             let length = packet.len();
             let mut buffer = packet;
             buffer.resize(length + PADDING_ROOM, 0);
-            let _plain = split(&mut buffer, length, |_, _| ControlFlow::Continue(()));
+            let _plain = split(&mut buffer, (length, 1_280), |_, _| ControlFlow::Continue(()));
             let sum = Sum::default().add(&buffer).folded();
             prop_assert_eq!(sum, Sum::default().add(&buffer).folded());
         }

@@ -16,10 +16,11 @@ const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
 /// Hands every packet of `buffer[..length]` (virtio header first) to `take`: a slice that begins with the packet, and the packet's length.
+/// No packet is larger than `limit`.
 /// What lies behind the packet may be overwritten up to [`PADDING_ROOM`] bytes; it is put back. False: not plain TCP over IPv6.
 pub(crate) fn split(
     buffer: &mut [u8],
-    length: usize,
+    (length, limit): (usize, usize),
     mut take: impl FnMut(&mut [u8], usize) -> ControlFlow<()>,
 ) -> bool {
     if buffer.len() < length + PADDING_ROOM {
@@ -40,9 +41,14 @@ pub(crate) fn split(
     if tcp_header < TCP || length < headers {
         return false;
     }
-    match header.segment.map(usize::from) {
-        Some(size) if length - headers > size => cut(packet, (headers, length), size, take),
-        Some(_) | None => {
+    // The kernel knows the device; what the path to this peer carries may be less.
+    let payload_max = limit.saturating_sub(headers).max(1);
+    let size = header
+        .segment
+        .map_or(payload_max, |size| usize::from(size).min(payload_max));
+    match length - headers {
+        payload if payload > size => cut(packet, (headers, length), size, take),
+        _ => {
             if header.needs_checksum {
                 finish(&mut packet[..length]);
             }
@@ -51,6 +57,36 @@ pub(crate) fn split(
         }
     }
     true
+}
+
+/// Cuts one TCP packet, `buffer[..length]`, into packets of at most `limit` bytes. `buffer` has [`PADDING_ROOM`] behind it. What is no TCP packet
+/// is handed over as it is.
+pub(crate) fn cut_to(
+    buffer: &mut [u8],
+    length: usize,
+    limit: usize,
+    mut take: impl FnMut(&mut [u8], usize),
+) {
+    let headers = buffer
+        .get(IP + 12)
+        .map_or(0, |byte| IP + usize::from(byte >> 4) * 4);
+    let is_cut = headers >= IP + TCP
+        && headers < length.min(limit)
+        && length > limit
+        && buffer.len() >= length + PADDING_ROOM;
+    if !is_cut {
+        take(buffer, length);
+        return;
+    }
+    cut(
+        buffer,
+        (headers, length),
+        limit - headers,
+        |piece, length| {
+            take(piece, length);
+            ControlFlow::Continue(())
+        },
+    );
 }
 
 fn cut(

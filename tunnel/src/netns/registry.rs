@@ -294,10 +294,6 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(crate) fn port(&self) -> u16 {
-        self.guard.port
-    }
-
     /// The next connection. Cancel-safe.
     pub(crate) async fn accept(&self) -> Result<Held, Error> {
         let mut closed = self.closed.clone();

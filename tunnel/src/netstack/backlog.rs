@@ -5,6 +5,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::conn::Conn;
+use crate::quic::QuicConn;
+
+/// A connection that a listener gets.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    Stack(Arc<Conn>),
+    Quic(QuicConn),
+}
+
+impl Arrival {
+    fn abandon(&self) {
+        match self {
+            Self::Stack(conn) => conn.abandon(),
+            Self::Quic(conn) => conn.abandon(),
+        }
+    }
+}
 
 /// Whether a listener takes one more connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,7 +41,7 @@ pub(crate) struct Backlog {
 
 #[derive(Debug, Default)]
 struct Inner {
-    ready: VecDeque<Arc<Conn>>,
+    ready: VecDeque<Arrival>,
     half_open: usize,
     waiting: Vec<Waker>,
     closed: bool,
@@ -68,14 +85,14 @@ impl Backlog {
     }
 
     /// Hands a made connection over; false when the listener is gone.
-    pub(crate) fn deliver(&self, conn: &Arc<Conn>) -> bool {
+    pub(crate) fn deliver(&self, arrival: Arrival) -> bool {
         let waiting = {
             let mut inner = self.lock();
             inner.half_open = inner.half_open.saturating_sub(1);
             if inner.closed {
                 return false;
             }
-            inner.ready.push_back(Arc::clone(conn));
+            inner.ready.push_back(arrival);
             std::mem::take(&mut inner.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
@@ -83,10 +100,10 @@ impl Backlog {
     }
 
     /// The next connection; `None` when the tunnel is gone.
-    pub(crate) fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Arc<Conn>>> {
+    pub(crate) fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Arrival>> {
         let mut inner = self.lock();
-        if let Some(conn) = inner.ready.pop_front() {
-            return Poll::Ready(Some(conn));
+        if let Some(arrival) = inner.ready.pop_front() {
+            return Poll::Ready(Some(arrival));
         }
         if inner.closed {
             return Poll::Ready(None);
@@ -112,8 +129,8 @@ impl Backlog {
                 std::mem::take(&mut inner.waiting),
             )
         };
-        for conn in ready {
-            conn.abandon();
+        for arrival in ready {
+            arrival.abandon();
         }
         waiting.into_iter().for_each(Waker::wake);
     }

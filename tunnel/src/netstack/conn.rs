@@ -46,6 +46,8 @@ impl End {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Failure {
     Refused,
+    /// What carried the attempt broke; another may succeed at once.
+    Lost,
     Cut(End),
 }
 

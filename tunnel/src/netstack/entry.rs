@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::State;
 
-use super::backlog::Backlog;
+use super::backlog::{Arrival, Backlog};
 use super::conn::{Conn, Inner};
 use crate::agenda::Place;
 
@@ -52,7 +52,7 @@ impl Entry {
             return false;
         };
         self.give_up_at = None;
-        if !backlog.deliver(conn) {
+        if !backlog.deliver(Arrival::Stack(Arc::clone(conn))) {
             inner.abandoned = true;
             inner.socket().abort();
         }

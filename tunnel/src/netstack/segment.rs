@@ -58,7 +58,7 @@ impl Segment {
 }
 
 /// Whether a packet of ours makes a living peer answer: data, or the start or end of a stream.
-/// A bare acknowledgement or a reset does not.
+/// A bare acknowledgement or a reset does not. Whether one of QUIC's does, only QUIC knows.
 pub(crate) fn expects_answer(packet: &[u8]) -> bool {
     let Some(tcp) = packet.get(IPV6_HEADER_BYTES..) else {
         return false;

@@ -54,7 +54,7 @@ impl From<&Bounds> for Sizes {
     fn from(bounds: &Bounds) -> Self {
         Self {
             buffer_bytes: bounds.tcp_buffer_bytes,
-            mtu: bounds.mtu,
+            mtu: bounds.mtu_max,
             sockets_max: bounds.sockets_per_peer_max,
         }
     }

@@ -1,107 +1,173 @@
 //! The gate before handshake cryptography: who may make us spend a Diffie-Hellman.
 //!
-//! Order of the checks, cheapest and least forgeable first: the first MAC (proves the sender knows
-//! our public key, 0.4 us), the source's own budget, the load limit with its cookie (proves the
-//! source address), and only then the key agreement that reveals the sender (50 us).
-//! boringtun's own limiter is one counter for everybody, so that a single flooder would put all
-//! peers into cookie mode: the budget per source comes before it.
+//! Order of the checks, cheapest first:
+//!
+//! 1. a wide budget per source prefix, before any hash: nobody makes us compute MACs without end;
+//! 2. the first MAC, which proves that the sender knows our public key (0.4 us);
+//! 3. the second MAC, which proves the sender's address and port with a cookie of ours. Who has proven it answers to a budget of its
+//!    own, in a table that forged sources cannot fill;
+//! 4. everybody else answers to a narrow budget per prefix and to one for all together. Above either, or when handshakes pile up, the
+//!    answer is a cookie: never silence, so that a flood with forged addresses keeps nobody out.
+//!
+//! boringtun's own limiter is one counter for everybody, so that a single flooder would put all peers into cookie mode, and its cookies
+//! say nothing about the port. The key agreement itself (50 us) happens at the workbench.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, TunnResult};
 
+use super::bench::{Claim, JOBS_MAX};
+use super::budget::{Budget, Rate, Sources, WhenFull};
+use super::message::INITIATION_BYTES;
+use super::noise::Identity;
 use crate::drops::DropReason;
-use crate::keys::{PrivateKey, PublicKey};
+use crate::keys::PrivateKey;
 use crate::outbox::ROOM_MIN;
+use crate::path::Path;
 
-/// Sources remembered at once; 4096 entries are about 150 KiB.
+/// Sources remembered at once, per table; 4096 entries are about 150 KiB.
 const SOURCES_MAX: usize = 4096;
-/// Handshakes one source may start at once: many nodes share an address behind carrier NAT.
-const SOURCE_BURST: u32 = 128;
-/// One more handshake of a source per this interval, 50 per second.
-const SOURCE_INTERVAL: Duration = Duration::from_millis(20);
-/// The table is swept at most this often, so that a flood cannot buy full scans.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Datagrams of one prefix that are looked at at all: 2,000 per second.
+const LOOKS: Rate = Rate {
+    interval: Duration::from_micros(500),
+    burst: 4_096,
+};
+/// Handshakes one source may begin without a proof of its address: 50 per second.
+const UNPROVEN: Rate = Rate {
+    interval: Duration::from_millis(20),
+    burst: 128,
+};
+/// With a proof: a whole company behind one address, or carrier NAT, may come back at once. 200 per second.
+const PROVEN: Rate = Rate {
+    interval: Duration::from_millis(5),
+    burst: 1_024,
+};
+/// Cookies given out: 4,000 per second, about 1 % of a core.
+const COOKIES: Rate = Rate {
+    interval: Duration::from_micros(250),
+    burst: 1_000,
+};
+/// With so many handshakes under way, newcomers prove their address first.
+const BUSY: usize = 64;
+/// The second MAC at the end of an initiation.
+const MAC2_BYTES: usize = 16;
 
 /// What to do with an initiation that did not fail.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// The sender claims this key and may go on to the full handshake.
-    From(PublicKey),
-    /// We are under load: send these bytes back, the sender must prove its address.
+    /// Find out who it is.
+    Examine(Claim),
+    /// Send these bytes back: the sender must prove its address.
     Prove(Vec<u8>),
 }
 
 /// The handshake gate of one private key.
 pub(crate) struct Gate {
-    private: PrivateKey,
-    public: x25519_dalek::PublicKey,
-    /// Checks MACs and never limits; shared with every session, which insists on checking again.
-    mac: Arc<RateLimiter>,
-    /// Counts handshakes per second and demands cookies above the limit.
-    load: RateLimiter,
-    sources: Sources,
+    identity: Arc<Identity>,
+    /// Always under load, so that it asks everybody for a cookie.
+    proof: RateLimiter,
+    looks: Sources,
+    unproven: Sources,
+    proven: Sources,
+    /// For all sources without a proof together.
+    all: Option<Budget>,
+    cookies: Budget,
 }
 
 impl Gate {
     pub(crate) fn new(private: &PrivateKey, per_second_max: u64, now: Instant) -> Self {
-        let public = x25519_dalek::PublicKey::from(private.secret());
+        let identity = Identity::new(private);
         Self {
-            private: private.clone(),
-            mac: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            load: RateLimiter::new(&public, per_second_max),
-            public,
-            sources: Sources::new(SOURCES_MAX, now),
+            proof: RateLimiter::new(&identity.public, 0),
+            identity,
+            looks: Sources::new(SOURCES_MAX, LOOKS, WhenFull::Pass, now),
+            unproven: Sources::new(SOURCES_MAX, UNPROVEN, WhenFull::Share, now),
+            proven: Sources::new(SOURCES_MAX, PROVEN, WhenFull::Share, now),
+            all: Rate::per_second(per_second_max).map(|rate| Budget::new(rate, now)),
+            cookies: Budget::new(COOKIES, now),
         }
     }
 
-    /// The limiter to build sessions with.
-    pub(crate) fn mac(&self) -> Arc<RateLimiter> {
-        Arc::clone(&self.mac)
+    /// Who we are, for the sessions.
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
     }
 
-    /// Decides about an initiation from `source`.
+    /// Decides about an initiation from `source`. `under_way`: handshakes at the workbench.
     pub(crate) fn admit(
         &mut self,
-        source: SocketAddr,
+        source: Path,
         datagram: &[u8],
-        now: Instant,
+        (under_way, now): (usize, Instant),
     ) -> Result<Admission, DropReason> {
-        let mut reply = [0u8; ROOM_MIN];
-        self.mac
-            .verify_packet(Some(source.ip()), datagram, &mut reply)
-            .map_err(|error| refusal(&error))?;
-        if !self.sources.take(source.ip(), now) {
+        let claimed = source.source();
+        let ip = claimed.ip();
+        if !self.looks.take(ip, now) {
             return Err(DropReason::Limited);
         }
-        let initiation = match self
-            .load
-            .verify_packet(Some(source.ip()), datagram, &mut reply)
+        let mut room = [0u8; ROOM_MIN];
+        self.identity
+            .mac
+            .verify_packet(Some(ip), datagram, &mut room)
+            .map_err(|error| refusal(&error))?;
+        let bytes: [u8; INITIATION_BYTES] =
+            datagram.try_into().map_err(|_| DropReason::Malformed)?;
+        let claim = Claim { source, bytes };
+        let is_proven = bytes[INITIATION_BYTES - MAC2_BYTES..] != [0; MAC2_BYTES]
+            && self
+                .proof
+                .verify_packet(Some(bound(claimed)), datagram, &mut room)
+                .is_ok();
+        if is_proven {
+            let is_admitted = under_way < JOBS_MAX && self.proven.take(ip, now);
+            return is_admitted
+                .then_some(Admission::Examine(claim))
+                .ok_or(DropReason::Limited);
+        }
+        let is_admitted = under_way < BUSY
+            && self.unproven.take(ip, now)
+            && self.all.as_mut().is_some_and(|all| all.take(now));
+        if is_admitted {
+            return Ok(Admission::Examine(claim));
+        }
+        if !self.cookies.take(now) {
+            return Err(DropReason::Limited);
+        }
+        match self
+            .proof
+            .verify_packet(Some(bound(claimed)), datagram, &mut room)
         {
-            Ok(Packet::HandshakeInit(initiation)) => initiation,
-            Ok(
-                Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_),
-            ) => return Err(DropReason::Malformed),
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                return Ok(Admission::Prove(cookie.to_vec()));
-            }
-            Err(other) => return Err(refusal(&other)),
-        };
-        parse_handshake_anon(self.private.secret(), &self.public, &initiation)
-            .map(|half| Admission::From(PublicKey::from_bytes(half.peer_static_public)))
-            .map_err(|_| DropReason::Unauthentic)
+            Err(TunnResult::WriteToNetwork(cookie)) => Ok(Admission::Prove(cookie.to_vec())),
+            Err(other) => Err(refusal(&other)),
+            Ok(_) => Err(DropReason::Limited),
+        }
     }
+}
 
-    /// Starts a new second of the load limit, when one has passed.
-    pub(crate) fn tick(&self) {
-        self.load.reset_count();
-    }
+/// What a cookie is bound to: boringtun hashes an address, so the port becomes part of one. An IPv6 customer owns the whole /64, hence
+/// ports may fall together there.
+fn bound(source: SocketAddr) -> IpAddr {
+    let port = source.port();
+    let octets = match source.ip() {
+        IpAddr::V4(ip) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&ip.octets());
+            octets[4..6].copy_from_slice(&port.to_be_bytes());
+            octets
+        }
+        IpAddr::V6(ip) => {
+            let mut octets = ip.octets();
+            for (octet, byte) in octets[14..].iter_mut().zip(port.to_be_bytes()) {
+                *octet ^= byte;
+            }
+            octets
+        }
+    };
+    IpAddr::V6(Ipv6Addr::from(octets))
 }
 
 fn refusal(result: &TunnResult<'_>) -> DropReason {
@@ -116,131 +182,145 @@ fn refusal(result: &TunnResult<'_>) -> DropReason {
     }
 }
 
-/// What counts as one source: a whole IPv6 /64 belongs to one customer.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-enum Prefix {
-    V4([u8; 4]),
-    V6([u8; 8]),
-    /// Everybody who found the table full.
-    Rest,
-}
-
-impl Prefix {
-    fn of(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self::V4(ip.octets()),
-            IpAddr::V6(ip) => {
-                let mut head = [0; 8];
-                head.copy_from_slice(&ip.octets()[..8]);
-                Self::V6(head)
-            }
-        }
-    }
-}
-
-/// A bounded table of token buckets, one per source prefix.
-///
-/// A bucket is the single instant at which it is full again (GCRA), so that a full bucket and an
-/// absent one are the same thing and can be forgotten.
-struct Sources {
-    full_at: HashMap<Prefix, Instant>,
-    max: usize,
-    swept_at: Instant,
-}
-
-impl Sources {
-    fn new(max: usize, now: Instant) -> Self {
-        Self {
-            full_at: HashMap::new(),
-            max,
-            swept_at: now,
-        }
-    }
-
-    /// Takes one token of the source; false when it has none left.
-    fn take(&mut self, ip: IpAddr, now: Instant) -> bool {
-        let mut prefix = Prefix::of(ip);
-        if !self.full_at.contains_key(&prefix) && self.full_at.len() >= self.max {
-            self.sweep(now);
-            if self.full_at.len() >= self.max {
-                prefix = Prefix::Rest;
-            }
-        }
-        let full_at = self.full_at.entry(prefix).or_insert(now);
-        let next = (*full_at).max(now) + SOURCE_INTERVAL;
-        if next.duration_since(now) > SOURCE_INTERVAL * SOURCE_BURST {
-            return false;
-        }
-        *full_at = next;
-        true
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        if now.duration_since(self.swept_at) >= SWEEP_INTERVAL {
-            self.swept_at = now;
-            self.full_at.retain(|_, full_at| *full_at > now);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
+    use boringtun::noise::Tunn;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn v4(number: u32) -> IpAddr {
-        IpAddr::V4(number.into())
+    fn gate(per_second_max: u64, now: Instant) -> Gate {
+        Gate::new(&PrivateKey::from_bytes([3; 32]), per_second_max, now)
+    }
+
+    /// A stranger that knows the gate's public key.
+    fn stranger(gate: &Gate, number: u8) -> Tunn {
+        let secret = PrivateKey::from_bytes([number; 32]).secret().clone();
+        Tunn::new(secret, gate.identity.public, None, None, 1, None)
+    }
+
+    fn initiation(tunn: &mut Tunn) -> Vec<u8> {
+        let mut room = [0; 256];
+        let TunnResult::WriteToNetwork(datagram) =
+            tunn.format_handshake_initiation(&mut room, true)
+        else {
+            panic!("no initiation");
+        };
+        datagram.to_vec()
+    }
+
+    fn v4(number: u32, port: u16) -> Path {
+        Path::Udp((std::net::Ipv4Addr::from(number), port).into())
+    }
+
+    fn is_examined(verdict: &Result<Admission, DropReason>) -> bool {
+        matches!(verdict, Ok(Admission::Examine(_)))
+    }
+
+    fn prove(gate: &mut Gate, tunn: &mut Tunn, source: Path, now: Instant) {
+        let first = initiation(tunn);
+        let Ok(Admission::Prove(cookie)) = gate.admit(source, &first, (0, now)) else {
+            panic!("no cookie");
+        };
+        assert!(cookie.len() <= first.len(), "no more out than in");
+        assert!(matches!(
+            tunn.decapsulate(None, &cookie, &mut [0; 256]),
+            TunnResult::Done
+        ));
     }
 
     #[test]
-    fn a_source_gets_its_burst_and_then_its_rate() {
+    fn a_cookie_proves_address_and_port_and_nothing_else() {
         let now = Instant::now();
-        let mut sources = Sources::new(10, now);
-        let burst = (0..1000).filter(|_| sources.take(v4(1), now)).count();
-        assert_eq!(burst, SOURCE_BURST as usize);
-        assert!(sources.take(v4(2), now), "another source is not affected");
-        let later = now + SOURCE_INTERVAL * 3;
-        assert_eq!((0..10).filter(|_| sources.take(v4(1), later)).count(), 3);
+        let homes = [
+            (v4(7, 1000), v4(7, 1001)),
+            (v4(7, 1000), v4(8, 1000)),
+            (
+                Path::Udp("[2001:db8::1]:9".parse().unwrap()),
+                Path::Udp("[2001:db8::1]:10".parse().unwrap()),
+            ),
+        ];
+        for (home, elsewhere) in homes {
+            let mut gate = gate(0, now);
+            let mut tunn = stranger(&gate, 9);
+            prove(&mut gate, &mut tunn, home, now);
+            let proven = initiation(&mut tunn);
+            assert!(is_examined(&gate.admit(home, &proven, (0, now))));
+            assert!(
+                !is_examined(&gate.admit(elsewhere, &proven, (0, now))),
+                "{elsewhere} with the cookie of {home}"
+            );
+        }
     }
 
     #[test]
-    fn addresses_of_one_ipv6_network_share_a_budget() {
+    fn a_flood_from_ten_thousand_forged_sources_keeps_nobody_out() {
         let now = Instant::now();
-        let mut sources = Sources::new(10, now);
-        let taken = (0u16..1000)
-            .map(|host| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host)))
-            .filter(|ip| sources.take(*ip, now))
-            .count();
-        assert_eq!(taken, SOURCE_BURST as usize);
+        let mut gate = gate(250, now);
+        let mut forger = stranger(&gate, 9);
+        let forged = initiation(&mut forger);
+        let mut examined = 0;
+        for second in 0..3u32 {
+            for number in 0..2_000 {
+                let at = now + Duration::from_micros(u64::from(second * 2_000 + number) * 500);
+                let source = v4(0x0a00_0000 + second * 5_000 + number * 3, 51_820);
+                examined += usize::from(is_examined(&gate.admit(source, &forged, (0, at))));
+            }
+        }
+        assert!(examined <= 250 * 4, "{examined} key agreements in 3 s");
+        let at = now + Duration::from_secs(3);
+        while is_examined(&gate.admit(v4(0x0c00_0001, 9), &forged, (0, at))) {}
+        let mut honest = stranger(&gate, 10);
+        let home = v4(0x0b00_0001, 40_000);
+        prove(&mut gate, &mut honest, home, at);
+        let proven = initiation(&mut honest);
+        assert!(is_examined(&gate.admit(home, &proven, (0, at))));
     }
 
     #[test]
-    fn a_flood_of_sources_neither_grows_the_table_nor_is_unlimited() {
+    fn one_real_address_with_a_cookie_has_a_budget_too() {
         let now = Instant::now();
-        let mut sources = Sources::new(100, now);
-        let taken = (0..10_000).filter(|n| sources.take(v4(*n), now)).count();
-        assert!(sources.full_at.len() <= 101, "bounded");
-        assert_eq!(
-            taken,
-            100 + SOURCE_BURST as usize,
-            "the rest share one budget"
-        );
-        let later = now + Duration::from_secs(10);
-        assert!(sources.take(v4(20_000), later));
-        assert!(sources.full_at.len() <= 2, "forgotten when full again");
+        let mut gate = gate(0, now);
+        let mut tunn = stranger(&gate, 9);
+        let home = v4(7, 1000);
+        prove(&mut gate, &mut tunn, home, now);
+        let proven = initiation(&mut tunn);
+        let examined = (0..3_000).filter(|_| is_examined(&gate.admit(home, &proven, (0, now))));
+        assert_eq!(examined.count(), PROVEN.burst as usize);
+    }
+
+    #[test]
+    fn before_any_hash_a_prefix_has_a_budget() {
+        let now = Instant::now();
+        let mut gate = gate(250, now);
+        let mut garbage = [7; INITIATION_BYTES];
+        garbage[..4].copy_from_slice(&[1, 0, 0, 0]);
+        let verdicts: Vec<_> = (0..6_000)
+            .filter_map(|_| gate.admit(v4(7, 1), &garbage, (0, now)).err())
+            .collect();
+        let hashed = verdicts.iter().filter(|one| **one == DropReason::BadMac);
+        assert_eq!(hashed.count(), LOOKS.burst as usize);
+        assert_eq!(verdicts.last(), Some(&DropReason::Limited));
+    }
+
+    #[test]
+    fn while_handshakes_pile_up_only_proven_sources_get_in() {
+        let now = Instant::now();
+        let mut gate = gate(250, now);
+        let mut tunn = stranger(&gate, 9);
+        let first = initiation(&mut tunn);
+        let verdict = gate.admit(v4(1, 1), &first, (BUSY, now));
+        assert!(matches!(verdict, Ok(Admission::Prove(_))));
     }
 
     proptest! {
         #[test]
         fn no_initiation_makes_the_gate_panic(body in proptest::collection::vec(any::<u8>(), 144)) {
             let now = Instant::now();
-            let mut gate = Gate::new(&PrivateKey::from_bytes([3; 32]), 10, now);
+            let mut gate = gate(10, now);
             let mut datagram = vec![1, 0, 0, 0];
             datagram.extend_from_slice(&body);
-            let verdict = gate.admit(SocketAddr::from(([1, 2, 3, 4], 5)), &datagram, now);
+            let verdict = gate.admit(v4(0x0102_0304, 5), &datagram, (0, now));
             prop_assert!(matches!(verdict, Err(DropReason::BadMac)));
         }
     }

@@ -5,7 +5,7 @@
 use super::PeerId;
 use crate::drops::DropReason;
 
-const INITIATION_BYTES: usize = 148;
+pub(crate) const INITIATION_BYTES: usize = 148;
 const RESPONSE_BYTES: usize = 92;
 const COOKIE_BYTES: usize = 64;
 /// Head and tag of a data message with an empty packet.

@@ -30,6 +30,16 @@ impl Retry {
         self.attempt.is_some()
     }
 
+    /// When the next initiation may be sent; `None`: nothing is under way.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        self.attempt.as_ref().map(|attempt| attempt.next_at)
+    }
+
+    /// When the handshake under way was begun.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.attempt.as_ref().map(|attempt| attempt.first_at)
+    }
+
     /// Whether an initiation may be sent now.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.attempt

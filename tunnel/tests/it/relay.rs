@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use tokio::net::UdpSocket;
 use tokio::sync::{Mutex, Notify};
@@ -24,6 +24,8 @@ struct Wire {
     passed: AtomicU64,
     lost: AtomicU64,
     loss_per_mille: u64,
+    /// Longer datagrams vanish, and nobody is told.
+    width: AtomicUsize,
 }
 
 impl Relay {
@@ -39,6 +41,7 @@ impl Relay {
             passed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             loss_per_mille,
+            width: AtomicUsize::new(usize::MAX),
         });
         let task = tokio::spawn(Arc::clone(&wire).run(seed | 1));
         Self {
@@ -50,6 +53,11 @@ impl Relay {
 
     pub(crate) fn set_cut(&self, cut: bool) {
         self.wire.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// From now on UDP payloads longer than this vanish.
+    pub(crate) fn set_width(&self, bytes: usize) {
+        self.wire.width.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn passed(&self) -> u64 {
@@ -86,12 +94,12 @@ impl Wire {
             tokio::select! {
                 Ok((len, from)) = self.inside.recv_from(&mut up) => {
                     node = Some(from);
-                    if self.passes(&mut state) {
+                    if self.passes(len, &mut state) {
                         outside.send(&up[..len]).await.expect("the hub's side");
                     }
                 }
                 Ok(len) = outside.recv(&mut down) => {
-                    if let Some(node) = node && self.passes(&mut state) {
+                    if let Some(node) = node && self.passes(len, &mut state) {
                         self.inside.send_to(&down[..len], node).await.expect("the node's side");
                     }
                 }
@@ -100,11 +108,13 @@ impl Wire {
         }
     }
 
-    fn passes(&self, state: &mut u64) -> bool {
+    fn passes(&self, len: usize, state: &mut u64) -> bool {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
-        let lost = self.cut.load(Ordering::Relaxed) || *state % 1000 < self.loss_per_mille;
+        let lost = self.cut.load(Ordering::Relaxed)
+            || len > self.width.load(Ordering::Relaxed)
+            || *state % 1000 < self.loss_per_mille;
         let count = if lost { &self.lost } else { &self.passed };
         count.fetch_add(1, Ordering::Relaxed);
         !lost

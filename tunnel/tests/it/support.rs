@@ -21,6 +21,7 @@ pub(crate) fn loopback() -> SocketAddr {
 pub(crate) fn settings(key: PrivateKey, address: Ipv6Addr) -> Settings {
     let mut settings = Settings::new(loopback(), key, address);
     settings.backend = crate::BACKEND;
+    settings.quic = crate::QUIC;
     settings.helper = Some(env!("CARGO_BIN_EXE_hearth-netns").into());
     settings
 }

@@ -1,10 +1,16 @@
 //! The same stories as in `it`, with the kernel's TCP where this host lets us; elsewhere they repeat themselves.
 
 #[cfg(test)]
+#[path = "../it/carriers.rs"]
+mod carriers;
+#[cfg(test)]
 #[path = "../it/hostile.rs"]
 mod hostile;
 #[cfg(test)]
 mod namespace;
+#[cfg(test)]
+#[path = "../it/narrow.rs"]
+mod narrow;
 #[cfg(test)]
 #[path = "../it/relay.rs"]
 mod relay;
@@ -24,3 +30,6 @@ mod support;
 /// Who does TCP in these tests.
 #[cfg(test)]
 const BACKEND: tunnel::Backend = tunnel::Backend::Auto;
+/// Streams are QUIC where the kernel does not do TCP on both sides.
+#[cfg(test)]
+const QUIC: bool = true;

@@ -27,22 +27,26 @@ async fn a_program_that_is_no_helper_leaves_auto_with_the_embedded_back_end() {
 #[tokio::test]
 async fn both_back_ends_understand_each_other() {
     let hub = hub().await;
-    let mut settings = settings(PrivateKey::generate(), crate::support::node_address(7));
-    settings.backend = Backend::Embedded;
-    let node = Tunnel::start(settings).await.unwrap();
-    hub.set_peer(crate::support::node_as_peer(&node, None))
-        .await
-        .unwrap();
-    node.set_peer(crate::support::hub_as_peer(&hub, hub.local_addr(), None))
-        .await
-        .unwrap();
     tokio::spawn(echo(hub.listen(9000).await.unwrap()));
-    tokio::spawn(echo(node.listen(8080).await.unwrap()));
-    let bytes = pattern(3_000_000, 5);
-    for (from, to, port) in [(&node, HUB, 9000), (&hub, node.address(), 8080)] {
-        let stream = from.connect(to, port, PATIENCE).await.unwrap();
-        let back = soon("the echo", crate::support::exchange(stream, bytes.clone())).await;
-        assert!(back.unwrap() == bytes, "bytes differ");
+    for (number, quic) in [(7, true), (8, false)] {
+        let address = crate::support::node_address(number);
+        let mut settings = settings(PrivateKey::generate(), address);
+        settings.backend = Backend::Embedded;
+        settings.quic = quic;
+        let node = Tunnel::start(settings).await.unwrap();
+        hub.set_peer(crate::support::node_as_peer(&node, None))
+            .await
+            .unwrap();
+        node.set_peer(crate::support::hub_as_peer(&hub, hub.local_addr(), None))
+            .await
+            .unwrap();
+        tokio::spawn(echo(node.listen(8080).await.unwrap()));
+        let bytes = pattern(3_000_000, 5);
+        for (from, to, port) in [(&node, HUB, 9000), (&hub, address, 8080)] {
+            let stream = from.connect(to, port, PATIENCE).await.unwrap();
+            let back = soon("the echo", crate::support::exchange(stream, bytes.clone())).await;
+            assert!(back.unwrap() == bytes, "bytes differ");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::proxy::BACKENDS;
+use super::proxy::{BACKENDS, count};
 use super::remote::is_at_home;
 use super::wake::wake;
 use super::{log, split_port};
@@ -61,6 +61,8 @@ const REASONING_FORMATS: [(&str, ReasoningFormat); 5] = [
 ];
 /// The binding of llama.cpp replaces an adapter by the next one.
 const LORAS_MAX: usize = 1;
+/// Ethernet over IPv4 carries this much inside the tunnel.
+const MTU_MAX: usize = 1440;
 const NAME_CHARS_MAX: usize = 64;
 const MODEL_NAME: &str = "1 to 128 letters, digits, _ - . : or /";
 const ALIASES_MAX: usize = 16;
@@ -71,10 +73,16 @@ pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
     let wake = wake(root.section("wake"));
     let mut overlay = root.section("tunnel");
     let backend = overlay.one_of("backend", &BACKENDS).unwrap_or_default();
+    let carrier = overlay.boolean("carrier").unwrap_or(true);
+    let mtu_max = overlay
+        .integer("mtu_max", 1200..=1500)
+        .map_or(MTU_MAX, count);
     overlay.close();
     let node = Node {
         wake,
         backend,
+        carrier,
+        mtu_max,
         ..node(root.section("node"))
     };
     let mut seen = Seen::default();
@@ -150,6 +158,8 @@ fn node(mut section: Section<'_>) -> Node {
             .unwrap_or(Duration::from_secs(30)),
         wake: Wake::default(),
         backend: Backend::default(),
+        carrier: true,
+        mtu_max: MTU_MAX,
     };
     section.close();
     node

@@ -199,6 +199,8 @@ fn tunnel(mut section: Section<'_>) -> Tunnel {
             .one_of("approve", &APPROVES)
             .unwrap_or(Approve::Auto),
         unseen_days: section.integer("unseen_days", 1..=3650).unwrap_or(90),
+        carrier: section.boolean("carrier").unwrap_or(true),
+        mtu_max: section.integer("mtu_max", 1200..=1500).map_or(1440, count),
     };
     section.close();
     tunnel

@@ -16,6 +16,7 @@ use super::super::gate::{Candidate, Framing, HeadRefusal};
 use super::super::head::{RawHead, Scanner};
 use super::super::lifecycle::{Phase, reached};
 use super::super::session::{SessionSink, Shape};
+use super::carrier::{self, Upgrade};
 use super::{Connection, write_out};
 
 /// RFC 9112 section 2.2: empty lines before a request are forgiven, but not without end.
@@ -123,6 +124,15 @@ async fn exchange(
             return None;
         }
     };
+    if let Some(upgrade) = Upgrade::of(&candidate, &arrival.admitted) {
+        if buffer.len() > head {
+            let refusal = HeadRefusal::Malformed("there is data before the upgrade");
+            refuse(connection, stream, refusal, decoration).await;
+        } else {
+            carrier::serve(connection, (stream, upgrade), arrival, decoration).await;
+        }
+        return None;
+    }
     let shape = Shape {
         version,
         head_only: arrival.admitted.method == Method::HEAD,

@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use http::{HeaderMap, StatusCode};
 
 use super::harness::{PATIENCE, edge, edge_with};
+use crate::front::Answer;
 use crate::front::lifecycle::{Drained, Phase};
 use crate::front::sink::ClientSink;
 use crate::gateway::Call;
+use crate::nodes::peers::Ride;
 
 #[tokio::test]
 async fn a_running_stream_finishes_and_ends_the_drain_at_once() {
@@ -108,5 +112,9 @@ struct Nobody;
 #[async_trait::async_trait]
 impl crate::front::Handler for Nobody {
     async fn handle(&self, _: Call, _: &mut dyn ClientSink) {}
+    async fn carry(&self, _call: Call) -> Result<Ride, Answer> {
+        Err((StatusCode::NOT_FOUND, HeaderMap::new(), Bytes::new()))
+    }
+
     fn turned_away(&self, _: std::net::IpAddr, _: &'static str) {}
 }

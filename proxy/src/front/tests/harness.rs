@@ -12,17 +12,20 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tunnel::Tunnel;
 
 use crate::front::lifecycle::{Drained, Phase};
 use crate::front::sink::{BodyError, ClientSink};
 use crate::front::tls::Certificates;
-use crate::front::{Front, FrontError, FrontSettings, Handler};
+use crate::front::{Answer, Front, FrontError, FrontSettings, Handler};
 use crate::gateway::Call;
+use crate::nodes::peers::Ride;
 
 /// Far more than anything here takes; a test that waits this long has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +42,7 @@ pub(super) enum Seen {
 
 struct Toy {
     seen: mpsc::Sender<Seen>,
+    tunnel: OnceCell<Tunnel>,
 }
 
 impl Toy {
@@ -127,6 +131,29 @@ impl Handler for Toy {
         }
     }
 
+    /// Anybody who says please.
+    async fn carry(&self, call: Call) -> Result<Ride, Answer> {
+        let is_polite = call.headers.get("authorization").is_some();
+        self.saw(Seen::Called(call.path));
+        if !is_polite {
+            return Err((
+                StatusCode::FORBIDDEN,
+                HeaderMap::new(),
+                Bytes::from_static(b"no"),
+            ));
+        }
+        let started = self.tunnel.get_or_init(|| async {
+            let address = "fd48::1".parse().unwrap();
+            let bind = "127.0.0.1:0".parse().unwrap();
+            let settings = tunnel::Settings::new(bind, tunnel::PrivateKey::generate(), address);
+            Tunnel::start(settings).await.unwrap()
+        });
+        Ok(Ride {
+            carrier: started.await.accept_carrier(call.ip).unwrap(),
+            end: CancellationToken::new(),
+        })
+    }
+
     fn turned_away(&self, _address: IpAddr, reason: &'static str) {
         self.saw(Seen::TurnedAway(reason));
     }
@@ -203,7 +230,11 @@ pub(super) fn edge_with(change: impl FnOnce(&mut FrontSettings)) -> Edge {
     change(&mut settings);
     let (phase, watching) = watch::channel(Phase::Serving);
     let (sender, seen) = mpsc::channel(1000);
-    let front = Front::new(settings, Arc::new(Toy { seen: sender }), watching).unwrap();
+    let toy = Toy {
+        seen: sender,
+        tunnel: OnceCell::new(),
+    };
+    let front = Front::new(settings, Arc::new(toy), watching).unwrap();
     let certificates = Arc::clone(front.certificates());
     Edge {
         address: front.addresses()[0],
@@ -303,6 +334,14 @@ impl Socket {
         let read = timeout(PATIENCE, self.stream.read_to_end(&mut all)).await;
         let _reset_counts_as_closed = read.expect("the edge should have closed the connection");
         String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// The next bytes, so many.
+    pub(super) async fn read_exactly(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let read = timeout(PATIENCE, self.stream.read_exact(&mut bytes)).await;
+        read.expect("the bytes never came").unwrap();
+        bytes
     }
 
     /// What has come once `end` is in it.

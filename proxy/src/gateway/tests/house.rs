@@ -530,6 +530,7 @@ async fn desk(store: Arc<dyn Store>, rooms: peers::Rooms) -> Desk {
         heartbeat: Duration::from_secs(5),
         nodes_max: 10,
         approves_all: false,
+        carriers: true,
         unseen_max: Duration::from_hours(24 * 90),
         hubs: Arc::default(),
     };

@@ -37,6 +37,7 @@ pub(super) const SECRETS: DeskSecrets = DeskSecrets {
 
 pub(super) fn facts(tunnel: &Tunnel) -> HubFacts {
     HubFacts {
+        carriers: true,
         public_key: tunnel.public_key().to_string(),
         endpoint: tunnel.local_addr().to_string(),
         heartbeat: Duration::from_secs(5),

@@ -45,6 +45,8 @@ fn everything_counted_is_rendered() {
         "hearth_limit_rejections_total{policy=\"text-min\"} 1",
         "hearth_breaker_state{tier=\"fast\"} 2",
         "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
+        "hearth_node_carried{node=\"den\"} 1",
+        "hearth_node_mtu_bytes{node=\"den\"} 1280",
         "hearth_node_round_trip_seconds{node=\"den\"} 0.25",
         "hearth_node_received_bytes{node=\"den\"} 3",
         "hearth_node_prefixes{node=\"den\"} 2",
@@ -72,11 +74,16 @@ fn status() -> ::tunnel::PeerStatus {
     ::tunnel::PeerStatus {
         public_key: ::tunnel::PublicKey::from_bytes([1; 32]),
         endpoint: None,
+        remote: None,
+        path: ::tunnel::PathKind::Carried,
+        mtu: 1_280,
         since_handshake: Some(Duration::from_secs(1)),
         since_heard: None,
         rx_bytes: 3,
         tx_bytes: 4,
         streams: 0,
         round_trip: Some(Duration::from_millis(250)),
+        loss_per_mille: None,
+        rejected: ::tunnel::Counters::default(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicI64;
 
-use ::tunnel::PeerStatus;
+use ::tunnel::{PathKind, PeerStatus};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,6 +21,8 @@ pub(super) struct TunnelSeries {
     received: Family<NodeLabel, Count>,
     sent: Family<NodeLabel, Count>,
     prefixes: Family<NodeLabel, Count>,
+    carried: Family<NodeLabel, Count>,
+    mtu: Family<NodeLabel, Count>,
     drops: Family<ReasonLabel, Count>,
     refusals: Family<ReasonLabel, Counter>,
 }
@@ -82,6 +84,16 @@ impl TunnelSeries {
             self.prefixes.clone(),
         );
         registry.register(
+            "node_carried",
+            "1: a node's datagrams come over HTTPS, because no UDP gets through; 0: by UDP",
+            self.carried.clone(),
+        );
+        registry.register(
+            "node_mtu_bytes",
+            "The largest packet inside the tunnel that the path to a node carries",
+            self.mtu.clone(),
+        );
+        registry.register(
             "tunnel_drops",
             "Packets and handshakes that the tunnel has dropped since the start, by reason",
             self.drops.clone(),
@@ -108,6 +120,10 @@ impl TunnelSeries {
             .get_or_create(&label)
             .set(count(status.rx_bytes));
         self.sent.get_or_create(&label).set(count(status.tx_bytes));
+        let carried = i64::from(status.path == PathKind::Carried);
+        self.carried.get_or_create(&label).set(carried);
+        let mtu = i64::try_from(status.mtu).unwrap_or(i64::MAX);
+        self.mtu.get_or_create(&label).set(mtu);
     }
 
     pub(super) fn forget(&self, node: &str) {
@@ -117,6 +133,8 @@ impl TunnelSeries {
         self.received.remove(&label);
         self.sent.remove(&label);
         self.prefixes.remove(&label);
+        self.carried.remove(&label);
+        self.mtu.remove(&label);
     }
 
     pub(super) fn drops(&self, reason: &'static str, packets: u64) {
