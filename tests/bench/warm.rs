@@ -25,12 +25,14 @@ const SLOTS: u32 = 4;
 const PEOPLE: usize = 11;
 const TURNS: usize = 6;
 /// Words of the first question, with a page of text, and of the later ones.
-const FIRST_WORDS: usize = 160;
-const LATER_WORDS: usize = 60;
+const FIRST_WORDS: usize = 120;
+const LATER_WORDS: usize = 40;
 const ANSWER: u32 = 16;
 /// Pauses between two turns, in milliseconds.
-const PAUSES: std::ops::Range<u64> = 300..1_500;
+const PAUSES: std::ops::Range<u64> = 1_000..4_000;
 const READY_MAX: Duration = Duration::from_mins(2);
+/// Longer takes no answer, however busy the machine is.
+const ANSWER_MAX: Duration = Duration::from_mins(10);
 
 /// Who chooses the machine.
 #[derive(Clone)]
@@ -154,7 +156,8 @@ impl House {
                 .join(&proxy)
         };
         let nodes: Vec<Node> = NAMES.iter().map(join).collect();
-        let friend = proxy.friend();
+        let patient = Client::patient(&proxy.url(), &proxy.certificate(), ANSWER_MAX);
+        let friend = patient.with_bearer(&proxy.key("bench").1);
         until("three machines serve", READY_MAX, || async {
             (proxy.metric("hearth_nodes_ready").await >= 3.0).then_some(())
         })

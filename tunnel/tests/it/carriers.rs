@@ -10,7 +10,8 @@ use tunnel::{CarrierRole, PathKind, Stream, Tunnel};
 
 use crate::relay::Relay;
 use crate::support::{
-    HUB, PATIENCE, echo, exchange, has_session, hub, node, node_address, pattern, ping, soon, until,
+    HUB, PATIENCE, echo, exchange, has_session, hub, node, node_address, pattern, ping, soon, tell,
+    until,
 };
 
 /// Back to UDP within a minute of its working.
@@ -87,10 +88,10 @@ async fn where_udp_is_blocked_a_carrier_takes_over_within_three_seconds() {
         "{:?}",
         began.elapsed()
     );
-    println!(
+    tell(&format!(
         "UDP blocked from the start: an answer after {:?}",
         began.elapsed()
-    );
+    ));
     assert_eq!(path(&node), Some(PathKind::Carried));
     assert_eq!(node.peer_status(HUB).unwrap().endpoint, None);
     let bytes = pattern(3_000_000, 5);
@@ -146,11 +147,11 @@ async fn udp_blocked_in_the_middle_costs_seconds_and_no_stream_and_when_it_is_ba
     relay.set_cut(true);
     let took = ping_until(&mut stream, &node, PathKind::Carried).await;
     ping(&mut stream).await.unwrap();
-    println!("UDP cut in a session: carried after {took:?}");
+    tell(&format!("UDP cut in a session: carried after {took:?}"));
     assert!(took < Duration::from_secs(4), "{took:?}");
     relay.set_cut(false);
     let took = ping_until(&mut stream, &node, PathKind::Udp).await;
-    println!("UDP back: used after {took:?}");
+    tell(&format!("UDP back: used after {took:?}"));
     assert!(took < BACK_MAX, "{took:?}");
     until("the hub to follow", || {
         hub.peer_status(node_address(1)).unwrap().path == PathKind::Udp

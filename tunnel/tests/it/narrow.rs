@@ -7,7 +7,7 @@ use tunnel::Tunnel;
 
 use crate::relay::Relay;
 use crate::support::{
-    HUB, PATIENCE, echo, exchange, hub, is_kernels, node, node_address, pattern, soon, until,
+    HUB, PATIENCE, echo, exchange, hub, is_kernels, node, node_address, pattern, soon, tell, until,
 };
 
 /// IPv4 and UDP headers in front of the relay's payload.
@@ -76,10 +76,10 @@ async fn a_path_that_narrows_in_a_transfer_is_healed_within_three_seconds() {
             }
         }
         assert!(mtu(&node) <= expected, "{} on {width}", mtu(&node));
-        println!(
+        tell(&format!(
             "narrowed to {width}: longest pause {longest:?}, now {}",
             mtu(&node)
-        );
+        ));
         // smoltcp repeats after 1 s and then after 2 more.
         let allowed = if kernel { 3_000 } else { 3_600 };
         assert!(

@@ -170,3 +170,10 @@ pub(crate) async fn ping(
 pub(crate) fn is_kernels(tunnel: &Tunnel) -> bool {
     tunnel.backend() == tunnel::Backend::Netns
 }
+
+/// A figure for whoever reads the test's output.
+pub(crate) fn tell(line: &str) {
+    use std::io::Write as _;
+    // Nowhere left to say that nothing can be said.
+    drop(writeln!(std::io::stderr(), "{line}"));
+}

@@ -51,9 +51,11 @@ async fn holds(worker: &Worker, links: &[u64]) {
         held == links
     };
     let found = timeout(PATIENCE, held.wait_for(is_so)).await;
-    if found.is_err() {
-        panic!("{links:?} and not {:?}", worker.held().borrow());
-    }
+    assert!(
+        found.is_ok(),
+        "{links:?} and not {:?}",
+        worker.held().borrow()
+    );
 }
 
 #[tokio::test]
