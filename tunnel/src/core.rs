@@ -16,7 +16,7 @@ mod ways;
 mod wishes;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::io::IoSlice;
 use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
@@ -446,30 +446,6 @@ impl Core {
             Err(reason) => Err(reason),
         };
         Ok((outcome, promoted))
-    }
-
-    /// Remembers where a peer is heard from.
-    fn expect(&mut self, id: PeerId) {
-        let Some(member) = self.members.get_mut(&id) else {
-            return;
-        };
-        if !member.session.paths_mut().take_moved() {
-            return;
-        }
-        let path = member.session.paths().current();
-        let path = path.map(|path| self.paths.hash_one(path));
-        if member.expected == path {
-            return;
-        }
-        let before = std::mem::replace(&mut member.expected, path);
-        if let Some(before) = before
-            && self.by_path.get(&before) == Some(&id)
-        {
-            self.by_path.remove(&before);
-        }
-        if let Some(path) = path {
-            self.by_path.insert(path, id);
-        }
     }
 
     /// What else comes of a datagram: connections begun anew, and news on the board.

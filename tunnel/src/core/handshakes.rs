@@ -54,6 +54,30 @@ impl Core {
         }
     }
 
+    /// Remembers where a peer is heard from.
+    pub(super) fn expect(&mut self, id: PeerId) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if !member.session.paths_mut().take_moved() {
+            return;
+        }
+        let path = member.session.paths().current();
+        let path = path.map(|path| self.paths.hash_one(path));
+        if member.expected == path {
+            return;
+        }
+        let before = std::mem::replace(&mut member.expected, path);
+        if let Some(before) = before
+            && self.by_path.get(&before) == Some(&id)
+        {
+            self.by_path.remove(&before);
+        }
+        if let Some(path) = path {
+            self.by_path.insert(path, id);
+        }
+    }
+
     /// Ready when the workbench has done something; give it to [`Core::handle_done`].
     pub(crate) fn poll_done(&mut self, context: &mut Context<'_>) -> Poll<Done> {
         self.bench.poll_done(context)
