@@ -1,7 +1,5 @@
 //! Networks that let no UDP through: at the start, in the middle, and no longer.
 
-#![expect(clippy::print_stdout, reason = "a story tells its figures")]
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,5 @@
 //! Paths that carry less than Ethernet, and lose what is larger without a word.
 
-#![expect(clippy::print_stdout, reason = "a story tells its figures")]
-
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
