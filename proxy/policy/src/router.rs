@@ -2,6 +2,7 @@
 //! [`Ticket`]: begun once, settled once. Opens no connection.
 
 mod due;
+mod reports;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use config::ids::{BackendId, NodeId};
 use config::settings::proxy::{Routing, tier_of_model};
 use config::tier::Tier;
-use config::wire::node::{PREFIXES_MAX, Report, TierReport, TierState};
+use config::wire::node::{PREFIXES_MAX, Report, TierState};
 
 use crate::breaker::{Breaker, News, Pass, Phase, Rules, Signal};
 use crate::hedge::Speed;
@@ -265,60 +266,6 @@ impl Router {
             }
         }
         Ok(changes)
-    }
-
-    /// A tier is as fast at reading as it was seen to be lately, not as it was with its last prompt.
-    fn remember_speeds(&mut self, report: &mut Report, swapped: &[BackendId], now: Instant) {
-        // Of a node that is not known yet nothing is kept: it may be refused.
-        if self.registry.node(&report.node_id).is_none() {
-            return;
-        }
-        for tier in &mut report.tiers {
-            let backend = BackendId {
-                node: report.node_id.clone(),
-                tier: tier.tier,
-            };
-            if !swapped.contains(&backend) {
-                let says = tier.prompt_tokens_per_second;
-                tier.prompt_tokens_per_second = self.warmth.reads(&backend, says, now);
-            }
-        }
-    }
-
-    /// The tiers that a report says have another model than before: nothing of what was read is in its caches.
-    fn swapped(&self, report: &Report) -> Vec<BackendId> {
-        let other = |backend: &BackendId, tier: &TierReport| {
-            let before = self.registry.backend(backend)?.tier.model.as_ref()?;
-            let after = tier.model.as_ref()?;
-            let hashes = (&before.file_sha256, &after.file_sha256);
-            // A hash is empty while it is computed.
-            let is_known = !hashes.0.is_empty() && !hashes.1.is_empty();
-            Some(before.id != after.id || (is_known && hashes.0 != hashes.1))
-        };
-        let tiers = report.tiers.iter().map(|tier| {
-            let backend = BackendId {
-                node: report.node_id.clone(),
-                tier: tier.tier,
-            };
-            (other(&backend, tier) == Some(true)).then_some(backend)
-        });
-        tiers.flatten().collect()
-    }
-
-    /// What the breaker of a tier saw was another worker, if the tier was loaded since: it may probe at once.
-    fn heed_loaded(&mut self, changes: &[Change], now: Instant) {
-        for change in changes {
-            if let Change::Backend {
-                backend,
-                from: Some(TierState::Loading | TierState::Down | TierState::Sleeping),
-                to: Some(TierState::Ready),
-            } = change
-                && let Some(breaker) = self.breakers.get_mut(backend)
-            {
-                breaker.restarted(now);
-                self.due.note(backend, breaker.phase(now), now);
-            }
-        }
     }
 
     /// Somebody said that the node gets no new work.
