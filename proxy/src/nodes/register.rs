@@ -29,7 +29,7 @@ use super::nonce::{LIFE, Nonces};
 use super::peers::{Arrival, Peers, Ride};
 use super::unmanaged;
 use crate::store::records::change_node;
-use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store, StoreError};
+use crate::store::{NodeRecord, Redeemed, Redemption, SecretHash, Store};
 
 /// Requests of nodes are a few hundred bytes.
 pub const BODY_MAX: u64 = 8 * 1024;
