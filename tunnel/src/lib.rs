@@ -55,6 +55,7 @@
 //! - A QUIC connection keeps to the size of packet that the path carried when it began. Where that becomes too large they go in halves, whole
 //!   again at the other end: two packets where one would do, until the next connection.
 //! - Over a carrier TCP runs inside TCP: it is for networks that let no UDP through, and left as soon as one does.
+//! - Where a path narrows in a transfer, a stream of smoltcp waits for its own next repeat, up to 15 s, though the path was measured long before.
 //! - After an outage a stream of smoltcp with data under way resumes only with its next retransmission,
 //!   whose pause has doubled meanwhile. New connections do not wait for it, and QUIC asks at once.
 //! - The renewal of a running session is answered in the driver, 0.2 ms each, because its state cannot be in two places; so is an answer
