@@ -6,6 +6,7 @@ pub mod endpoints;
 pub mod fleet;
 pub mod gossip;
 pub mod hubs;
+pub mod kept;
 pub mod members;
 pub mod nonce;
 pub mod peers;

@@ -3,13 +3,15 @@
 //! a request.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use config::ids::NodeId;
 use serde::{Deserialize, Serialize};
+
+use super::kept;
 
 /// A file that is larger is not ours: 10,000 nodes take a tenth of it.
 const FILE_MAX: u64 = 8 << 20;
@@ -34,7 +36,7 @@ pub struct Endpoints {
 impl Endpoints {
     /// Reads what an earlier run has left. A file that cannot be read is the same as none: nodes come back by themselves, later.
     pub fn open(file: PathBuf) -> Self {
-        let known = match read(&file) {
+        let known = match kept::read(&file, FILE_MAX) {
             Ok(known) => known,
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => {
@@ -75,7 +77,7 @@ impl Endpoints {
             return;
         };
         let shown = file.display().to_string();
-        let written = tokio::task::spawn_blocking(move || write(&file, &text)).await;
+        let written = tokio::task::spawn_blocking(move || kept::write(&file, &text)).await;
         if let Ok(Err(error)) = written {
             tracing::warn!(file = shown, %error, "endpoints of the nodes cannot be kept; after a restart nodes must call first");
         }
@@ -84,28 +86,6 @@ impl Endpoints {
     fn known(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn read(file: &Path) -> io::Result<BTreeMap<NodeId, Heard>> {
-    let bytes = std::fs::metadata(file)?.len();
-    if bytes > FILE_MAX {
-        let text = format!("it has {bytes} bytes, more than {FILE_MAX}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
-    serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::from)
-}
-
-/// A crash leaves the old file or the new one. Home addresses are nobody else's business: 0600.
-fn write(file: &Path, text: &[u8]) -> io::Result<()> {
-    let fresh = file.with_extension("json.new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut open = options.open(&fresh)?;
-    open.write_all(text)?;
-    open.sync_all()?;
-    std::fs::rename(&fresh, file)
 }
 
 #[cfg(test)]

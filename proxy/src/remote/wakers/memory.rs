@@ -1,7 +1,7 @@
 //! What nodes said that can be woken, kept in a file of this proxy: after a restart it still knows what a machine that sleeps can do. A
 //! hint only: whoever wakes up speaks for itself. Readable for its owner alone, because a card's password may stand in it.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use config::wire::wake::WakeReport;
 use policy::registry::Node;
 
 use crate::nodes::fleet::Fleet;
+use crate::nodes::kept;
 use crate::nodes::members::Members;
 
 /// A file that is larger is not ours: a report is 2 KiB.
@@ -34,7 +35,7 @@ impl Memory {
 
     /// Machines that slept, or were awake, when an earlier run ended: they sleep until they say otherwise.
     pub fn recall(&self, fleet: &Fleet, members: &Members) {
-        let reports = match read(&self.file) {
+        let reports = match kept::read::<Vec<Report>>(&self.file, FILE_MAX) {
             Ok(reports) => reports,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
@@ -66,7 +67,7 @@ impl Memory {
             };
             written = reports;
             let (file, shown) = (self.file.clone(), self.file.display().to_string());
-            let kept = tokio::task::spawn_blocking(move || write(&file, &text)).await;
+            let kept = tokio::task::spawn_blocking(move || kept::write(&file, &text)).await;
             if let Ok(Err(error)) = kept {
                 tracing::warn!(file = shown, %error, "after a restart machines that sleep are not known until they wake up by themselves");
             }
@@ -102,26 +103,4 @@ fn remembered(node: &Node) -> Option<Report> {
         tiers,
         wake: node.wake.clone(),
     })
-}
-
-fn read(file: &Path) -> io::Result<Vec<Report>> {
-    let bytes = std::fs::metadata(file)?.len();
-    if bytes > FILE_MAX {
-        let text = format!("it has {bytes} bytes, more than {FILE_MAX}");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
-    serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::from)
-}
-
-/// A crash leaves the old file or the new one.
-fn write(file: &Path, text: &[u8]) -> io::Result<()> {
-    let fresh = file.with_extension("json.new");
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut open = options.open(&fresh)?;
-    open.write_all(text)?;
-    open.sync_all()?;
-    std::fs::rename(&fresh, file)
 }
