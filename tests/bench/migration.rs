@@ -1,5 +1,6 @@
 //! Measures what a dying machine costs the reader of a stream: the longest pause, how much of it passed before the proxy knew, and how
-//! much until the next token. The real stack on loopback: two machines with the tiny model, one proxy, one reader.
+//! much until the next token; and how long a machine goes on for a reader who has left. The real stack on loopback: two machines with the tiny
+//! model, one proxy, one reader.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +16,8 @@ const NAMES: [&str; 2] = ["attic", "den"];
 /// Tokens of one answer, and after how many of them its machine dies.
 const TOKENS: u64 = 1_800;
 const READ: usize = 20;
+/// Readers who leave, one after the other.
+const LEAVINGS: usize = 50;
 const READY_MAX: Duration = Duration::from_mins(1);
 
 /// Who dies.
@@ -120,6 +123,26 @@ impl House {
         })
     }
 
+    /// So long a machine goes on for a reader who has left, in milliseconds.
+    async fn leaving(&self) -> f64 {
+        let mut stream = self.reader.stream_body(self.body.clone()).await;
+        for _event in 0..READ {
+            stream.data().await.expect("it goes on");
+        }
+        drop(stream);
+        let left = Instant::now();
+        loop {
+            let mut busy = 0.0;
+            for node in &self.nodes {
+                busy += node.metric("hearth_node_slots_busy").await.unwrap_or(0.0);
+            }
+            if busy < 0.5 {
+                return left.elapsed().as_secs_f64() * 1e3;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn die(&mut self, at_work: usize, death: Death) {
         let node = &mut self.nodes[at_work];
         match death {
@@ -192,6 +215,19 @@ async fn main() {
         .max(5);
     let mut house = House::built().await;
     let mut figures = serde_json::Map::new();
+    let mut leavings = Vec::new();
+    for _ in 0..LEAVINGS {
+        leavings.push(house.leaving().await);
+    }
+    leavings.sort_by(f64::total_cmp);
+    let (half, worst) = (leavings[LEAVINGS / 2], leavings[LEAVINGS - 1]);
+    let _closed = writeln!(
+        std::io::stderr(),
+        "left (n = {LEAVINGS}): the machine stops after {half:.0} ms, at worst {worst:.0} ms, with the time to ask it"
+    );
+    for (figure, value) in [("leave_p50_ms", half), ("leave_max_ms", worst)] {
+        figures.insert(figure.to_owned(), json!(value.round()));
+    }
     for (name, death) in [
         ("killed", Death::Machine),
         ("frozen", Death::Frozen),

@@ -155,3 +155,34 @@ async fn completions_health_and_metrics_answer() {
     assert!(proxy.metric("hearth_requests_total").await >= 2.0);
     assert!(proxy.metric("hearth_tokens_total").await > 0.0);
 }
+
+/// With a margin of half the scale everything is on the fence.
+const ASKS_TWICE: &str = "[routing.classifier]\nsecond_opinion = true\nsecond_opinion_margin = 0.5\nsecond_opinion_ms = 10000";
+
+#[tokio::test]
+async fn a_request_on_the_fence_is_judged_by_the_fast_tier_and_nobody_pays_for_that() {
+    let proxy = Proxy::with().sections(ASKS_TWICE).start().await;
+    let home = Node::whole().join(&proxy);
+    let friend = proxy.friend();
+    proxy.serves(&friend, &["fast", "primary", "heavy"]).await;
+
+    let reply = friend.ask("auto", PARIS).await;
+    assert_eq!(reply.status, 200, "{}", reply.json());
+    let reason = reply.routing()["reason"].clone();
+    let reason = reason.as_str().expect("a reason");
+    // The tiny model's one word is a tier, whichever it is; an opinion that never came reads otherwise.
+    assert!(
+        reason.ends_with("second_opinion") || reason.ends_with("second_opinion_agrees"),
+        "{reason}"
+    );
+    assert!(!reason.contains("no_second_opinion"), "{reason}");
+    let answered = home.metric("hearth_node_requests_total").await;
+    assert_eq!(answered, Some(2.0), "the opinion and the answer");
+    let books = proxy.manage(&["usage", "--records"]);
+    let books = books.as_array().expect("records");
+    assert_eq!(books.len(), 1, "{books:?}");
+    assert_eq!(
+        books[0]["tokens_out"],
+        reply.json()["usage"]["completion_tokens"]
+    );
+}

@@ -1,6 +1,10 @@
 //! The list of models, as `GET /v1/models` answers it. Shape only; who may see which model is decided above.
 
+mod listed;
+
 use serde::{Deserialize, Serialize};
+
+pub use listed::{LIST_BYTES_MAX, Listed, Listing};
 
 /// `GET /v1/models`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

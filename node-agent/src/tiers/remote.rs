@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use config::secret::Secret;
 use config::settings::node::Upstream;
+use config::wire::models::{LIST_BYTES_MAX, Listing};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect};
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::TierRoom;
@@ -21,9 +21,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 const HEALTH_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at the server.
 const HEALTH_EVERY: Duration = Duration::from_secs(10);
-/// A list of models that is longer is not one.
-const LIST_BYTES_MAX: usize = 1024 * 1024;
-const MODELS_MAX: usize = 1_000;
+/// Between two looks while it loads its model.
+const LOADING_LOOK: Duration = Duration::from_secs(1);
 
 /// A server that answers.
 #[derive(Debug)]
@@ -71,33 +70,17 @@ pub enum RemoteError {
         /// Those it has.
         listed: String,
     },
+    /// It has the model, and will answer with it by itself.
+    #[error("{url} is still loading \"{model}\"")]
+    Loading {
+        /// Which server.
+        url: String,
+        /// The one in the settings, or its first.
+        model: String,
+    },
     /// The HTTP client could not be made, or the key is no header.
     #[error("{0}")]
     Client(String),
-}
-
-#[derive(Deserialize)]
-struct List {
-    data: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    id: String,
-    /// vLLM.
-    #[serde(default)]
-    max_model_len: Option<u32>,
-    /// llama-server.
-    #[serde(default)]
-    meta: Option<Meta>,
-}
-
-#[derive(Deserialize)]
-struct Meta {
-    #[serde(default)]
-    n_ctx: Option<u32>,
-    #[serde(default)]
-    n_ctx_train: Option<u32>,
 }
 
 impl Remote {
@@ -111,29 +94,27 @@ impl Remote {
         let answer = answer.map_err(|_error| RemoteError::Away(base.clone()))?;
         let list = read_list(answer, &url, &base).await?;
         let wanted = upstream.model.as_deref();
-        let found = list
-            .data
-            .iter()
-            .find(|one| wanted.is_none_or(|wanted| one.id == wanted));
-        let listed: Vec<String> = list.data.iter().map(|one| one.id.clone()).collect();
-        let Some(found) = found else {
+        let listed = list.names();
+        let Some(found) = list.find(wanted) else {
             return Err(RemoteError::NoModel {
                 url: base,
                 wanted: wanted.unwrap_or("any").to_owned(),
                 listed: shown(&listed),
             });
         };
-        let meta = found.meta.as_ref();
-        let n_ctx = found
-            .max_model_len
-            .or(meta.and_then(|meta| meta.n_ctx.or(meta.n_ctx_train)));
+        if found.is_on_its_way() {
+            return Err(RemoteError::Loading {
+                url: base,
+                model: found.id.clone(),
+            });
+        }
         Ok(Self {
             client: client.clone(),
             base,
             key,
             model: found.id.clone(),
+            n_ctx: found.n_ctx(),
             listed,
-            n_ctx,
         })
     }
 
@@ -177,7 +158,7 @@ fn authorised(request: RequestBuilder, key: Option<&HeaderValue>) -> RequestBuil
     }
 }
 
-async fn read_list(mut answer: Response, url: &str, base: &str) -> Result<List, RemoteError> {
+async fn read_list(mut answer: Response, url: &str, base: &str) -> Result<Listing, RemoteError> {
     let status = answer.status();
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return Err(RemoteError::Key(base.to_owned()));
@@ -195,10 +176,7 @@ async fn read_list(mut answer: Response, url: &str, base: &str) -> Result<List, 
             return Err(RemoteError::Malformed(base.to_owned()));
         }
     }
-    let mut list: List =
-        serde_json::from_slice(&bytes).map_err(|_error| RemoteError::Malformed(base.to_owned()))?;
-    list.data.truncate(MODELS_MAX);
-    Ok(list)
+    Listing::read(&bytes).ok_or_else(|| RemoteError::Malformed(base.to_owned()))
 }
 
 /// A client that follows nobody elsewhere and asks no proxy of the environment.
@@ -236,7 +214,13 @@ pub(super) async fn watch(room: Arc<TierRoom>, stop: CancellationToken) {
             }
         }
         room.settings.store(settings);
-        let pause = tokio::time::timeout(HEALTH_EVERY, next.changed());
+        let is_loading = matches!(room.phase(), Phase::Loading { .. });
+        let every = if is_loading {
+            LOADING_LOOK
+        } else {
+            HEALTH_EVERY
+        };
+        let pause = tokio::time::timeout(every, next.changed());
         if stop.run_until_cancelled(pause).await.is_none() {
             room.enter(Phase::Down {
                 reason: "the node is shutting down".to_owned(),
@@ -255,6 +239,11 @@ fn look(room: &TierRoom, found: Result<Remote, RemoteError>) {
         (Ok(now), _) => {
             tracing::info!(tier = %room.tier(), model = %now.model, models = now.listed.len(), "a tier on another server is ready");
             room.enter(Phase::Remote(Arc::new(now)));
+        }
+        (Err(RemoteError::Loading { .. }), Phase::Loading { .. }) => {}
+        (Err(error @ RemoteError::Loading { .. }), _) => {
+            tracing::info!(tier = %room.tier(), %error, "a tier on another server will be ready");
+            room.enter(Phase::Loading { wanted: false });
         }
         (Err(error), Phase::Down { reason }) if error.to_string() == reason => {}
         (Err(error), _) => {

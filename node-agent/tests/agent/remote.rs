@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::support::{Node, PATIENCE, chunks, content, model, tiny_fast};
@@ -178,8 +179,11 @@ async fn a_server_without_the_model_and_a_dead_one_are_down_with_the_reason() {
     );
 }
 
-/// A server that speaks well and then breaks off in the middle of a stream.
-async fn breaks_off() -> SocketAddr {
+/// A server that says of its model what `status` holds, counts who looks, and breaks off in the middle of every stream.
+async fn breaks_off(
+    status: watch::Receiver<&'static str>,
+    looks: watch::Sender<usize>,
+) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .expect("binds");
@@ -187,12 +191,16 @@ async fn breaks_off() -> SocketAddr {
     tokio::spawn(async move {
         loop {
             let (mut stream, _from) = listener.accept().await.expect("accepts");
+            let (status, looks) = (*status.borrow(), looks.clone());
             tokio::spawn(async move {
                 let mut head = vec![0; 16 * 1024];
                 let read = stream.read(&mut head).await.unwrap_or(0);
                 let asked = String::from_utf8_lossy(&head[..read]).into_owned();
                 let answer = if asked.starts_with("GET") {
-                    let list = r#"{"object":"list","data":[{"id":"m"}]}"#;
+                    looks.send_modify(|looks| *looks += 1);
+                    let list = format!(
+                        r#"{{"object":"list","data":[{{"id":"m","status":{{"value":"{status}"}}}}]}}"#
+                    );
                     format!(
                         "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{list}",
                         list.len()
@@ -213,7 +221,8 @@ async fn breaks_off() -> SocketAddr {
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_ends_with_an_error_and_no_done() {
-    let address = breaks_off().await;
+    let (_says, status) = watch::channel("loaded");
+    let address = breaks_off(status, watch::channel(0).0).await;
     let settings = TierSettings {
         upstream: Some(Upstream {
             local: true,
@@ -236,4 +245,20 @@ async fn a_stream_that_breaks_off_ends_with_an_error_and_no_done() {
         last.data.contains("\"error\"") && !last.is_done(),
         "{last:?}"
     );
+}
+
+#[tokio::test]
+async fn a_server_that_still_loads_its_model_is_waited_for() {
+    let (says, status) = watch::channel("loading");
+    let (looks, mut looked) = watch::channel(0);
+    let address = breaks_off(status, looks).await;
+    let node = Node::start(vec![remote(address, Some("m"))]);
+    let room = node.tiers.room(Tier::Fast).expect("there");
+    // The second look comes after the first was understood.
+    let twice = timeout(PATIENCE, looked.wait_for(|looks| *looks >= 2)).await;
+    twice.expect("in time").expect("the server lives");
+    assert_eq!(room.report().state, TierState::Loading);
+    says.send_replace("loaded");
+    phase_of(&node, |phase| matches!(phase, Phase::Remote(_))).await;
+    assert_eq!(room.report().state, TierState::Ready);
 }

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use config::ids::BackendId;
+use config::wire::models::{LIST_BYTES_MAX, Listing};
 use config::wire::node::TierState;
 use http::StatusCode;
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::lease::{Hold, LEASE, Right};
@@ -25,8 +24,6 @@ use crate::store::Store;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at a server that starts.
 const STARTING_LOOK: Duration = Duration::from_millis(500);
-/// A list of models that is longer is not one.
-const LIST_BYTES_MAX: usize = 1024 * 1024;
 /// So many looks without an answer, and a server that stops by itself counts as asleep.
 const LOST_LOOKS: u32 = 3;
 /// A lease is held for longer before it ends.
@@ -74,41 +71,6 @@ struct Watcher {
     /// Held while this proxy uses a server that somebody must stop.
     usage: Option<Hold>,
     kept_at: Instant,
-}
-
-#[derive(Deserialize)]
-struct List {
-    data: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    id: String,
-    /// vLLM, and our own nodes.
-    #[serde(default)]
-    max_model_len: Option<u32>,
-    /// llama-server.
-    #[serde(default)]
-    meta: Option<Meta>,
-    /// llama-server's router, and our own nodes; a word that we do not know says nothing.
-    #[serde(default)]
-    status: Option<Value>,
-}
-
-impl Listed {
-    fn is_on_its_way(&self) -> bool {
-        let word = self
-            .status
-            .as_ref()
-            .and_then(|status| status["value"].as_str());
-        matches!(word, Some("loading" | "downloading"))
-    }
-}
-
-#[derive(Deserialize)]
-struct Meta {
-    #[serde(default)]
-    n_ctx: Option<u32>,
 }
 
 impl Watcher {
@@ -234,16 +196,14 @@ impl Watcher {
                 ));
             }
         }
-        let list: List = serde_json::from_slice(&body)
-            .map_err(|_error| "it answers with something else than a list of models")?;
-        self.find(list)
+        let list =
+            Listing::read(&body).ok_or("it answers with something else than a list of models")?;
+        self.find(&list)
     }
 
-    fn find(&self, list: List) -> Result<Found, String> {
+    fn find(&self, list: &Listing) -> Result<Found, String> {
         let wanted = self.remote.settings.model.as_deref();
-        let mut all = list.data.into_iter();
-        let found = all.find(|one| wanted.is_none_or(|wanted| one.id == wanted));
-        let Some(found) = found else {
+        let Some(found) = list.find(wanted) else {
             return Err(format!(
                 "it has no model {:?}: check model",
                 wanted.unwrap_or("at all")
@@ -252,17 +212,9 @@ impl Watcher {
         if found.is_on_its_way() {
             return Err("its model is still loading".to_owned());
         }
-        let n_ctx = found
-            .max_model_len
-            .or(found.meta.and_then(|meta| meta.n_ctx));
-        let is_name =
-            (1..=256).contains(&found.id.len()) && !found.id.chars().any(char::is_control);
-        if !is_name {
-            return Err("its model has no name that anybody could write".to_owned());
-        }
         Ok(Found {
-            model: found.id,
-            n_ctx,
+            n_ctx: found.n_ctx(),
+            model: found.id.clone(),
         })
     }
 
