@@ -4,6 +4,7 @@
 //! ([`wire`]), and what an operator can set ([`settings`]). Reading is where mistakes are found: a type that came out of this floor
 //! needs no second check. Imports nothing of ours; no network, no clock, and no file except the settings themselves.
 
+pub mod checkup;
 pub mod fingerprint;
 pub mod ids;
 pub mod secret;

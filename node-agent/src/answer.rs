@@ -31,6 +31,8 @@ pub struct Envelope {
     pub n: usize,
     /// The answer's part in what the machine draws, in watts.
     pub watts: Option<f64>,
+    /// Milliseconds until the model was loaded for it; `None`: it was.
+    pub load_ms: Option<f64>,
     /// Messages that were left out to make the conversation fit, with the sender's leave.
     pub dropped: usize,
     /// Chunks come with the tokens that they are made of.
@@ -62,16 +64,18 @@ pub struct Tally {
     prompt_ms: f64,
     predicted_ms: f64,
     queue_ms: Option<f64>,
+    load_ms: Option<f64>,
     watts: Option<f64>,
     /// Milliseconds of all choices together.
     busy_ms: f64,
 }
 
 impl Tally {
-    /// Nothing used yet, of a machine that draws so much for one answer.
-    pub fn drawing(watts: Option<f64>) -> Self {
+    /// Nothing used yet of an answer.
+    pub fn of(envelope: &Envelope) -> Self {
         Self {
-            watts,
+            watts: envelope.watts,
+            load_ms: envelope.load_ms,
             ..Self::default()
         }
     }
@@ -137,6 +141,7 @@ impl Tally {
             predicted_ms: self.predicted_ms,
             predicted_per_second: rate,
             queue_ms: self.queue_ms,
+            load_ms: self.load_ms,
             joules: self.joules(),
         }
     }

@@ -521,23 +521,32 @@ fn doctor_command(file: &SettingsFile, output: Output) -> Result<(), Failure> {
 }
 
 fn proxy_line(proxy: &ProxyStatus) -> String {
-    let away = proxy.round_trip_ms;
-    let away = away.map_or_else(String::new, |ms| format!(", {ms:.1} ms away"));
-    let age = proxy.handshake_age_secs;
-    let age = age.map_or_else(String::new, |age| format!(", keys {age:.0} s old"));
-    let is_carried = proxy.carrier.as_deref() == Some(tunnel::PathKind::Carried.as_str());
-    let way = if is_carried {
-        ", over HTTPS because no UDP gets through"
-    } else {
-        ""
-    };
-    let mtu = proxy.mtu.filter(|_| proxy.handshake_age_secs.is_some());
-    let mtu = mtu.map_or_else(String::new, |mtu| format!(", packets up to {mtu} bytes"));
+    let mut said = vec![format!("  {} {}", proxy.url, proxy.standing)];
+    said.extend(proxy.reason.clone());
+    let silence = proxy.silence_secs();
+    if let Some(silence) = silence {
+        said.push(format!("silent for {silence:.0} s"));
+    }
+    if let Some(age) = proxy.handshake_age_secs.filter(|_| silence.is_none()) {
+        let is_carried = proxy.carrier.as_deref() == Some(tunnel::PathKind::Carried.as_str());
+        said.push(if is_carried {
+            "over HTTPS because no UDP gets through".to_owned()
+        } else {
+            "by UDP".to_owned()
+        });
+        let away = proxy.round_trip_ms;
+        said.extend(away.map(|ms| format!("{ms:.1} ms away")));
+        let loss = proxy.loss_percent;
+        said.extend(loss.map(|loss| format!("{loss:.1} % lost")));
+        said.push(format!("keys {age:.0} s old"));
+        let mtu = proxy.mtu;
+        said.extend(mtu.map(|mtu| format!("packets up to {mtu} bytes")));
+    }
+    let back_end = proxy.back_end.as_ref();
+    said.extend(back_end.map(|back_end| format!("back-end {back_end}")));
     let (rx, tx) = (proxy.rx_bytes / 1024, proxy.tx_bytes / 1024);
-    format!(
-        "  {} {}{way}{away}{age}{mtu}, {rx} KiB in, {tx} KiB out",
-        proxy.url, proxy.standing
-    )
+    said.push(format!("{rx} KiB in, {tx} KiB out"));
+    said.join(", ")
 }
 
 fn text_of(status: &Status) -> String {
@@ -549,7 +558,13 @@ fn text_of(status: &Status) -> String {
         status.standing,
         if status.draining { ", going down" } else { "" }
     )];
-    lines.extend(status.reason.iter().map(|reason| format!("  {reason}")));
+    // The line of the proxy concerned says it again.
+    let is_told = |reason: &&String| {
+        let mut proxies = status.proxies.iter();
+        proxies.any(|proxy| proxy.reason.as_ref() == Some(*reason))
+    };
+    let reason = status.reason.iter().filter(|reason| !is_told(reason));
+    lines.extend(reason.map(|reason| format!("  {reason}")));
     lines.push(format!("  fingerprint: {}", status.fingerprint));
     lines.extend(status.proxies.iter().map(proxy_line));
     for tier in &status.tiers {

@@ -1,21 +1,23 @@
 //! `hearth-node doctor`: looks at everything between this machine and its proxy, in the order in which it is needed, and says for each what
 //! is wrong and what to do. Changes nothing; while the agent runs it asks the agent and opens no tunnel of its own.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use config::checkup::{Check, Verdict};
 use config::settings::node::Settings;
-use serde::Serialize;
+use config::wire::node::BackEnd;
 use tokio::net::{UdpSocket, lookup_host};
 use tokio::time::timeout;
 use tunnel::{PathKind, Peer, PeerStatus, PrivateKey, Tunnel};
 
-use crate::hub::Hub;
+use crate::hub::{Hub, HubError};
 use crate::identity::{Identity, Member};
 use crate::join::Pin;
 use crate::register::Place;
-use crate::status::{self, ProxyStatus};
+use crate::report::back_end;
+use crate::status::{self, ProxyStatus, Status};
+use crate::uplink;
 
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
 /// From the first handshake to a session, where the path is clear.
@@ -24,57 +26,16 @@ const SESSION_MAX: Duration = Duration::from_secs(6);
 const HANDSHAKE_AGE_MAX: f64 = 180.0;
 /// A person would notice it in every answer.
 const ROUND_TRIP_WARN_MS: f64 = 250.0;
+/// More than that is no clean line; TCP's own repairs become visible.
+const LOSS_WARN_PERCENT: f64 = 5.0;
 /// Certificates are the first to mind.
 const CLOCK_WARN: Duration = Duration::from_secs(30);
 const CLOCK_FAIL: Duration = Duration::from_hours(24);
 /// Overlay packets of 1,280 bytes and the headers around them: WireGuard 32, UDP 8, IPv6 40.
 const MTU_WANTED: u32 = 1_360;
 
-/// How a check ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It works, and could be better.
-    Warn,
-    /// It does not work.
-    Fail,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ok => "ok",
-            Self::Warn => "warn",
-            Self::Fail => "FAIL",
-        })
-    }
-}
-
-/// One line.
-#[derive(Clone, Debug, Serialize)]
-pub struct Check {
-    /// What was looked at.
-    pub what: &'static str,
-    /// How it is.
-    pub verdict: Verdict,
-    /// What was found, and what to do about it.
-    pub said: String,
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<5} {:<11} {}", self.verdict, self.what, self.said)
-    }
-}
-
 fn check(what: &'static str, verdict: Verdict, said: impl Into<String>) -> Check {
-    Check {
-        what,
-        verdict,
-        said: said.into(),
-    }
+    Check::new(what, verdict, said)
 }
 
 /// Looks at everything; stops where nothing behind can work.
@@ -110,6 +71,23 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
         return checks;
     };
     checks.push(path(address).await);
+    let is_up = https(&member, &hub, &mut checks).await;
+    match status::ask(state_dir).await {
+        Ok(status) => checks.extend(asked(&status)),
+        Err(_nobody) => {
+            let said = "no agent runs: start it with `hearth-node run`; if it should run, its log says why not (`journalctl -u hearth-node`)";
+            checks.push(check("agent", Verdict::Warn, said));
+            // A registration over HTTPS comes first.
+            if is_up {
+                checks.extend(tried(settings, &member, &hub).await);
+            }
+        }
+    }
+    checks
+}
+
+/// Whether the proxy answers over HTTPS, and how its clock is.
+async fn https(member: &Member, hub: &Hub, checks: &mut Vec<Check>) -> bool {
     let began = Instant::now();
     match hub.time().await {
         Ok(server_ms) => {
@@ -117,28 +95,51 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
             let said = format!("{} answers in {} ms", member.proxy, took.as_millis());
             checks.push(check("https", Verdict::Ok, said));
             checks.push(clock(server_ms, SystemTime::now(), took));
+            true
         }
-        Err(error) => checks.push(check("https", Verdict::Fail, error.to_string())),
+        Err(error @ HubError::Unreachable { .. }) => {
+            let said = format!(
+                "{error}: does it run (there: `hearth-proxy status`), and do the firewalls let TCP to that port through?"
+            );
+            checks.push(check("https", Verdict::Fail, said));
+            false
+        }
+        Err(error) => {
+            checks.push(check("https", Verdict::Fail, error.to_string()));
+            false
+        }
     }
-    if let Ok(status) = status::ask(state_dir).await {
-        let verdict = if status.standing == "connected" {
-            Verdict::Ok
-        } else {
-            Verdict::Fail
-        };
-        let reason = status.reason.unwrap_or_default();
-        checks.push(check(
-            "agent",
-            verdict,
-            format!("{} {reason}", status.standing),
-        ));
-        checks.extend(status.proxies.iter().flat_map(running));
+}
+
+/// What the agent says of itself and of each of its proxies.
+fn asked(status: &Status) -> Vec<Check> {
+    let verdict = if status.standing == "connected" {
+        Verdict::Ok
     } else {
-        let said = "no agent runs; start it with `hearth-node run` (tried without it below)";
-        checks.push(check("agent", Verdict::Warn, said));
-        checks.extend(tried(settings, &member, &hub).await);
+        Verdict::Fail
+    };
+    let mut said = status.standing.clone();
+    if let Some(reason) = &status.reason {
+        said = format!("{said}: {reason}");
     }
+    let mut checks = vec![check("agent", verdict, said)];
+    let mut back_ends = status
+        .proxies
+        .iter()
+        .filter_map(|proxy| proxy.back_end.as_deref());
+    checks.extend(back_ends.next().map(told_back_end));
+    checks.extend(status.proxies.iter().flat_map(running));
     checks
+}
+
+/// Who does TCP in the tunnel, and what that means.
+fn told_back_end(name: &str) -> Check {
+    let explained = match name {
+        "netns" => BackEnd::Netns.explained(),
+        "embedded" => BackEnd::Embedded.explained(),
+        other => other,
+    };
+    check("back-end", Verdict::Ok, explained)
 }
 
 async fn dns(proxy: &str, checks: &mut Vec<Check>) -> Option<SocketAddr> {
@@ -280,59 +281,60 @@ fn clock(server_ms: u64, now: SystemTime, took: Duration) -> Check {
 
 /// What the agent says about its line to one proxy.
 fn running(proxy: &ProxyStatus) -> Vec<Check> {
-    let mut checks = Vec::new();
-    let endpoint = proxy.endpoint.clone().unwrap_or_default();
-    match proxy.handshake_age_secs {
-        Some(age) if age > HANDSHAKE_AGE_MAX => {
-            let said = format!("the last one with {endpoint} was {age:.0} s ago: {NO_UDP}");
-            checks.push(check("handshake", Verdict::Fail, said));
-        }
-        Some(age) => {
-            checks.push(shaken(proxy, age));
-        }
-        None => {
-            let reason = proxy.reason.clone().unwrap_or_default();
-            let said = format!("none with {}: {reason}; {NO_UDP}", proxy.url);
-            checks.push(check("handshake", Verdict::Fail, said));
-        }
+    let url = &proxy.url;
+    let endpoint = proxy.endpoint.as_deref().unwrap_or("its tunnel port");
+    let Some(age) = proxy.handshake_age_secs else {
+        let reason = proxy.reason.as_deref().unwrap_or("not registered yet");
+        let said = format!("{url}: none ({reason}); {NO_UDP}");
+        return vec![check("handshake", Verdict::Fail, said)];
+    };
+    if age > HANDSHAKE_AGE_MAX {
+        let said = format!("{url}: the last one with {endpoint} was {age:.0} s ago: {NO_UDP}");
+        return vec![check("handshake", Verdict::Fail, said)];
     }
-    checks.push(round_trip(proxy.round_trip_ms));
-    if let (Some(mtu), Some(_)) = (proxy.mtu, proxy.handshake_age_secs) {
-        let said = format!("packets of up to {mtu} bytes get through to {}", proxy.url);
-        checks.push(check("path", Verdict::Ok, said));
+    if let Some(silence) = proxy.silence_secs() {
+        let said = format!("{url}: nothing heard from {endpoint} for {silence:.0} s; {NO_UDP}");
+        return vec![check("udp", Verdict::Fail, said)];
     }
-    checks
-}
-
-/// A session there is, and which way it goes.
-fn shaken(proxy: &ProxyStatus, age: f64) -> Check {
-    if proxy.carrier.as_deref() == Some(PathKind::Carried.as_str()) {
+    let is_carried = proxy.carrier.as_deref() == Some(PathKind::Carried.as_str());
+    let udp = if is_carried {
         let said = format!(
-            "{age:.0} s ago, over HTTPS ({}): UDP does not get through, so everything takes longer; {NO_UDP}",
-            proxy.url
+            "{url}: UDP does not get through, so the tunnel goes over HTTPS and everything takes longer; {NO_UDP}"
         );
-        return check("handshake", Verdict::Warn, said);
-    }
-    let endpoint = proxy.endpoint.clone().unwrap_or_default();
-    let said = format!("with {endpoint} {age:.0} s ago, over UDP ({})", proxy.url);
-    check("handshake", Verdict::Ok, said)
+        check("udp", Verdict::Warn, said)
+    } else {
+        check("udp", Verdict::Ok, format!("{url}: reaches {endpoint}"))
+    };
+    let handshake = format!("{url}: {age:.0} s ago");
+    let mut checks = vec![udp, check("handshake", Verdict::Ok, handshake)];
+    let measured = (proxy.round_trip_ms, proxy.loss_percent);
+    checks.push(round_trip(url, measured));
+    checks.extend(proxy.mtu.map(|mtu| {
+        let said = format!("{url}: packets of up to {mtu} bytes get through");
+        check("path", Verdict::Ok, said)
+    }));
+    checks
 }
 
 const NO_UDP: &str = "if the proxy runs, some firewall drops UDP: allow it to the proxy's tunnel port (51820 unless changed), there inbound and here outbound";
 
-fn round_trip(ms: Option<f64>) -> Check {
-    match ms {
-        Some(ms) if ms > ROUND_TRIP_WARN_MS => {
-            let said = format!("{ms:.0} ms: every answer starts that late; is the line busy?");
-            check("round trip", Verdict::Warn, said)
-        }
-        Some(ms) => check(
-            "round trip",
-            Verdict::Ok,
-            format!("{ms:.1} ms inside the tunnel"),
-        ),
-        None => check("round trip", Verdict::Warn, "not measured"),
+fn round_trip(url: &str, (ms, loss): (Option<f64>, Option<f64>)) -> Check {
+    let what = "round trip";
+    let Some(ms) = ms else {
+        let said = format!("{url}: not measured yet; ask again in a few seconds");
+        return check(what, Verdict::Warn, said);
+    };
+    let lost = loss.map_or_else(String::new, |loss| format!(", {loss:.1} % lost"));
+    let said = format!("{url}: {ms:.1} ms inside the tunnel{lost}");
+    if loss.is_some_and(|loss| loss > LOSS_WARN_PERCENT) {
+        let said = format!("{said}: answers stutter; is it a weak Wi-Fi, or a line that is full?");
+        return check(what, Verdict::Warn, said);
     }
+    if ms > ROUND_TRIP_WARN_MS {
+        let said = format!("{said}: every answer starts that late; is the line busy?");
+        return check(what, Verdict::Warn, said);
+    }
+    check(what, Verdict::Ok, said)
 }
 
 /// A registration and a handshake of our own, while no agent runs.
@@ -359,14 +361,14 @@ async fn tried(settings: &Settings, member: &Member, hub: &Hub) -> Vec<Check> {
     };
     let endpoint = place.hub.endpoint.map(|endpoint| endpoint.to_string());
     let endpoint = endpoint.unwrap_or_default();
-    let tunnel = Tunnel::start(tunnel::Settings::new(bind, key, place.address)).await;
-    let tunnel = match tunnel {
+    let mut wanted = tunnel::Settings::new(bind, key, place.address);
+    wanted.backend = uplink::wanted(settings.node.backend);
+    let tunnel = match Tunnel::start(wanted).await {
         Ok(tunnel) => tunnel,
         Err(error) => return failed("tunnel", error.to_string()),
     };
-    let back_end = format!("{:?}", tunnel.backend()).to_lowercase();
-    let mut checks = vec![check("back-end", Verdict::Ok, back_end)];
-    let shaken = met(&tunnel, place.hub, &endpoint).await;
+    let mut checks = vec![told_back_end(back_end(&tunnel).as_str())];
+    let shaken = met(&tunnel, place.hub, (&member.proxy, &endpoint)).await;
     let is_blocked = shaken.iter().any(|check| check.verdict == Verdict::Fail);
     checks.extend(shaken);
     tunnel.shutdown().await;
@@ -383,7 +385,7 @@ async fn tried(settings: &Settings, member: &Member, hub: &Hub) -> Vec<Check> {
 }
 
 /// Whether the hub, which listens at `endpoint`, shakes hands with this tunnel, and how far it is.
-async fn met(tunnel: &Tunnel, hub: Peer, endpoint: &str) -> Vec<Check> {
+async fn met(tunnel: &Tunnel, hub: Peer, (url, endpoint): (&str, &str)) -> Vec<Check> {
     let address = hub.address;
     let shown = |is_there: fn(&PeerStatus) -> bool| async move {
         while !tunnel.peer_status(address).as_ref().is_some_and(is_there) {
@@ -404,13 +406,17 @@ async fn met(tunnel: &Tunnel, hub: Peer, endpoint: &str) -> Vec<Check> {
         .is_some_and(|status| status.since_handshake.is_some());
     let (verdict, said) = match done {
         Ok(Err(error)) => (Verdict::Fail, error.to_string()),
-        _ if has_session => (Verdict::Ok, format!("with {endpoint}, over UDP")),
-        _ => (Verdict::Fail, format!("none with {endpoint}: {NO_UDP}")),
+        _ if has_session => (Verdict::Ok, format!("{url}: with {endpoint}, over UDP")),
+        _ => (
+            Verdict::Fail,
+            format!("{url}: none with {endpoint}: {NO_UDP}"),
+        ),
     };
     let mut checks = vec![check("handshake", verdict, said)];
     if has_session {
         let time = status.and_then(|status| status.round_trip);
-        checks.push(round_trip(time.map(|time| time.as_secs_f64() * 1_000.0)));
+        let ms = time.map(|time| time.as_secs_f64() * 1_000.0);
+        checks.push(round_trip(url, (ms, None)));
     }
     checks
 }
@@ -449,25 +455,43 @@ mod tests {
             reason: Some("no answer in time".to_owned()),
             endpoint: None,
             handshake_age_secs: None,
+            heard_secs_ago: None,
             round_trip_ms: None,
             carrier: None,
             mtu: None,
+            back_end: Some("netns".to_owned()),
+            loss_percent: None,
             rx_bytes: 0,
             tx_bytes: 0,
         };
         let checks = running(&proxy);
         assert_eq!(checks[0].verdict, Verdict::Fail);
-        assert!(checks[0].said.contains("51820"), "{}", checks[0]);
+        for word in ["https://a", "no answer in time", "51820"] {
+            assert!(checks[0].said.contains(word), "{word}: {}", checks[0]);
+        }
         proxy.handshake_age_secs = Some(20.0);
+        proxy.heard_secs_ago = Some(15.0);
+        let silent = running(&proxy);
+        assert_eq!((silent.len(), silent[0].verdict), (1, Verdict::Fail));
+        assert!(silent[0].said.contains("for 15 s"), "{}", silent[0]);
+        proxy.standing = "connected".to_owned();
         proxy.round_trip_ms = Some(300.0);
         let verdicts: Vec<Verdict> = running(&proxy).iter().map(|one| one.verdict).collect();
-        assert_eq!(verdicts, [Verdict::Ok, Verdict::Warn]);
+        assert_eq!(verdicts, [Verdict::Ok, Verdict::Ok, Verdict::Warn]);
+        proxy.round_trip_ms = Some(20.0);
+        proxy.loss_percent = Some(7.5);
+        let lossy = running(&proxy).remove(2);
+        assert_eq!(lossy.verdict, Verdict::Warn, "{lossy}");
+        assert!(lossy.said.contains("7.5 % lost"), "{lossy}");
         proxy.carrier = Some("wss".to_owned());
         proxy.mtu = Some(1_280);
         let checks = running(&proxy);
         assert_eq!(checks[0].verdict, Verdict::Warn, "{}", checks[0]);
         assert!(checks[0].said.contains("HTTPS"), "{}", checks[0]);
-        assert!(checks[2].said.contains("1280"), "{}", checks[2]);
+        assert!(checks[3].said.contains("1280"), "{}", checks[3]);
+        proxy.handshake_age_secs = Some(200.0);
+        let old = running(&proxy).remove(0);
+        assert_eq!(old.verdict, Verdict::Fail, "{old}");
     }
 
     #[tokio::test]

@@ -32,6 +32,13 @@ use pinned::{PIN_MISMATCH, PinnedVerifier};
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 const CALL_MAX: Duration = Duration::from_secs(10);
 const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// How rustls says that a certificate is too young or too old.
+const OUT_OF_TIME: [&str; 4] = [
+    "certificate not valid yet",
+    "certificate expired",
+    "NotValidYet",
+    "Expired",
+];
 
 /// Why the proxy did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +69,16 @@ pub enum HubError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The certificate is not valid at the time that this machine believes.
+    #[error(
+        "the certificate of {url} is not valid at this machine's time ({reason}): if the clock is wrong, set it (`timedatectl set-ntp true`); if it is right, the proxy's certificate needs renewing"
+    )]
+    WrongTime {
+        /// Its origin.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The proxy says no.
     #[error("{}", explain(code, message))]
     Refused {
@@ -84,7 +101,8 @@ impl HubError {
     /// Whether trying again within seconds can help.
     pub const fn is_passing(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Odd { .. } => true,
+            // A clock is set by the network sooner or later, and nobody need do anything here then.
+            Self::Unreachable { .. } | Self::WrongTime { .. } | Self::Odd { .. } => true,
             Self::WrongKey { .. } | Self::Untrusted { .. } | Self::Refused { .. } => false,
         }
     }
@@ -95,6 +113,7 @@ impl HubError {
             Self::Unreachable { .. } => "unreachable",
             Self::WrongKey { .. } => "wrong_key",
             Self::Untrusted { .. } => "untrusted",
+            Self::WrongTime { .. } => "clock",
             Self::Refused { code, .. } => reason(code),
             Self::Odd { .. } => "odd",
         }
@@ -336,20 +355,7 @@ impl Hub {
     }
 
     fn failure(&self, error: &reqwest::Error) -> HubError {
-        let url = self.url.clone();
-        let reason = innermost(error);
-        if reason.contains(PIN_MISMATCH) {
-            return HubError::WrongKey { url };
-        }
-        if reason.contains("certificate") {
-            return HubError::Untrusted { url, reason };
-        }
-        let reason = if error.is_timeout() {
-            "no answer in time".to_owned()
-        } else {
-            reason
-        };
-        HubError::Unreachable { url, reason }
+        failed(self.url.clone(), innermost(error), error.is_timeout())
     }
 
     fn odd(&self, reason: String) -> HubError {
@@ -358,6 +364,25 @@ impl Hub {
             reason,
         }
     }
+}
+
+/// Why there was no answer, from what the bottom of the stack said.
+fn failed(url: String, reason: String, is_late: bool) -> HubError {
+    if reason.contains(PIN_MISMATCH) {
+        return HubError::WrongKey { url };
+    }
+    if OUT_OF_TIME.iter().any(|words| reason.contains(words)) {
+        return HubError::WrongTime { url, reason };
+    }
+    if reason.contains("certificate") {
+        return HubError::Untrusted { url, reason };
+    }
+    let reason = if is_late {
+        "no answer in time".to_owned()
+    } else {
+        reason
+    };
+    HubError::Unreachable { url, reason }
 }
 
 /// What all clients for one proxy have in common: whom they trust above all.
@@ -398,6 +423,7 @@ fn told_to_wait(error: HubError, node_id: &NodeId) -> HubError {
         | HubError::Unreachable { .. }
         | HubError::WrongKey { .. }
         | HubError::Untrusted { .. }
+        | HubError::WrongTime { .. }
         | HubError::Odd { .. }) => other,
     }
 }
@@ -419,4 +445,45 @@ fn innermost(error: &reqwest::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_out_of_time_is_a_matter_of_the_clock_and_passes_by_itself() {
+        let (here, there) = (1_000, 1_800_000_000);
+        let at = |secs| UnixTime::since_unix_epoch(Duration::from_secs(secs));
+        for error in [
+            CertificateError::NotValidYetContext {
+                time: at(here),
+                not_before: at(there),
+            },
+            CertificateError::ExpiredContext {
+                time: at(there),
+                not_after: at(here),
+            },
+            CertificateError::NotValidYet,
+            CertificateError::Expired,
+        ] {
+            let reason = rustls::Error::InvalidCertificate(error).to_string();
+            let error = failed("https://a".to_owned(), reason, false);
+            assert!(matches!(error, HubError::WrongTime { .. }), "{error}");
+            assert!(error.is_passing() && error.label() == "clock");
+            assert!(error.to_string().contains("timedatectl"), "{error}");
+        }
+        let reason = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer).to_string();
+        let error = failed("https://a".to_owned(), reason, false);
+        assert!(matches!(error, HubError::Untrusted { .. }) && !error.is_passing());
+        let error = failed(
+            "https://a".to_owned(),
+            "connection refused".to_owned(),
+            true,
+        );
+        assert!(error.to_string().contains("no answer in time"), "{error}");
+    }
 }

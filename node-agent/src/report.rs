@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use config::ids::NodeId;
-use config::wire::node::{Memory, Report, ReportReply, VERSION};
+use config::wire::node::{BackEnd, Memory, Report, ReportReply, VERSION};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -55,6 +55,7 @@ pub struct Reports {
     node_id: NodeId,
     seq: u64,
     waker: Arc<Waker>,
+    back_end: Option<BackEnd>,
 }
 
 impl Reports {
@@ -64,7 +65,13 @@ impl Reports {
             node_id,
             seq: 0,
             waker,
+            back_end: None,
         }
+    }
+
+    /// From now on reports go through a tunnel whose TCP is done by this.
+    pub const fn through(&mut self, back_end: BackEnd) {
+        self.back_end = Some(back_end);
     }
 
     /// The next one.
@@ -78,7 +85,18 @@ impl Reports {
             memory: memory(),
             tiers: tiers.rooms().iter().map(|room| room.report()).collect(),
             wake: self.waker.report(),
+            back_end: self.back_end,
         }
+    }
+}
+
+/// Who does TCP at this end of a tunnel.
+pub(crate) fn back_end(tunnel: &Tunnel) -> BackEnd {
+    match tunnel.backend() {
+        tunnel::Backend::Netns => BackEnd::Netns,
+        tunnel::Backend::Embedded => BackEnd::Embedded,
+        // A tunnel that runs has chosen.
+        tunnel::Backend::Auto => BackEnd::Other,
     }
 }
 

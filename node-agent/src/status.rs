@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::identity::Member;
+use crate::report::back_end;
 use crate::tiers::Tiers;
 use crate::uplink::Standing;
 use crate::uplink::house::{Line, Lines};
@@ -21,6 +22,8 @@ use crate::work::Work;
 
 const SOCKET_FILE: &str = "agent.sock";
 const EXCHANGE_MAX: Duration = Duration::from_secs(2);
+/// Longer than a lost packet and its repeat take.
+const SILENCE_SECS: f64 = 2.0;
 const STATUS_BYTES_MAX: u64 = 256 * 1024;
 
 /// The agent at one moment.
@@ -65,6 +68,9 @@ pub struct ProxyStatus {
     pub endpoint: Option<String>,
     /// Age of the WireGuard session, seconds; `None`: there is none.
     pub handshake_age_secs: Option<f64>,
+    /// Seconds since the last packet that was certainly its own; `None`: there was none.
+    #[serde(default)]
+    pub heard_secs_ago: Option<f64>,
     /// The way there and back inside the tunnel, milliseconds.
     pub round_trip_ms: Option<f64>,
     /// What brings the tunnel's datagrams: `udp`, or `wss` where no UDP gets through; `None`: there is no tunnel.
@@ -73,6 +79,12 @@ pub struct ProxyStatus {
     /// The largest packet that the path carries inside the tunnel, bytes.
     #[serde(default)]
     pub mtu: Option<usize>,
+    /// Who does TCP at this end: `netns` or `embedded`; `None`: there is no tunnel.
+    #[serde(default)]
+    pub back_end: Option<String>,
+    /// Lost of the last 64 echoes there and back, percent; `None`: not measured yet.
+    #[serde(default)]
+    pub loss_percent: Option<f64>,
     /// Received inside the tunnel.
     pub rx_bytes: u64,
     /// Sent inside the tunnel.
@@ -80,9 +92,19 @@ pub struct ProxyStatus {
 }
 
 impl ProxyStatus {
+    /// Seconds for which a proxy that ought to speak has said nothing: what was measured before that is no news.
+    pub fn silence_secs(&self) -> Option<f64> {
+        let is_connected = self.standing == Standing::Connected.as_str();
+        self.heard_secs_ago
+            .filter(|silence| !is_connected && *silence > SILENCE_SECS)
+    }
+
     fn of(line: &Line) -> Self {
         let standing = line.standing.borrow().clone();
         let window = line.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let back_end = window
+            .as_ref()
+            .map(|(tunnel, _)| back_end(tunnel).as_str().to_owned());
         let tunnel = window
             .as_ref()
             .and_then(|(tunnel, hub)| tunnel.peer_status(*hub));
@@ -96,9 +118,16 @@ impl ProxyStatus {
             reason: standing.reason().map(str::to_owned),
             endpoint: endpoint.map(|endpoint| endpoint.to_string()),
             handshake_age_secs: age.map(|age| age.as_secs_f64()),
+            heard_secs_ago: tunnel
+                .and_then(|tunnel| tunnel.since_heard)
+                .map(|age| age.as_secs_f64()),
             round_trip_ms: round_trip.map(|time| time.as_secs_f64() * 1_000.0),
             carrier: tunnel.map(|tunnel| tunnel.path.as_str().to_owned()),
             mtu: tunnel.map(|tunnel| tunnel.mtu),
+            back_end,
+            loss_percent: tunnel
+                .and_then(|tunnel| tunnel.loss_per_mille)
+                .map(|loss| f64::from(loss) / 10.0),
             rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),
             tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
         }

@@ -83,8 +83,9 @@ pub async fn write(
     let reply = hub
         .register_unmanaged(&identity, &enrolled.node_id, key.public_key(), served)
         .await?;
+    let host = hub.host().unwrap_or_default();
     Ok(Written {
-        file: file(&key, &reply, (&hub.host().unwrap_or_default(), wanted)),
+        file: file(&key, &reply, (&host, &enrolled.node_id, wanted)),
         node_id: enrolled.node_id,
     })
 }
@@ -92,25 +93,40 @@ pub async fn write(
 fn file(
     key: &PrivateKey,
     reply: &RegisterReply,
-    (host, wanted): (&str, &Wanted),
+    (host, node, wanted): (&str, &NodeId, &Wanted),
 ) -> Zeroizing<String> {
     let private = Zeroizing::new(STANDARD.encode(key.to_bytes()));
     let endpoint = full_endpoint(&reply.hub.endpoint, host);
-    let mut text = Zeroizing::new(String::with_capacity(1_024));
+    let mut text = Zeroizing::new(String::with_capacity(4_096));
     // Writing to a String cannot fail.
     let written = write!(
         text,
-        "# Hearth: {name}, tier {tier}. Save as /etc/wireguard/hearth.conf (mode 0600), then: wg-quick up hearth\n\
-         # A server that speaks OpenAI's API must listen on [{address}]:{port} (or on [::]:{port}); nothing else is asked of this machine.\n\
+        "# {name}, a node of {host} without an agent: it serves the tier {tier}.\n\
+         #\n\
+         # 1. Save as /etc/wireguard/hearth.conf and let nobody else read it, for it holds a private key: chmod 600 /etc/wireguard/hearth.conf\n\
+         # 2. wg-quick up hearth            (at every start of the machine: systemctl enable --now wg-quick@hearth)\n\
+         # 3. Have a server that speaks OpenAI's API listen on [{address}]:{port}, or on every address:\n\
+         #      llama-server --host :: --port {port} ...      OLLAMA_HOST=[::]:{port} ollama serve      vllm serve --host :: --port {port} ...\n\
+         #\n\
+         # Does it work? Here `wg show hearth` tells of a latest handshake; on the proxy `hearth-proxy node show {node}` tells the rest.\n\
+         # To end it: `hearth-proxy node revoke {node}` there, `wg-quick down hearth` here.\n\
+         \n\
          [Interface]\n\
+         # Of this machine alone; whoever has it is this node.\n\
          PrivateKey = {private}\n\
+         # Where the proxy finds the server, inside the tunnel.\n\
          Address = {address}/128\n\
+         # Fits through every path that carries IPv6.\n\
          MTU = {MTU}\n\
          \n\
          [Peer]\n\
+         # The proxy.\n\
          PublicKey = {hub_key}\n\
+         # Outbound UDP to here must be allowed; nothing needs to come in by itself.\n\
          Endpoint = {endpoint}\n\
+         # The proxy's address inside: nothing else goes through the tunnel, and nobody else reaches this machine by it.\n\
          AllowedIPs = {hub}/128\n\
+         # Holds the way through a router open.\n\
          PersistentKeepalive = {KEEPALIVE_SECS}\n",
         name = wanted.name,
         tier = wanted.tier,
@@ -154,7 +170,13 @@ mod tests {
             port: 11_434,
             model: None,
         };
-        let written = file(&key, &reply, ("llm.example.org", &wanted));
+        let node = NodeId::new("node_0123456789abcdef");
+        let written = file(&key, &reply, ("llm.example.org", &node, &wanted));
+        assert!(
+            written.len() < 4_096,
+            "a string that grows leaves the key behind"
+        );
+        assert!(written.contains("node revoke node_0123456789abcdef"));
         let lines: Vec<&str> = written
             .lines()
             .filter(|line| !line.starts_with('#'))
@@ -162,6 +184,7 @@ mod tests {
         assert_eq!(
             lines,
             [
+                "",
                 "[Interface]",
                 "PrivateKey = BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
                 "Address = fd48:6561:7274::2/128",

@@ -29,6 +29,8 @@ use crate::work::Work;
 
 use session::{End, Session};
 
+pub(crate) use session::wanted;
+
 /// How the node stands with its proxy.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Standing {

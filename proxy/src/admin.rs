@@ -13,6 +13,7 @@ pub mod server;
 pub mod words;
 
 pub use api::{Answer, Api, ApiFacts, Asked};
+pub(crate) use operations::LookAtTunnel;
 pub use operations::{AdminError, Live, Operations};
 
 /// The socket's name inside the state directory.

@@ -3,6 +3,7 @@
 
 mod background;
 mod ground;
+mod tunnels;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

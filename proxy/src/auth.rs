@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use config::ids::KeyId;
-use config::settings::proxy::{Auth, Plan};
+use config::settings::proxy::{Auth, Issuer, Plan};
 use http::HeaderMap;
 use policy::identity::Principal;
 use policy::refusal::{AccountFault, Refusal};
@@ -57,6 +57,17 @@ struct Seen {
     made: Option<i64>,
     /// For whoever came through an issuer.
     person: Option<Person>,
+}
+
+/// How many keys an issuer has that its tokens could be signed with, fetched now; or why there are none. For whoever looks after it.
+pub async fn keys_of(issuer: &Issuer) -> Result<usize, String> {
+    crypto::install();
+    let client = fetch::client().map_err(|error| error.to_string())?;
+    let fetched = fetch::key_set(&client, &issuer.issuer, &issuer.keys).await;
+    let document = fetched.map_err(|error| error.to_string())?;
+    let allowed = keyset::allowed_algorithms(issuer);
+    let set = keyset::KeySet::parse(&document.body, &allowed);
+    set.map(|set| set.len()).map_err(|error| error.to_string())
 }
 
 /// Why an authenticator cannot be built.

@@ -3,6 +3,7 @@
 
 mod args;
 mod books;
+mod doctor;
 mod keys;
 mod nodes;
 mod people;
@@ -81,6 +82,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Audit(command) => books::audit(reach, command, output).await,
         Command::Status => tools::status(reach, output).await,
         Command::Serve { .. }
+        | Command::Doctor
         | Command::Config(_)
         | Command::Route(_)
         | Command::Health { .. }
@@ -103,6 +105,7 @@ async fn without_operations(cli: &Cli, output: Output) -> Option<Result<(), CliE
             Ok(settings) => tools::health(&settings).await,
             Err(error) => Err(error),
         },
+        Command::Doctor => doctor::run(file, output).await,
         Command::Completions { shell } => tools::completions(*shell),
         Command::Store(StoreCommand::Export { file: to }) => store::export(file, to, output).await,
         Command::Store(StoreCommand::Import { file: from }) => {

@@ -272,9 +272,7 @@ impl Front {
             async { tokio::join!(service.start_service(Some(fds), stop_accepting, 1), drain).1 };
         let drained = tokio::select! {
             drained = serve => drained,
-            () = reached(&mut stopping, Phase::Stopping) => {
-                Drained { cut: self.shared.census.running(lifecycle::Counted::Request) }
-            }
+            () = reached(&mut stopping, Phase::Stopping) => self.shared.census.close().await,
         };
         watch.abort();
         info!(cut = drained.cut, "edge stopped");

@@ -17,4 +17,4 @@ pub mod unmanaged;
 pub mod upstream;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -29,7 +29,7 @@ use tokio_rustls::TlsConnector;
 use crate::gateway::dispatch::Job;
 use crate::nodes::members::{Member, Place};
 use crate::nodes::upstream::Answer;
-use crate::store::NodeRecord;
+use crate::store::{NodeRecord, Store};
 
 pub use answer::Shape;
 pub use dial::Roads;
@@ -241,6 +241,7 @@ impl Remote {
                 }),
             }],
             wake: None,
+            back_end: None,
         }
     }
 
@@ -266,6 +267,27 @@ impl Remote {
             architecture: String::new(),
             modalities: self.settings.modalities.clone(),
         }
+    }
+}
+
+/// Says which servers somebody started that these settings do not name: they cost money, and this proxy cannot stop them.
+pub async fn tell_strays(store: Arc<dyn Store>, remotes: Vec<Arc<Remote>>) {
+    let bursts = match store.bursts().await {
+        Ok(bursts) => bursts,
+        Err(error) => return tracing::debug!(%error, "nobody knows which servers run"),
+    };
+    let can_stop = |name: &str| {
+        let mut named = remotes.iter().filter(|remote| remote.name() == name);
+        named.any(|remote| {
+            let starter = remote.starter();
+            starter.is_some_and(|starter| starter.burst().stop.is_some())
+        })
+    };
+    for burst in bursts.iter().filter(|burst| !can_stop(&burst.name)) {
+        tracing::error!(
+            remote = burst.name,
+            "a server was started, and is not known to be stopped, that no [[remote]] of these settings can stop: unless another proxy does, it costs money until you stop it"
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 
 pub mod changes;
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 pub mod counting;
 pub mod embedded;
 #[cfg(test)]
@@ -39,8 +39,8 @@ pub use self::transfer::Transfer;
 pub use local::local_secret;
 pub(crate) use local::private_folder;
 pub use record::{
-    Denial, Denied, JoinToken, KeyRecord, NodeRecord, PreviousSecret, Redeemed, Redemption,
-    SecretHash, UserRecord,
+    BurstRecord, BurstStage, Denial, Denied, JoinToken, KeyRecord, NodeRecord, PreviousSecret,
+    Redeemed, Redemption, SecretHash, UserRecord,
 };
 
 /// The name of the secret under which credentials are hashed; see [`Records::secret`].

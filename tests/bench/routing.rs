@@ -158,6 +158,7 @@ fn routed() -> serde_json::Value {
             needs: Needs::default(),
             fallback: true,
             past_queues: false,
+            past_waits: false,
             local_only: false,
             patience: Duration::from_secs(10),
             prompt: Prompt::default(),
@@ -207,6 +208,7 @@ fn fleet(now: Instant) -> Router {
             memory: Memory::default(),
             tiers: Tier::ALL.map(|kind| tier(kind, number)).to_vec(),
             wake: None,
+            back_end: None,
         };
         router
             .report(&format!("machine-{number}"), report, now)

@@ -20,8 +20,12 @@ pub(crate) enum Act {
     /// Packets are lost, per mille, and late.
     Storm(u32, Duration),
     Restart,
+    /// No new work for it: what it does it finishes.
+    Drain,
     KillProxy,
     RestartProxy,
+    /// Its next version takes over from it.
+    UpgradeProxy,
     Blackout,
 }
 
@@ -42,7 +46,9 @@ impl Deed {
     /// Whom it was done to, by name.
     pub(crate) fn victim(&self) -> String {
         match self.act {
-            Act::KillProxy | Act::RestartProxy => format!("proxy {}", self.whom),
+            Act::KillProxy | Act::RestartProxy | Act::UpgradeProxy => {
+                format!("proxy {}", self.whom)
+            }
             Act::Blackout => "all".to_owned(),
             Act::KillAgents
             | Act::KillWorkers
@@ -50,6 +56,7 @@ impl Deed {
             | Act::StopWorkers
             | Act::Cut
             | Act::Storm(..)
+            | Act::Drain
             | Act::Restart => MACHINES[self.whom].to_owned(),
         }
     }
@@ -58,13 +65,14 @@ impl Deed {
     pub(crate) fn strikes(&self, machine: usize) -> bool {
         match self.act {
             Act::Blackout => true,
-            Act::KillProxy | Act::RestartProxy => false,
+            Act::KillProxy | Act::RestartProxy | Act::UpgradeProxy => false,
             Act::KillAgents
             | Act::KillWorkers
             | Act::StopAgents
             | Act::StopWorkers
             | Act::Cut
             | Act::Storm(..)
+            | Act::Drain
             | Act::Restart => self.whom == machine,
         }
     }
@@ -80,6 +88,8 @@ impl Deed {
             | Act::StopWorkers
             | Act::Cut
             | Act::Storm(..)
+            | Act::Drain
+            | Act::UpgradeProxy
             | Act::Restart => false,
         }
     }
@@ -100,6 +110,8 @@ impl fmt::Display for Act {
             Self::Restart => "restart (TERM)",
             Self::KillProxy => "kill -9",
             Self::RestartProxy => "restart (TERM)",
+            Self::Drain => "drain",
+            Self::UpgradeProxy => "upgrade",
             Self::Blackout => "blackout (kill -9)",
         };
         f.pad(words)
@@ -116,14 +128,14 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Every kind comes at least once in ten rounds: the first ten are a shuffled list of all.
+    /// Every kind comes before any comes again: they are a shuffled list.
     pub(crate) fn drawn(dice: &mut Dice, left: &mut Vec<Act>) -> Self {
         if left.is_empty() {
             *left = every_kind(dice);
         }
         let act = left.swap_remove(dice.below(left.len()));
         let whom = match act {
-            Act::KillProxy | Act::RestartProxy => dice.below(2),
+            Act::KillProxy | Act::RestartProxy | Act::UpgradeProxy => dice.below(2),
             Act::KillAgents
             | Act::KillWorkers
             | Act::StopAgents
@@ -131,10 +143,14 @@ impl Round {
             | Act::Cut
             | Act::Storm(..)
             | Act::Restart
+            | Act::Drain
             | Act::Blackout => dice.below(MACHINES.len()),
         };
         let mut acts = vec![(act, whom)];
-        let is_of_a_machine = !matches!(act, Act::KillProxy | Act::RestartProxy | Act::Blackout);
+        let is_of_a_machine = !matches!(
+            act,
+            Act::KillProxy | Act::RestartProxy | Act::UpgradeProxy | Act::Blackout
+        );
         if is_of_a_machine && dice.below(3) == 0 {
             let other = (whom + 1 + dice.below(2)) % MACHINES.len();
             let second =
@@ -150,6 +166,8 @@ impl Round {
             | Act::StopAgents
             | Act::Cut
             | Act::Restart
+            | Act::Drain
+            | Act::UpgradeProxy
             | Act::RestartProxy => dice.between(300, 3_000),
         };
         let calm = dice.between(100, 900);
@@ -193,8 +211,10 @@ fn every_kind(dice: &mut Dice) -> Vec<Act> {
         Act::Cut,
         Act::Storm(300, dice.between(20, 200)),
         Act::Restart,
+        Act::Drain,
         Act::KillProxy,
         Act::RestartProxy,
+        Act::UpgradeProxy,
         Act::Blackout,
     ]
 }
@@ -208,11 +228,19 @@ async fn begin(town: &mut Town, act: Act, whom: usize) {
         Act::Cut => town.weather(whom, Weather::CUT),
         Act::Storm(loss, delay) => town.weather(whom, Weather::bad(loss, delay)),
         Act::Restart => town.terminate(whom).await,
+        Act::Drain => town.tell(&["node", "drain", MACHINES[whom]]),
+        Act::UpgradeProxy => {
+            let mut old = town.proxies[whom].upgrade();
+            old.ended(Duration::from_mins(1)).await;
+        }
         Act::KillProxy => town.proxies[whom].kill(),
         Act::RestartProxy => {
             let process = town.proxies[whom].process();
             process.signal("TERM");
-            process.ended(Duration::from_mins(1)).await;
+            let status = process.ended(Duration::from_mins(1)).await;
+            let log = process.log();
+            let last: Vec<&str> = log.lines().rev().take(20).collect();
+            assert!(status.success(), "{status}: {last:#?}");
         }
         Act::Blackout => town
             .machines
@@ -224,7 +252,8 @@ async fn begin(town: &mut Town, act: Act, whom: usize) {
 async fn end(town: &mut Town, act: Act, whom: usize) {
     match act {
         Act::KillAgents | Act::Restart => town.machines[whom].start(),
-        Act::KillWorkers => {}
+        Act::KillWorkers | Act::UpgradeProxy => {}
+        Act::Drain => town.tell(&["node", "undrain", MACHINES[whom]]),
         Act::StopAgents => town.machines[whom].signal("CONT"),
         // One that was killed meanwhile has a successor, which does not mind.
         Act::StopWorkers => town.machines[whom].signal_workers("CONT"),

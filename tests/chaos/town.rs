@@ -110,7 +110,8 @@ impl Town {
         }
         for proxy in &self.proxies {
             until("all machines serve", READY_MAX, || async {
-                let ready = proxy.metric("hearth_nodes_ready").await;
+                // One that has just taken over may not answer yet.
+                let ready = proxy.try_metric("hearth_nodes_ready").await?;
                 (ready >= MACHINES_READY).then_some(())
             })
             .await;
@@ -166,6 +167,11 @@ impl Town {
         for agent in &mut self.machines[machine].agents {
             agent.process().ended(BACK_MAX).await;
         }
+    }
+
+    /// Tells the house something, as its owner.
+    pub(crate) fn tell(&self, words: &[&str]) {
+        self.proxies[0].manage(words);
     }
 
     /// Every proxy's sum of one metric.

@@ -1,9 +1,14 @@
 //! A question is answered: whole and streamed, by the tier that was asked for, and says where it came from.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tests::node::Node;
 use tests::proxy::Proxy;
+use tests::wait::until;
 
+/// The books are written behind the answer.
+const BOOKED_MAX: Duration = Duration::from_secs(10);
 const PARIS: &str = "What is the capital of France?";
 
 #[tokio::test]
@@ -178,11 +183,12 @@ async fn a_request_on_the_fence_is_judged_by_the_fast_tier_and_nobody_pays_for_t
     assert!(!reason.contains("no_second_opinion"), "{reason}");
     let answered = home.metric("hearth_node_requests_total").await;
     assert_eq!(answered, Some(2.0), "the opinion and the answer");
-    let books = proxy.manage(&["usage", "--records"]);
-    let books = books.as_array().expect("records");
-    assert_eq!(books.len(), 1, "{books:?}");
-    assert_eq!(
-        books[0]["tokens_out"],
-        reply.json()["usage"]["completion_tokens"]
-    );
+    let books = until("the answer is in the books", BOOKED_MAX, || async {
+        let books = proxy.manage(&["usage", "--records"]);
+        (books != json!([])).then_some(books)
+    })
+    .await;
+    assert_eq!(books.as_array().map(Vec::len), Some(1), "{books}");
+    let made = &reply.json()["usage"]["completion_tokens"];
+    assert_eq!(&books[0]["tokens_out"], made);
 }

@@ -306,6 +306,7 @@ async fn an_answer_that_is_not_streamed_survives_its_node() {
     let split = &unbroken["_routing"]["timing"];
     let parts = [
         "edge_ms",
+        "wake_ms",
         "tunnel_ms",
         "queue_ms",
         "prefill_ms",

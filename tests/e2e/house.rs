@@ -270,7 +270,7 @@ async fn the_doctor_says_what_works_and_what_does_not_and_what_to_do() {
     .await;
     assert!(said.contains("ms inside the tunnel"), "{said}");
     until("the node's bytes are counted", SOON, || async {
-        let received = proxy.metric("hearth_node_received_bytes{node=\"den\"");
+        let received = proxy.metric("hearth_node_received_bytes_total{node=\"den\"");
         (received.await > 0.0).then_some(())
     })
     .await;

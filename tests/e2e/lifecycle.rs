@@ -77,6 +77,37 @@ async fn sigterm_lets_a_running_stream_finish() {
 }
 
 #[tokio::test]
+async fn an_answer_that_outlasts_the_grace_is_told_so_and_charged_for_what_was_made() {
+    let mut proxy = Proxy::with().server("grace_secs = 1").start().await;
+    let _home = Node::named("den")
+        .tier_from("fast", &slow(400, 50), 1)
+        .join(&proxy);
+    let friend = proxy.friend();
+    proxy.serves(&friend, &["fast"]).await;
+
+    let mut stream = friend.stream("fast", "Talk to me.").await;
+    stream.data().await.expect("it begins");
+    proxy.process().signal("TERM");
+    let transcript = stream.collect().await;
+    let status = proxy.process().ended(Duration::from_secs(20)).await;
+
+    assert!(status.success(), "{status}");
+    let error = transcript.error().expect("an event says why");
+    assert_eq!(error["code"], "draining", "{error}");
+    assert!(!transcript.done, "an answer that was cut has no clean end");
+    let told = transcript.chunks.len();
+    proxy.restart().await;
+    let books = proxy.manage(&["usage", "--records"]);
+    let made = books[0]["tokens_out"]
+        .as_u64()
+        .expect("a line of the books");
+    assert!(made > 0, "{books}");
+    // Chunks with the role, the error and so on are none of a token.
+    let told = u64::try_from(told).expect("few");
+    assert!(made + 5 >= told, "{made} of {told}: {books}");
+}
+
+#[tokio::test]
 async fn sigterm_with_nothing_to_do_ends_at_once() {
     let mut proxy = Proxy::start().await;
     let mut home = Node::named("den").tier("fast").join(&proxy);

@@ -388,3 +388,51 @@ async fn usage_is_told_in_each_form(proxy: &Proxy, spent: u64) {
         "{records}"
     );
 }
+
+#[tokio::test]
+async fn the_doctor_asks_a_real_question_and_leaves_nothing_behind() {
+    let proxy = Proxy::start().await;
+    let (code, told) = typed(&proxy, &["doctor"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("FAIL  machines"), "{told}");
+    assert!(told.contains("node invite"), "what next: {told}");
+
+    let _home = Node::named("den").tier("fast").join(&proxy);
+    proxy.serves(&proxy.friend(), &["fast"]).await;
+    let told = done(&proxy, &["doctor"]);
+    let (_, told_json) = typed(&proxy, &["doctor", "--json"]);
+    for line in [
+        "ok    settings",
+        "ok    proxy",
+        "ok    store       embedded",
+        "ok    https",
+        "ok    den         udp",
+        "ok    answer      tiny-fast on den",
+    ] {
+        assert!(told.contains(line), "{line:?} in {told}");
+    }
+    assert!(
+        told.contains("reading") && !told.contains("hearth_sk_"),
+        "{told}"
+    );
+    let checks: Value = serde_json::from_str(&told_json).expect("JSON");
+    let all = checks.as_array().expect("checks");
+    assert!(all.iter().all(|check| check["verdict"] == "ok"), "{checks}");
+    let keys = done(&proxy, &["key", "list", "--json"]);
+    let keys: Value = serde_json::from_str(&keys).expect("JSON");
+    let left = keys.as_array().expect("keys").iter();
+    let left = left.filter(|key| key["name"] == "doctor" && key["revoked_unix"].is_null());
+    assert_eq!(left.count(), 0, "its keys are taken back: {keys}");
+}
+
+#[tokio::test]
+async fn the_doctor_of_a_stopped_proxy_says_how_to_start_it() {
+    let mut proxy = Proxy::start().await;
+    proxy.kill();
+    let (code, told) = typed(&proxy, &["doctor"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(
+        told.contains("FAIL  proxy") && told.contains("journalctl"),
+        "{told}"
+    );
+}

@@ -103,65 +103,128 @@ async fn a_server_outside_the_tunnel_serves_a_tier() {
     assert_eq!(reply.text(), "I am the fast tier.");
 }
 
-#[tokio::test]
-async fn a_server_that_scales_from_zero_is_started_and_stopped() {
-    let folder = tempfile::tempdir().expect("a folder can be made");
-    let port = free_tcp_port();
-    let pid = folder.path().join("pid");
-    let script = |name: &str, text: String| {
-        let path = folder.path().join(name);
+/// A server that scripts start and stop.
+struct Scaled {
+    folder: TempDir,
+    port: u16,
+}
+
+impl Scaled {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder can be made"),
+            port: free_tcp_port(),
+        }
+    }
+
+    fn script(&self, name: &str, text: &str) -> String {
+        let path = self.folder.path().join(name);
         fs::write(&path, text).expect("a script can be written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it may run");
         path.display().to_string()
-    };
-    // It is slow to rise: only when the test has read that the client was told why it waits.
-    let may_rise = folder.path().join("may-rise");
-    let up = script(
-        "up",
-        format!(
-            "#!/bin/sh\n(until [ -e \"{}\" ]; do sleep 0.05; done\nexec \"{}\" serve --config \"{}\" --listen 127.0.0.1:{port}) >/dev/null 2>&1 &\necho $! > \"{}\"\n",
-            may_rise.display(),
+    }
+
+    /// A proxy in front of it. It is slow to rise: only when the test has read that the client was told why it waits.
+    fn proxy(&self) -> Builder {
+        let up = format!(
+            "#!/bin/sh\n(until [ -e \"{}\" ]; do sleep 0.05; done\nexec \"{}\" serve --config \"{}\" --listen 127.0.0.1:{}) >/dev/null 2>&1 &\necho $! > \"{}\"\n",
+            self.folder.path().join("may-rise").display(),
             program("hearth-node").display(),
-            server_settings(folder.path()),
-            pid.display()
-        ),
-    );
-    let down = script(
-        "down",
-        format!(
-            "#!/bin/sh\nkill \"$(cat '{0}')\" && rm '{0}'\n",
-            pid.display()
-        ),
-    );
-    let burst = format!(
-        "[remote.burst]\nstart_command = [\"{up}\"]\nstop_command = [\"{down}\"]\nidle_stop_secs = 10\ntakes_secs = 5\n"
-    );
-    let proxy = remote(port, &burst)
-        .routing("commit_after_ms = 100")
-        .routing("keepalive_secs = 1")
-        .start()
+            server_settings(self.folder.path()),
+            self.port,
+            self.pid().display()
+        );
+        let down = format!(
+            "#!/bin/sh\n[ -e '{0}' ] || exit 0\nkill \"$(cat '{0}')\" && rm '{0}'\n",
+            self.pid().display()
+        );
+        let (up, down) = (self.script("up", &up), self.script("down", &down));
+        let burst = format!(
+            "[remote.burst]\nstart_command = [\"{up}\"]\nstop_command = [\"{down}\"]\nidle_stop_secs = 10\ntakes_secs = 5\n"
+        );
+        remote(self.port, &burst)
+            .routing("commit_after_ms = 100")
+            .routing("keepalive_secs = 1")
+    }
+
+    fn rises(&self) {
+        fs::write(self.folder.path().join("may-rise"), "").expect("it can be written");
+    }
+
+    /// There while it costs money.
+    fn pid(&self) -> std::path::PathBuf {
+        self.folder.path().join("pid")
+    }
+
+    async fn is_stopped(&self) {
+        until("it is stopped again", Duration::from_mins(1), || async {
+            (!self.pid().exists()).then_some(())
+        })
         .await;
-    let friend = proxy.friend();
+    }
+}
+
+async fn is_asleep(friend: &tests::client::Client, model: &str) {
     until("it is asleep", Duration::from_secs(20), || async {
         let list = friend.get("/v1/models").await.json();
-        status_of(&list, "big").filter(|state| state == "sleeping")
+        status_of(&list, model).filter(|state| state == "sleeping")
     })
     .await;
-    assert!(!pid.exists(), "nobody has wanted it yet");
+}
 
-    let body = json!({"model": "big", "messages": [{"role": "user", "content": "Which tier are you?"}], "stream": true, "temperature": 0});
-    let mut stream = friend.stream_body(body).await;
+fn question(model: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": "Which tier are you?"}], "stream": true, "temperature": 0})
+}
+
+#[tokio::test]
+async fn a_server_that_scales_from_zero_is_started_and_stopped() {
+    let scaled = Scaled::new();
+    let proxy = scaled.proxy().start().await;
+    let friend = proxy.friend();
+    is_asleep(&friend, "big").await;
+    assert!(!scaled.pid().exists(), "nobody has wanted it yet");
+
+    let mut stream = friend.stream_body(question("big")).await;
     stream.text_until(": keep-alive load ").await;
-    fs::write(&may_rise, "").expect("it can be written");
+    scaled.rises();
     let said = stream.rest().await;
     assert!(said.contains("[DONE]"), "{said}");
-    assert!(pid.exists(), "it runs");
+    assert!(scaled.pid().exists(), "it runs");
+    let paid = proxy.manage(&["status"]);
+    assert_eq!(paid["bursts"][0]["name"], "cellar", "{paid}");
+    assert_eq!(paid["bursts"][0]["stage"], "ready");
 
-    until("it is stopped again", Duration::from_secs(40), || async {
-        (!pid.exists()).then_some(())
+    scaled.is_stopped().await;
+    until("nobody pays", Duration::from_secs(10), || async {
+        let status = proxy.manage(&["status"]);
+        status["bursts"].as_array()?.is_empty().then_some(())
     })
     .await;
     assert!(proxy.metric("hearth_wakes_total").await >= 2.0);
+}
+
+#[tokio::test]
+async fn a_server_whose_proxy_was_killed_while_it_started_it_is_stopped_all_the_same() {
+    let scaled = Scaled::new();
+    let mut proxy = scaled.proxy().start().await;
+    let friend = proxy.friend();
+    is_asleep(&friend, "big").await;
+    let mut stream = friend.stream_body(question("big")).await;
+    stream.text_until(": keep-alive load ").await;
+    until("it runs", Duration::from_secs(10), || async {
+        scaled.pid().exists().then_some(())
+    })
+    .await;
+    proxy.kill();
+    drop(stream);
+    proxy.restart().await;
+    assert!(
+        scaled.pid().exists(),
+        "it costs money, and nobody asks for it"
+    );
+    let paid = proxy.manage(&["status"]);
+    assert_eq!(paid["bursts"][0]["stage"], "starting", "{paid}");
+    scaled.is_stopped().await;
 }
 
 fn status_of(list: &Value, id: &str) -> Option<String> {
@@ -170,42 +233,129 @@ fn status_of(list: &Value, id: &str) -> Option<String> {
     Some(found["status"]["value"].as_str()?.to_owned())
 }
 
+/// A machine that may sleep, its neighbour, and the socket that the packets for it come to.
+struct Attic {
+    bed: tokio::net::UdpSocket,
+    proxy: Proxy,
+    workstation: Node,
+    _neighbour: Node,
+    friend: tests::client::Client,
+}
+
+impl Attic {
+    /// `silent_after`: seconds without a report until a machine counts as gone.
+    async fn new(
+        silent_after: u32,
+        heavy: impl FnOnce(tests::node::Builder) -> tests::node::Builder,
+    ) -> Self {
+        let bed = tokio::net::UdpSocket::bind("127.0.0.1:0")
+            .await
+            .expect("a socket can be bound");
+        let port = bed.local_addr().expect("it is bound").port();
+        let proxy = Proxy::generous()
+            .tunnel("heartbeat_secs = 1")
+            .tunnel(&format!("silent_after_secs = {silent_after}"))
+            .routing("commit_after_ms = 100")
+            .routing("keepalive_secs = 1")
+            .start()
+            .await;
+        let workstation = Node::named("workstation").section(&format!(
+            "[wake]\nmacs = [\"3c:7c:3f:12:34:56\"]\nbroadcast = \"127.0.0.1\"\nport = {port}\nsecure_on = \"01:02:03:04:05:06\"\ntakes_secs = 20\nsite = \"attic\""
+        ));
+        let workstation = heavy(workstation).join(&proxy);
+        let neighbour = Node::named("nas")
+            .section("[wake]\nwakes_others = true\nsite = \"attic\"")
+            .tier("fast")
+            .join(&proxy);
+        let friend = proxy.friend();
+        proxy.serves(&friend, &["fast", "heavy"]).await;
+        Self {
+            bed,
+            proxy,
+            workstation,
+            _neighbour: neighbour,
+            friend,
+        }
+    }
+
+    /// A packet for the workstation comes.
+    async fn is_called(&self) {
+        let mut packet = [0; 200];
+        let heard = tokio::time::timeout(Duration::from_secs(20), self.bed.recv(&mut packet));
+        let length = heard.await.expect("a packet comes").expect("it is read");
+        let mac = [0x3c, 0x7c, 0x3f, 0x12, 0x34, 0x56];
+        let mut wanted = vec![0xff; 6];
+        wanted.extend(mac.repeat(16));
+        wanted.extend([1, 2, 3, 4, 5, 6]);
+        assert_eq!(packet[..length], wanted);
+    }
+
+    /// Asks for its tier; it rises only when the client was told why it waits: a fast machine is up before that.
+    async fn wakes_for_a_request(&mut self) {
+        let waits = async {
+            let mut stream = self.friend.stream_body(question("heavy")).await;
+            stream.text_until(": keep-alive load ").await;
+            stream
+        };
+        let (stream, ()) = tokio::join!(waits, self.is_called());
+        self.workstation.restart();
+        let said = stream.rest().await;
+        assert!(said.contains("\"node\":\"workstation\""), "{said}");
+        assert!(said.contains("[DONE]"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_falls_asleep_at_work_is_woken_for_the_next_request() {
+    let slow = tests::node::slow(200, 50);
+    let mut attic = Attic::new(60, |node| node.tier_from("heavy", &slow, 1)).await;
+    let mut stream = attic.friend.stream_body(question("heavy")).await;
+    stream.text_until("\"content\"").await;
+    attic.workstation.kill();
+    let said = stream.rest().await;
+    assert!(!said.contains("[DONE]") || said.contains("error"), "{said}");
+    // Long before its reports are missed.
+    is_asleep(&attic.friend, "heavy").await;
+    attic.wakes_for_a_request().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_its_administrator_drained_is_not_woken_until_it_may_work_again() {
+    let mut attic = Attic::new(2, |node| node.tier("heavy")).await;
+    attic.proxy.manage(&["node", "drain", "workstation"]);
+    attic.workstation.kill();
+    until("it sleeps", Duration::from_secs(20), || async {
+        let nodes = attic.proxy.manage(&["node", "list"]);
+        let mut nodes = nodes.as_array()?.iter();
+        let shown = nodes.find(|node| node["name"] == "workstation")?;
+        (shown["now"]["asleep"] == true).then_some(())
+    })
+    .await;
+    let elsewhere = attic.friend.ask("heavy", "Which tier are you?").await;
+    assert_eq!(elsewhere.routing()["fallback"], "heavy->fast");
+    let mut packet = [0; 200];
+    assert!(attic.bed.try_recv(&mut packet).is_err(), "nobody wakes it");
+    attic.proxy.manage(&["node", "undrain", "workstation"]);
+    is_asleep(&attic.friend, "heavy").await;
+    until("it gets work again", Duration::from_secs(10), || async {
+        let route = attic
+            .proxy
+            .manage(&["route", "explain", "--tier", "heavy", "hello"]);
+        let mut steps = route["route"]["steps"].as_array()?.iter();
+        steps
+            .any(|step| step["node"] == "workstation")
+            .then_some(())
+    })
+    .await;
+    attic.wakes_for_a_request().await;
+}
+
 #[tokio::test]
 async fn a_machine_that_sleeps_is_woken_by_its_neighbour_for_the_request_that_needs_it() {
-    let bed = tokio::net::UdpSocket::bind("127.0.0.1:0")
-        .await
-        .expect("a socket can be bound");
-    let port = bed.local_addr().expect("it is bound").port();
-    let proxy = Proxy::generous()
-        .tunnel("heartbeat_secs = 1")
-        .tunnel("silent_after_secs = 2")
-        .routing("commit_after_ms = 100")
-        .routing("keepalive_secs = 1")
-        .start()
-        .await;
-    let mut workstation = Node::named("workstation")
-        .section(&format!(
-            "[wake]\nmacs = [\"3c:7c:3f:12:34:56\"]\nbroadcast = \"127.0.0.1\"\nport = {port}\nsecure_on = \"01:02:03:04:05:06\"\ntakes_secs = 20\nsite = \"attic\""
-        ))
-        .tier("heavy")
-        .join(&proxy);
-    let _neighbour = Node::named("nas")
-        .section("[wake]\nwakes_others = true\nsite = \"attic\"")
-        .tier("fast")
-        .join(&proxy);
-    let friend = proxy.friend();
-    proxy.serves(&friend, &["fast", "heavy"]).await;
-
-    workstation.kill();
-    until(
-        "it is asleep, not gone",
-        Duration::from_secs(20),
-        || async {
-            let list = friend.get("/v1/models").await.json();
-            status_of(&list, "heavy").filter(|state| state == "sleeping")
-        },
-    )
-    .await;
+    let mut attic = Attic::new(2, |node| node.tier("heavy")).await;
+    attic.workstation.kill();
+    is_asleep(&attic.friend, "heavy").await;
+    let (proxy, friend) = (&attic.proxy, &attic.friend);
     let asleep = proxy.manage(&["node", "list"]);
     let shown = asleep
         .as_array()
@@ -222,26 +372,5 @@ async fn a_machine_that_sleeps_is_woken_by_its_neighbour_for_the_request_that_ne
     let quick = quick.await;
     assert_eq!(quick.routing()["fallback"], "heavy->fast", "it cannot wait");
 
-    let body = json!({"model": "heavy", "messages": [{"role": "user", "content": "Which tier are you?"}], "stream": true, "temperature": 0});
-    let waits = async {
-        let mut stream = friend.stream_body(body).await;
-        stream.text_until(": keep-alive load ").await;
-        stream
-    };
-    let is_called = async {
-        let mut packet = [0; 200];
-        let heard = tokio::time::timeout(Duration::from_secs(20), bed.recv(&mut packet));
-        let length = heard.await.expect("a packet comes").expect("it is read");
-        let mac = [0x3c, 0x7c, 0x3f, 0x12, 0x34, 0x56];
-        let mut wanted = vec![0xff; 6];
-        wanted.extend(mac.repeat(16));
-        wanted.extend([1, 2, 3, 4, 5, 6]);
-        assert_eq!(packet[..length], wanted);
-    };
-    // It rises only when the client was told why it waits: a fast machine is up before that.
-    let (stream, ()) = tokio::join!(waits, is_called);
-    workstation.restart();
-    let said = stream.rest().await;
-    assert!(said.contains("\"node\":\"workstation\""), "{said}");
-    assert!(said.contains("[DONE]"), "{said}");
+    attic.wakes_for_a_request().await;
 }

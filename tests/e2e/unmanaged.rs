@@ -115,6 +115,16 @@ async fn any_server_behind_a_stock_wireguard_is_a_node_until_it_is_revoked() {
     let shown = nodes.as_array().expect("a list");
     assert_eq!(shown.len(), 1, "{nodes}");
     assert_eq!(shown[0]["agent_version"], "unmanaged");
+    assert_eq!(shown[0]["state"], "approved");
+    assert_eq!(shown[0]["tunnel"]["back_end"], "stock", "{nodes}");
+    assert_eq!(shown[0]["tunnel"]["carrier"], "udp", "{nodes}");
+    assert_eq!(shown[0]["now"]["outside"], false, "{nodes}");
+    let id = shown[0]["id"].as_str().expect("an id");
+    assert!(
+        stock.text.contains(&format!("node revoke {id}")),
+        "how to end it: {}",
+        stock.text
+    );
 
     // The hub knows its key and where it was: nobody at the machine does anything.
     let folder = proxy.config();

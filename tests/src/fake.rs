@@ -99,6 +99,7 @@ impl FakeNode {
             memory: Memory::default(),
             tiers: vec![tier(model)],
             wake: None,
+            back_end: None,
         };
         tokio::spawn(keep_reporting(tunnel.clone(), reply, report));
         Ok(Self { tunnel })

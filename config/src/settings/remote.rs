@@ -133,13 +133,13 @@ impl MaxTokensField {
 /// A server that is started when it is wanted and stopped when it is not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Burst {
-    /// What starts it.
+    /// What starts it. May be run where it runs already.
     pub start: Hook,
-    /// What stops it; `None`: it stops by itself.
+    /// What stops it; `None`: it stops by itself. May be run where it is stopped already.
     pub stop: Option<Hook>,
     /// The key that `start` and `stop` are sent, when they are addresses.
     pub key: Option<Secret<String>>,
-    /// A start that has not answered after this has failed. Default 600 s.
+    /// A start that has not answered after this has failed. Default a minute less than the whole request may take, 600 s at most.
     pub ready_timeout: Duration,
     /// How long a start takes, before one was measured. Default 60 s.
     pub takes: Duration,

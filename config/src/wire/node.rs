@@ -248,6 +248,42 @@ pub struct Report {
     /// How it is woken when it sleeps, and whether it wakes others; a node whose settings say nothing of it reports nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake: Option<WakeReport>,
+    /// Who does TCP at its end of the tunnel; a node that is older does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_end: Option<BackEnd>,
+}
+
+/// Who does TCP at one end of the tunnel.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackEnd {
+    /// The kernel, in a network namespace of the program's own.
+    Netns,
+    /// The program itself.
+    Embedded,
+    /// Something that this program is too old to know.
+    #[serde(other)]
+    Other,
+}
+
+impl BackEnd {
+    /// Its name in the settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+            Self::Embedded => "embedded",
+            Self::Other => "other",
+        }
+    }
+
+    /// What it is, in words for people.
+    pub const fn explained(self) -> &'static str {
+        match self {
+            Self::Netns => "netns (TCP by the kernel)",
+            Self::Embedded => "embedded (TCP and QUIC in the program)",
+            Self::Other => "other (this program is older than that end)",
+        }
+    }
 }
 
 /// Memory of the machine, in bytes.
@@ -268,7 +304,7 @@ pub struct TierReport {
     pub state: TierState,
     /// Why not, if it cannot.
     pub reason: Option<String>,
-    /// What it serves, once loaded.
+    /// What it serves, or will serve once it is loaded.
     pub model: Option<ModelReport>,
     /// Sequences it decodes at once.
     pub slots: u32,
@@ -285,7 +321,7 @@ pub struct TierReport {
     /// Prompts of this tier leave the house: another server answers, and it is not at home.
     #[serde(default)]
     pub elsewhere: bool,
-    /// How long a sleeping tier takes until it answers, milliseconds; 0 when nobody has measured it.
+    /// How long a tier takes until it answers that sleeps or is being loaded, milliseconds; 0 when nobody knows.
     #[serde(default)]
     pub wakes_in_ms: u64,
     /// Links of the conversations that lie in its caches, 16 hex digits each, newest last; at most [`PREFIXES_MAX`].

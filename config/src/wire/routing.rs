@@ -65,6 +65,12 @@ pub enum ContinuedHow {
 pub struct Timing {
     /// In the proxy, until the node that answered was asked; tries that failed count here.
     pub edge_ms: f64,
+    /// Until a machine or a server that slept was awake, or a model was loaded. 0: it was.
+    #[serde(default)]
+    pub wake_ms: f64,
+    /// It had to be woken or loaded.
+    #[serde(default)]
+    pub cold: bool,
     /// To the node and back, and whatever nobody else accounts for.
     pub tunnel_ms: f64,
     /// Waiting for a slot, in the proxy and on the node.

@@ -15,6 +15,7 @@ mod progress;
 mod reuse;
 mod saved;
 mod serve;
+mod stopwatch;
 mod warm;
 mod watchdog;
 

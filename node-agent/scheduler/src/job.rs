@@ -32,6 +32,8 @@ pub struct Job<T> {
     pub principal: Principal,
     /// Before whom it goes.
     pub class: Class,
+    /// Its answer began on another machine: somebody is reading it.
+    pub begun: bool,
     /// Who may reuse its prompt.
     pub wall: Wall,
     /// The tokens to read, never empty.

@@ -2,9 +2,11 @@
 //!
 //! Who is next is [`Order`]'s: a hundred requests of one delay another by one request, not by a hundred, and somebody with long
 //! prompts gets as many tokens as somebody with short ones, not as many requests. A full queue shuts out nobody because of
-//! somebody else's many: whoever has the most waiting loses the newest of them to a newcomer.
+//! somebody else's many: whoever has the most waiting loses the newest of them to a newcomer. An answer that began on another machine,
+//! one of each principal, goes before all that has not begun: its reader is in the middle of a sentence, and its turn was paid there.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use fair::Entry;
@@ -19,6 +21,8 @@ use crate::job::Principal;
 pub struct Queue<T> {
     jobs: HashMap<JobId, Job<T>>,
     order: Order<JobId, Principal>,
+    /// Answers that began elsewhere, before all others; the order knows nothing of them.
+    begun: VecDeque<JobId>,
     /// How many of each principal wait.
     held: HashMap<Principal, usize>,
     len_max: usize,
@@ -40,6 +44,7 @@ impl<T> Queue<T> {
         Self {
             jobs: HashMap::new(),
             order: Order::default(),
+            begun: VecDeque::new(),
             held: HashMap::new(),
             len_max,
             per_principal_max,
@@ -75,6 +80,14 @@ impl<T> Queue<T> {
             return Err(Box::new(QueueFull { job, waiting }));
         }
         let mut displaced = None;
+        let goes_first = job.begun && !self.has_begun(job.principal);
+        // Those are bounded by themselves: there are no more than principals with a place here.
+        if goes_first && self.begun.len() < self.len_max {
+            *self.held.entry(job.principal).or_insert(0) += 1;
+            self.begun.push_back(job.id);
+            self.jobs.insert(job.id, job);
+            return Ok(None);
+        }
         if self.len() >= self.len_max {
             let Some(most) = self.whoever_has_more_than(own + 1) else {
                 let waiting = self.len();
@@ -94,23 +107,28 @@ impl<T> Queue<T> {
 
     /// The job that [`Queue::pop`] takes next.
     pub fn peek(&self) -> Option<&Job<T>> {
-        self.jobs.get(&self.order.peek()?)
+        let first = self.begun.front().copied();
+        self.jobs.get(&first.or_else(|| self.order.peek())?)
     }
 
     /// Takes the next job: of the class whose turn it is, the oldest of the principal whose turn it is.
     pub fn pop(&mut self) -> Option<Job<T>> {
-        let id = self.order.pop()?;
+        let first = self.begun.pop_front();
+        let id = first.or_else(|| self.order.pop())?;
         self.forget(id)
     }
 
     /// All jobs in the order in which they go if nobody else comes.
     pub fn in_turn(&self) -> Vec<JobId> {
-        self.order.in_turn()
+        let mut all: Vec<JobId> = self.begun.iter().copied().collect();
+        all.extend(self.order.in_turn());
+        all
     }
 
     /// Takes a job out, wherever it stands.
     pub fn remove(&mut self, id: JobId) -> Option<Job<T>> {
         let job = self.forget(id)?;
+        self.begun.retain(|known| *known != id);
         self.order.remove(|unwanted| unwanted == id);
         Some(job)
     }
@@ -124,6 +142,7 @@ impl<T> Queue<T> {
         let is_late = |job: &&Job<T>| job.deadline.is_some_and(|deadline| deadline <= now);
         let late: Vec<JobId> = self.iter().filter(is_late).map(|job| job.id).collect();
         let mut out: Vec<Job<T>> = late.iter().filter_map(|id| self.forget(*id)).collect();
+        self.begun.retain(|id| !late.contains(id));
         self.order.remove(|id| late.contains(&id));
         out.sort_by_key(|job| (job.arrived, job.id));
         out
@@ -132,6 +151,12 @@ impl<T> Queue<T> {
     /// When the next deadline passes.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.iter().filter_map(|job| job.deadline).min()
+    }
+
+    /// Whether an answer of this principal that began elsewhere waits already.
+    fn has_begun(&self, principal: Principal) -> bool {
+        let mut waiting = self.begun.iter().filter_map(|id| self.jobs.get(id));
+        waiting.any(|job| job.principal == principal)
     }
 
     /// The principal with the most jobs here, if those are more than `count`.

@@ -82,7 +82,7 @@ impl ChatStream {
             cached_tokens: 0,
         };
         Self {
-            tally: Tally::drawing(envelope.watts),
+            tally: Tally::of(&envelope),
             envelope,
             choices: (0..choices).map(choice).collect(),
             clock: None,

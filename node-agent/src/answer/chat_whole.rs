@@ -39,7 +39,7 @@ impl ChatWhole {
             finish: FinishReason::Stop,
         };
         Self {
-            tally: Tally::drawing(envelope.watts),
+            tally: Tally::of(&envelope),
             envelope,
             choices: (0..choices).map(choice).collect(),
         }

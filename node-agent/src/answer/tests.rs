@@ -25,6 +25,7 @@ fn envelope() -> Envelope {
         include_usage: true,
         n: 1,
         watts: None,
+        load_ms: None,
         dropped: 0,
         names_tokens: false,
         goes_on: false,

@@ -23,7 +23,7 @@ impl TextAnswer {
     /// An answer with `choices` choices.
     pub fn new(envelope: Envelope, choices: usize) -> Self {
         Self {
-            tally: Tally::drawing(envelope.watts),
+            tally: Tally::of(&envelope),
             envelope,
             choices: (0..choices).map(|at| choice(at, String::new())).collect(),
             offsets: vec![0; choices],

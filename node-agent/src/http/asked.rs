@@ -1,7 +1,7 @@
 //! The two surfaces behind one face: a checked request, what it is planned as, and where its events go.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use config::settings::node::SamplingDefaults;
@@ -50,6 +50,8 @@ pub(super) struct Task {
     pub(super) call: Call,
     pub(super) room: Arc<TierRoom>,
     pub(super) ready: Arc<Ready>,
+    /// How long its model was loaded for it.
+    pub(super) loaded: Option<Duration>,
 }
 
 impl Task {
@@ -85,6 +87,7 @@ impl Task {
         }
         let mut envelope = asked.envelope(&self.call, &self.room);
         envelope.dropped = dropped;
+        envelope.load_ms = self.loaded.map(|time| time.as_secs_f64() * 1000.0);
         envelope.goes_on = said.is_some();
         envelope.names_tokens = self.call.resumable && plan.specs.len() == 1;
         let output = asked.output(envelope, &plan);
@@ -258,7 +261,7 @@ pub(super) fn setting<'a>(
         links: &call.links,
         said: None,
         max_tokens: call.max_tokens,
-        now: SystemTime::now(),
+        now: call.began_at(),
     })
 }
 
@@ -317,19 +320,18 @@ impl Checked {
             Self::Chat(chat) => ("chatcmpl-", chat.include_usage()),
             Self::Text(text) => ("cmpl-", text.include_usage()),
         };
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let began = call.began_at().duration_since(UNIX_EPOCH);
+        let began = began.unwrap_or_default().as_secs();
+        let slides = matches!(self, Self::Chat(chat) if chat.slides);
         Envelope {
             id: call.completion_id(prefix),
-            created: call
-                .created
-                .unwrap_or_else(|| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+            created: i64::try_from(began).unwrap_or(i64::MAX),
             model: room.settings().model_id.clone(),
-            fingerprint: room.fingerprint(),
+            fingerprint: room.fingerprint(slides),
             include_usage,
             n: self.choices(),
             watts: room.watts_each(),
+            load_ms: None,
             dropped: 0,
             names_tokens: false,
             goes_on: false,

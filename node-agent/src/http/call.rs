@@ -1,6 +1,6 @@
 //! The headers that the proxy sends with a request. Each is checked; none is believed beyond its purpose.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::tier::Tier;
 use config::wire::node::{LINKS_MAX, PREFIX};
@@ -89,6 +89,13 @@ impl Call {
             },
             completion_id: id(headers, COMPLETION_ID)?,
         })
+    }
+
+    /// When the answer began: the same wherever it goes on, so that a template writes the same date there.
+    pub(super) fn began_at(&self) -> SystemTime {
+        let told = self.created.and_then(|secs| u64::try_from(secs).ok());
+        let told = told.and_then(|secs| UNIX_EPOCH.checked_add(Duration::from_secs(secs)));
+        told.unwrap_or_else(SystemTime::now)
     }
 
     /// The proxy's id for the answer.
@@ -189,6 +196,19 @@ mod tests {
         ] {
             let refused = Call::read(&headers(pairs)).err();
             assert_eq!(refused, Some(Refused::Header(want)), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_goes_on_writes_the_date_of_the_beginning() {
+        let of = |pairs: &[(&'static str, &'static str)]| {
+            let call = Call::read(&headers(pairs)).expect("headers of ours");
+            call.began_at()
+        };
+        let midnight = UNIX_EPOCH + Duration::from_hours(20_454 * 24);
+        assert_eq!(of(&[(TIER, "fast"), (CREATED, "1767225600")]), midnight);
+        for without in [&[(TIER, "fast")][..], &[(TIER, "fast"), (CREATED, "-5")]] {
+            assert!(of(without) > midnight, "the node's own clock");
         }
     }
 

@@ -39,7 +39,14 @@ pub(super) struct Recorded {
 #[derive(Debug)]
 pub(super) struct Held {
     _in_flight: InFlight,
-    _in_use: InUse,
+    in_use: InUse,
+}
+
+impl Held {
+    /// How long the model was loaded for it; `None`: it was loaded.
+    pub(super) const fn loaded(&self) -> Option<Duration> {
+        self.in_use.loaded()
+    }
 }
 
 /// An answer, or the beginning of one.
@@ -88,10 +95,10 @@ impl Job {
         let loading = teller.while_loading(&room, room.acquire());
         let in_use = timeout_at(ends_at, loading).await;
         let in_use = in_use.map_err(|_elapsed| Refused::Deadline)??;
-        let serving = in_use.serving().clone();
+        let (serving, loaded) = (in_use.serving().clone(), in_use.loaded());
         let held = Held {
             _in_flight: in_flight,
-            _in_use: in_use,
+            in_use,
         };
         let ready = match serving {
             Serving::Worker(ready) => ready,
@@ -107,6 +114,7 @@ impl Job {
             call,
             room,
             ready: ready.clone(),
+            loaded,
         };
         record.choices(task.asked.choices());
         let (plan, output) = task.prepare().await?;

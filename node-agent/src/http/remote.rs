@@ -61,7 +61,7 @@ impl Forward {
         let names = Names {
             id: call.completion_id(prefix),
             model: room.settings().model_id.clone(),
-            fingerprint: room.fingerprint(),
+            fingerprint: room.fingerprint(false),
         };
         let body = renamed(&self, &remote.model, call.max_tokens)?;
         let left = call.time_left().ok_or(Refused::Deadline)?;

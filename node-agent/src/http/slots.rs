@@ -80,7 +80,7 @@ fn props_of(room: &TierRoom) -> Value {
             card.devices.iter().map(|device| &device.name).collect::<Vec<_>>()
         }),
         "sampling": settings.sampling,
-        "system_fingerprint": room.fingerprint(),
+        "system_fingerprint": room.fingerprint(false),
     })
 }
 

@@ -61,7 +61,9 @@ pub(super) struct Live {
     record: Option<Record>,
     /// The longest wait of a choice for its slot, as far as they had begun when the head went out.
     queue_ms: Option<u64>,
-    _held: Held,
+    /// How long the prompt was read, until the first of the answer.
+    read: Option<Duration>,
+    held: Held,
 }
 
 impl Live {
@@ -79,8 +81,10 @@ impl Live {
             ended: false,
             record: None,
             queue_ms: None,
-            _held: held,
+            read: None,
+            held,
         };
+        let mut started = None;
         while live.first.is_empty() {
             let Some((choice, event)) = live.flow.next().await else {
                 break;
@@ -92,9 +96,11 @@ impl Live {
             }
             if let Event::Started { queue_ms, .. } = event {
                 live.queue_ms = live.queue_ms.max(Some(queue_ms));
+                started.get_or_insert_with(Instant::now);
             }
             live.writer.event(choice, &event, &mut live.first);
         }
+        live.read = started.map(|started| started.elapsed());
         Ok(live)
     }
 
@@ -105,14 +111,25 @@ impl Live {
 
     /// The head, and the body as it comes.
     pub(super) fn into_response(self: Box<Self>) -> Response<Body> {
-        let waited = self.queue_ms.map(|ms| format!("queue;dur={ms}"));
+        let parts = [
+            ("queue", self.queue_ms.map(Duration::from_millis)),
+            ("prefill", self.read),
+            ("load", self.held.loaded()),
+        ];
+        let known = parts.iter().filter_map(|(part, time)| {
+            let ms = (*time)?.as_secs_f64() * 1000.0;
+            Some(format!("{part};dur={ms:.1}"))
+        });
+        let known: Vec<String> = known.collect();
         let chunks = stream::unfold(self, |mut live| async move {
             let bytes = live.next().await?;
             Some((Ok::<_, Infallible>(Frame::data(bytes)), live))
         });
         let mut response = event_stream(StreamBody::new(chunks).boxed_unsync());
-        if let Some(Ok(waited)) = waited.map(HeaderValue::try_from) {
-            response.headers_mut().insert("server-timing", waited);
+        if !known.is_empty()
+            && let Ok(known) = HeaderValue::try_from(known.join(", "))
+        {
+            response.headers_mut().insert("server-timing", known);
         }
         response
     }

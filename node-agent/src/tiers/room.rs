@@ -1,4 +1,6 @@
-//! One tier: what it is doing, who uses it, and what the proxy is told about it. Its supervisor changes it; requests borrow its worker.
+//! One tier: what it is doing and who uses it. Its supervisor changes it; requests borrow its worker. What the proxy is told about it is [`told`]'s.
+
+mod told;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,23 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use config::settings::node::{TierKind, TierSettings};
+use config::settings::node::TierSettings;
 use config::tier::Tier;
-use config::wire::node::{ModelReport, PREFIXES_MAX, TierReport, TierState};
-use engine::{Modalities, ModelCard, Stats, Worker};
+use config::wire::node::ModelReport;
+use engine::{ModelCard, Refusal, Stats, Worker};
 use tokio::sync::{Notify, watch};
 
 use super::pace::Pace;
 use super::remote::Remote;
 use super::shelf::{Place, Shelf};
-use crate::models::Gguf;
 use crate::models::lock::Pin;
 use crate::power::Power;
 use crate::reply::Refused;
 use crate::template::Template;
 
-/// Tokens of one request at a server that does not tell; set `context` to say otherwise.
-const N_CTX_UNKNOWN: u32 = 8_192;
 /// Why there is no worker at once.
 enum Busy {
     /// It is being loaded for whoever waits.
@@ -109,6 +108,8 @@ pub struct TierRoom {
 pub struct InUse {
     room: Arc<TierRoom>,
     serving: Serving,
+    /// How long its model was loaded for it.
+    loaded: Option<Duration>,
 }
 
 /// Who answers.
@@ -124,6 +125,11 @@ impl InUse {
     /// Who answers.
     pub const fn serving(&self) -> &Serving {
         &self.serving
+    }
+
+    /// How long it was waited for until the model was loaded; `None`: it was.
+    pub const fn loaded(&self) -> Option<Duration> {
+        self.loaded
     }
 }
 
@@ -231,16 +237,22 @@ impl TierRoom {
         }
     }
 
-    /// A worker for one request. A sleeping tier is woken and waited for; one that starts for the first time, or is down, is not: the
-    /// proxy has other places to ask.
+    /// A worker for one request. A sleeping tier is woken; one that is being loaded is waited for, by as many as its worker would take;
+    /// one that is down is not: the proxy has other places to ask.
     pub async fn acquire(self: &Arc<Self>) -> Result<InUse, Refused> {
         let mut phases = self.phase.subscribe();
         let _waiting = Waiting::begin(self);
+        let mut is_new = true;
+        let began = Instant::now();
         loop {
             match self.try_acquire() {
-                Err(Busy::Waking) => {}
+                Err(Busy::Waking) if is_new && self.is_crowded() => return Err(self.crowded()),
+                Err(Busy::Waking) => is_new = false,
                 Err(Busy::Refused(refused)) => return Err(refused),
-                Ok(in_use) => return Ok(in_use),
+                Ok(mut in_use) => {
+                    in_use.loaded = (!is_new).then(|| began.elapsed());
+                    return Ok(in_use);
+                }
             }
             if phases.changed().await.is_err() {
                 return Err(self.unavailable("the node is shutting down"));
@@ -259,10 +271,7 @@ impl TierRoom {
                 self.wanted.notify_one();
                 return Err(Busy::Waking);
             }
-            Phase::Loading { wanted: true } => return Err(Busy::Waking),
-            Phase::Loading { wanted: false } => {
-                return Err(Busy::Refused(self.unavailable("its model is being loaded")));
-            }
+            Phase::Loading { .. } => return Err(Busy::Waking),
             Phase::Down { .. } => return Err(Busy::Refused(self.unavailable("it is down"))),
         };
         activity.busy += 1;
@@ -272,7 +281,25 @@ impl TierRoom {
         Ok(InUse {
             room: self.clone(),
             serving,
+            loaded: None,
         })
+    }
+
+    /// More wait than slots and queue of the worker will have room for.
+    fn is_crowded(&self) -> bool {
+        let settings = self.settings.load();
+        let room = settings.slots.saturating_add(settings.queue_max);
+        self.waiting() > room
+    }
+
+    fn crowded(&self) -> Refused {
+        let waiting = self.waiting().saturating_sub(1);
+        Refused::Engine(Refusal::QueueFull { waiting })
+    }
+
+    /// Requests that wait for the model to be loaded.
+    fn waiting(&self) -> u32 {
+        u32::try_from(self.activity().waiting).unwrap_or(u32::MAX)
     }
 
     const fn unavailable(&self, reason: &'static str) -> Refused {
@@ -367,7 +394,12 @@ impl TierRoom {
                 slots_busy: u16::try_from(self.activity().busy).unwrap_or(u16::MAX),
                 ..Stats::default()
             },
-            Phase::Loading { .. } | Phase::Sleeping | Phase::Down { .. } => Stats::default(),
+            // They are in its queue as soon as it is there.
+            Phase::Loading { .. } | Phase::Sleeping => Stats {
+                queue_depth: self.waiting(),
+                ..Stats::default()
+            },
+            Phase::Down { .. } => Stats::default(),
         }
     }
 
@@ -388,105 +420,24 @@ impl TierRoom {
         self.pin().map(|pin| pin.sha256.clone()).unwrap_or_default()
     }
 
-    /// A word that changes whenever the same seed may give another answer.
-    pub fn fingerprint(&self) -> Option<String> {
+    /// A word that changes whenever the same seed may give another answer. That of a conversation which `slides`, so that it loses its
+    /// oldest turns where they do not fit, also changes with the context.
+    pub fn fingerprint(&self, slides: bool) -> Option<String> {
         let settings = self.settings.load();
+        let n_ctx = self.ready().ok().filter(|_ready| slides);
         let name = format!(
-            "{}\0{}\0{:?}\0{:?}\0{:?}\0{:?}",
+            "{}\0{}\0{:?}\0{:?}\0{:?}\0{:?}\0{:?}",
             self.pin()?.fingerprint(),
             env!("CARGO_PKG_VERSION"),
             settings.sampling,
             settings.kv_type,
             settings.system,
             self.ready().ok().map(|ready| ready.template.identity()),
+            n_ctx.map(|ready| ready.card.n_ctx),
         );
         let hash = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
         let hex = hex::encode(hash.as_ref());
         Some(format!("fp_{}", hex.get(..12).unwrap_or(&hex)))
-    }
-
-    /// What the proxy is told.
-    pub fn report(&self) -> TierReport {
-        let (state, reason, model) = match self.phase() {
-            Phase::Loading { .. } => (TierState::Loading, None, None),
-            Phase::Sleeping => (TierState::Sleeping, None, self.last()),
-            Phase::Ready(ready) => {
-                let model = self.model_report(ready.card.clone());
-                (TierState::Ready, None, Some(model))
-            }
-            Phase::Remote(remote) => (TierState::Ready, None, Some(self.remote_report(&remote))),
-            Phase::Down { reason } => (TierState::Down, Some(reason), None),
-        };
-        let stats = self.stats();
-        let settings = self.settings();
-        TierReport {
-            tier: self.tier(),
-            state,
-            reason,
-            model,
-            slots: settings.slots,
-            slots_busy: u32::from(stats.slots_busy),
-            queue_depth: stats.queue_depth,
-            queue_max: settings.queue_max,
-            tokens_per_second: finite(stats.tokens_per_second),
-            prompt_tokens_per_second: finite(stats.prompt_tokens_per_second),
-            elsewhere: settings
-                .upstream
-                .as_ref()
-                .is_some_and(|upstream| !upstream.local),
-            wakes_in_ms: 0,
-            prefixes: self.prefixes(),
-        }
-    }
-
-    /// The links of what its worker holds, the newest last. Another worker or none holds nothing of it.
-    fn prefixes(&self) -> Vec<String> {
-        let held = match &*self.phase.borrow() {
-            Phase::Ready(ready) => ready.worker.held().borrow().clone(),
-            Phase::Remote(_) | Phase::Loading { .. } | Phase::Sleeping | Phase::Down { .. } => {
-                return Vec::new();
-            }
-        };
-        let newest = held.get(held.len().saturating_sub(PREFIXES_MAX)..);
-        let newest = newest.into_iter().flatten();
-        newest.map(|link| format!("{link:016x}")).collect()
-    }
-
-    /// Remembers what the model file says, for a tier that has not been loaded yet.
-    pub(super) fn know(&self, gguf: &Gguf, n_ctx: u32) {
-        let settings = self.settings();
-        let n_ctx_train = gguf
-            .arch_number("context_length")
-            .and_then(|n| u32::try_from(n).ok());
-        let n_ctx_train = n_ctx_train.unwrap_or_default();
-        self.remember(ModelReport {
-            id: settings.model_id.clone(),
-            aliases: settings.aliases.clone(),
-            file_sha256: String::new(),
-            size_bytes: gguf.tensor_bytes(),
-            n_ctx: n_ctx.min(n_ctx_train),
-            n_ctx_train,
-            parameters: gguf.parameters(),
-            quantization: gguf.quantisation().unwrap_or_default().to_owned(),
-            architecture: gguf.architecture().unwrap_or_default().to_owned(),
-            modalities: crafts(&settings),
-        });
-    }
-
-    fn remember(&self, model: ModelReport) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(model);
-        self.changed();
-    }
-
-    /// What was known about the model when it fell asleep.
-    fn last(&self) -> Option<ModelReport> {
-        let mut last = self
-            .last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()?;
-        last.file_sha256 = self.sha256();
-        Some(last)
     }
 
     /// Shows a loaded model to requests.
@@ -499,37 +450,17 @@ impl TierRoom {
         self.enter(Phase::Ready(ready));
     }
 
-    fn remote_report(&self, remote: &Remote) -> ModelReport {
-        let settings = self.settings.load();
-        let n_ctx = remote.n_ctx.or(settings.context).unwrap_or(N_CTX_UNKNOWN);
-        ModelReport {
-            id: settings.model_id.clone(),
-            aliases: settings.aliases.clone(),
-            file_sha256: String::new(),
-            size_bytes: 0,
-            n_ctx: settings.context.unwrap_or(n_ctx).min(n_ctx),
-            n_ctx_train: n_ctx,
-            parameters: 0,
-            quantization: String::new(),
-            architecture: "remote".to_owned(),
-            modalities: Vec::new(),
-        }
+    /// Does what has to be waited for before its model can be loaded on; how long that takes says nothing about loading.
+    pub(super) async fn held_up<T>(&self, by: impl Future<Output = T>) -> T {
+        self.pace.hold(Instant::now());
+        let done = by.await;
+        self.pace.go_on(Instant::now());
+        done
     }
 
-    fn model_report(&self, card: ModelCard) -> ModelReport {
-        let settings = self.settings.load();
-        ModelReport {
-            id: settings.model_id.clone(),
-            aliases: settings.aliases.clone(),
-            file_sha256: self.sha256(),
-            size_bytes: card.size_bytes,
-            n_ctx: card.n_ctx,
-            n_ctx_train: card.n_ctx_train,
-            parameters: card.parameters,
-            quantization: card.quantization,
-            architecture: card.architecture,
-            modalities: [kinds(card.modalities), crafts(&settings)].concat(),
-        }
+    /// What is being loaded has so many bytes.
+    pub(super) fn loads_bytes(&self, bytes: u64) {
+        self.pace.is_of(bytes);
     }
 
     /// How far its model is that is being loaded, in percent; `None`: none is. An estimate.
@@ -541,10 +472,9 @@ impl TierRoom {
     pub(super) fn enter(&self, phase: Phase) {
         match &phase {
             Phase::Loading { .. } => self.pace.begin(Instant::now()),
-            Phase::Ready(_) => self.pace.end(true, Instant::now()),
-            Phase::Remote(_) | Phase::Sleeping | Phase::Down { .. } => {
-                self.pace.end(false, Instant::now());
-            }
+            Phase::Ready(ready) => self.pace.end(Some(ready.card.size_bytes), Instant::now()),
+            Phase::Remote(_) => self.pace.end(Some(0), Instant::now()),
+            Phase::Sleeping | Phase::Down { .. } => self.pace.end(None, Instant::now()),
         }
         self.phase.send_replace(phase);
         self.changed();
@@ -553,24 +483,5 @@ impl TierRoom {
     fn changed(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
-    }
-}
-
-/// The words for what a model takes besides text.
-fn kinds(takes: Modalities) -> Vec<String> {
-    let kinds = [(takes.image, "image"), (takes.audio_hz.is_some(), "audio")];
-    let taken = kinds.into_iter().filter(|(taken, _kind)| *taken);
-    taken.map(|(_taken, kind)| kind.to_owned()).collect()
-}
-
-const fn finite(rate: f64) -> f64 {
-    if rate.is_finite() { rate } else { 0.0 }
-}
-
-/// What the model makes besides text, as the proxy knows it.
-fn crafts(settings: &TierSettings) -> Vec<String> {
-    match settings.kind {
-        TierKind::Chat => Vec::new(),
-        TierKind::Embedding | TierKind::Rerank => vec![settings.kind.as_str().to_owned()],
     }
 }

@@ -38,7 +38,9 @@ enum End {
     Stopped,
     /// Nobody needed it, or somebody else needed its memory.
     Asleep,
-    /// It ended by itself, or would not start.
+    /// It ended by itself after it had answered.
+    Crashed(String),
+    /// It would not start.
     Broken(String),
 }
 
@@ -52,9 +54,7 @@ pub(super) async fn supervise(
     let house = House { launcher, keeper };
     let mut pause = PAUSE_MIN;
     let mut wanted = false;
-    if matches!(room.phase(), Phase::Sleeping) {
-        introduce(&room, house.keeper.as_deref()).await;
-    }
+    introduce(&room, house.keeper.as_deref()).await;
     loop {
         if matches!(room.phase(), Phase::Sleeping) {
             if stop
@@ -67,18 +67,24 @@ pub(super) async fn supervise(
             wanted = true;
         }
         let began = Instant::now();
-        let reason = match live(&room, &house, &stop, wanted).await {
+        let (reason, crashed) = match live(&room, &house, &stop, wanted).await {
             End::Stopped => return,
             End::Asleep => continue,
-            End::Broken(reason) => reason,
+            End::Crashed(reason) => (reason, true),
+            End::Broken(reason) => (reason, false),
         };
         wanted = false;
         if began.elapsed() >= PROVEN {
             pause = PAUSE_MIN;
         }
         tracing::warn!(tier = %room.tier(), %reason, again_in_ms = pause.as_millis(), "a tier is down");
-        room.enter(Phase::Down {
-            reason: without_folder(&reason, &room.settings().model),
+        room.enter(if crashed && pause == PAUSE_MIN {
+            // It could answer until now: it is on its way back, and whoever asks waits for it. One that does it again is down.
+            Phase::Loading { wanted: false }
+        } else {
+            Phase::Down {
+                reason: without_folder(&reason, &room.settings().model),
+            }
         });
         let pausing = tokio::time::sleep(pause);
         if stop.run_until_cancelled(pausing).await.is_none() {
@@ -92,7 +98,7 @@ pub(super) async fn supervise(
 async fn introduce(room: &TierRoom, keeper: Option<&Keeper>) {
     let settings = room.settings();
     if models::is_script(&settings.model) {
-        return;
+        return room.know_by_name();
     }
     if let Some(pin) = keeper.and_then(|keeper| keeper.pinned(&room.shelf.lock_name(&settings))) {
         room.set_pin(settings.model.clone(), Arc::new(pin));
@@ -105,9 +111,11 @@ async fn introduce(room: &TierRoom, keeper: Option<&Keeper>) {
     });
     match read.await {
         Ok(Ok((gguf, n_ctx))) => room.know(&gguf, n_ctx),
-        Ok(Err(reason)) => room.enter(Phase::Down {
+        Ok(Err(reason)) if matches!(room.phase(), Phase::Sleeping) => room.enter(Phase::Down {
             reason: without_folder(&reason, &room.settings().model),
         }),
+        // It is loaded next, and that says what is wrong.
+        Ok(Err(_)) => {}
         Err(error) => tracing::warn!(%error, "a model file could not be read"),
     }
 }
@@ -128,7 +136,7 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
     loop {
         let keep_alive = room.settings().keep_alive;
         select! {
-            reason = ready.worker.exited() => return End::Broken(reason),
+            reason = ready.worker.exited() => return End::Crashed(reason),
             () = stop.cancelled() => {
                 room.enter(Phase::Down { reason: "the node is shutting down".to_owned() });
                 join(put_down(ready), retired.put_down()).await;
@@ -223,11 +231,8 @@ async fn swap_cold(
     (old, settings): (Arc<Ready>, Arc<TierSettings>),
 ) -> Result<Arc<Ready>, End> {
     room.enter(Phase::Loading { wanted: true });
-    if stop
-        .run_until_cancelled(room.unused_by_all())
-        .await
-        .is_none()
-    {
+    let unused = room.held_up(room.unused_by_all());
+    if stop.run_until_cancelled(unused).await.is_none() {
         return Err(End::Stopped);
     }
     put_down(old).await;
@@ -278,7 +283,9 @@ async fn load_in_turn(
     settings: Arc<TierSettings>,
 ) -> Result<Arc<Ready>, String> {
     let admitted = admit(room, house, &settings).await?;
-    let place = room.shelf.take(admitted.footprint.total()).await;
+    room.loads_bytes(admitted.footprint.need.weights);
+    let place = room.shelf.take(admitted.footprint.total());
+    let place = room.held_up(place).await;
     let place = place.map_err(|error| error.to_string())?;
     load(room, house, (settings, admitted), place).await
 }

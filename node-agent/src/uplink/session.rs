@@ -16,7 +16,7 @@ use tunnel::{Listener, PrivateKey, Settings, Tunnel};
 
 use super::{Standing, Uplink, carrier};
 use crate::register::{Backoff, Place};
-use crate::report::{ReportError, Reporter, Reports};
+use crate::report::{ReportError, Reporter, Reports, back_end};
 
 /// The proxy pools its connections; more than this is a fault of its own.
 const CONNECTIONS_MAX: usize = 256;
@@ -83,11 +83,7 @@ impl<'a> Session<'a> {
         try_count: &'a mut usize,
     ) -> Result<Self, tunnel::Error> {
         let mut settings = Settings::new(uplink.bind, key.clone(), place.address);
-        settings.backend = match uplink.backend {
-            Backend::Auto => tunnel::Backend::Auto,
-            Backend::Netns => tunnel::Backend::Netns,
-            Backend::Embedded => tunnel::Backend::Embedded,
-        };
+        settings.backend = wanted(uplink.backend);
         settings.bounds.mtu_max = uplink.mtu_max;
         settings.bounds.mtu = settings.bounds.mtu.min(uplink.mtu_max);
         let tunnel = Tunnel::start(settings).await?;
@@ -137,6 +133,7 @@ impl<'a> Session<'a> {
         let mut changes = self.uplink.tiers.changes();
         let mut drained = self.uplink.work.is_draining();
         let (tunnel, hub) = (self.tunnel.clone(), self.hub);
+        reports.through(back_end(&tunnel));
         let mut calls = tunnel.calls();
         loop {
             changes.mark_unchanged();
@@ -322,6 +319,15 @@ impl<'a> Session<'a> {
             tracing::debug!("streams were cut");
         }
         tunnel.shutdown().await;
+    }
+}
+
+/// The settings' word for who does TCP, in the tunnel's words.
+pub(crate) const fn wanted(backend: Backend) -> tunnel::Backend {
+    match backend {
+        Backend::Auto => tunnel::Backend::Auto,
+        Backend::Netns => tunnel::Backend::Netns,
+        Backend::Embedded => tunnel::Backend::Embedded,
     }
 }
 

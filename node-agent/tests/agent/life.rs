@@ -233,6 +233,52 @@ async fn settings_that_do_not_work_leave_the_old_model_serving() {
 }
 
 #[tokio::test]
+async fn as_many_wait_for_the_first_load_as_its_queue_takes_and_the_proxy_is_told_how_long() {
+    let settings = TierSettings {
+        queue_max: 2,
+        slots: 1,
+        ..scripted(Tier::Fast, &json!({"say": "hi", "load_ms": 1_500}))
+    };
+    let node = Node::start(vec![settings]);
+    let room = node.tiers.room(Tier::Fast).expect("there").clone();
+    let mut changes = node.tiers.changes();
+    let known = async {
+        while room.report().model.is_none() {
+            changes.changed().await.expect("lives");
+        }
+    };
+    timeout(PATIENCE, known).await.expect("known in time");
+    let report = room.report();
+    assert_eq!(report.state, TierState::Loading);
+    assert!(report.wakes_in_ms > 0, "{report:?}");
+
+    let wait = || {
+        let room = room.clone();
+        tokio::spawn(async move { room.acquire().await.map(drop) })
+    };
+    let waiting = [wait(), wait(), wait()];
+    let all_wait = async {
+        while room.report().queue_depth < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all_wait).await.expect("they wait");
+    let refused = room.acquire().await.expect_err("no room");
+    assert!(refused.to_string().contains("3 requests wait"), "{refused}");
+    for one in waiting {
+        assert_eq!(
+            timeout(PATIENCE, one)
+                .await
+                .expect("in time")
+                .expect("ends"),
+            Ok(())
+        );
+    }
+    let report = room.report();
+    assert_eq!((report.state, report.wakes_in_ms), (TierState::Ready, 0));
+}
+
+#[tokio::test]
 async fn whoever_waits_for_a_sleeping_model_gets_comments_and_then_the_answer() {
     let sleepy = json!({"say": "good morning", "load_ms": 4_000});
     let settings = TierSettings {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use config::ids::{BackendId, NodeId};
 use config::settings::proxy::tier_of_model;
 use config::tier::Tier;
-use config::wire::node::{Memory, ModelReport, Report, TierReport, TierState, VERSION};
+use config::wire::node::{BackEnd, Memory, ModelReport, Report, TierReport, TierState, VERSION};
 use config::wire::wake::WakeReport;
 use ranked::Nodes;
 use serde::Serialize;
@@ -77,6 +77,8 @@ pub struct Node {
     pub wake: Option<WakeReport>,
     /// It went silent and can be woken: cold, not down.
     pub asleep: Option<Asleep>,
+    /// Who does TCP at its end of the tunnel, as it said itself.
+    pub back_end: Option<BackEnd>,
     seq: u64,
 }
 
@@ -90,7 +92,6 @@ pub struct Asleep {
 }
 
 impl Node {
-    /// Goes to sleep with what it last said of its tiers.
     /// Until when a sleeping node is given up; `false`: it does not sleep.
     const fn wakes_until(&mut self, until: Option<Instant>) -> bool {
         match &mut self.asleep {
@@ -102,13 +103,22 @@ impl Node {
         }
     }
 
-    fn fall_asleep(&mut self, takes: Duration, now: Instant) {
+    /// Goes to sleep with what it last said of its tiers; `false`: nothing wakes it up. `held`: an administrator wants it to get no work.
+    fn fall_asleep(&mut self, held: bool, now: Instant) -> bool {
+        let wake = self.wake.as_ref().filter(|wake| wake.can_be_woken());
+        let Some(takes) = wake.map(|wake| Duration::from_secs(u64::from(wake.takes_secs.max(1))))
+        else {
+            return false;
+        };
+        if self.asleep.is_some() {
+            return true;
+        }
         self.asleep = Some(Asleep {
             since: now,
             gives_up_until: None,
         });
-        // Whoever is woken does not know any more that it was about to go.
-        self.draining = false;
+        // Whoever is woken does not know any more that it was about to go. What its administrator said stays said.
+        self.draining = held;
         self.tiers.retain(|tier| tier.model.is_some());
         for tier in &mut self.tiers {
             tier.state = TierState::Sleeping;
@@ -117,6 +127,7 @@ impl Node {
             tier.queue_depth = 0;
             tier.wakes_in_ms = u64::try_from(takes.as_millis()).unwrap_or(u64::MAX);
         }
+        true
     }
 }
 
@@ -203,7 +214,9 @@ pub struct Listed {
 impl Listed {
     fn of(id: &str, kind: ListedKind, backends: &[Backend<'_>]) -> Self {
         let state = |backend: &Backend<'_>| match backend.tier.state {
-            TierState::Sleeping if backend.tier.wakes_in_ms > 0 => ListedState::Sleeping,
+            TierState::Sleeping if backend.node.asleep.is_some() || backend.node.foreign => {
+                ListedState::Sleeping
+            }
             // A tier that only reads its model again answers too, a little later.
             TierState::Ready | TierState::Sleeping if !backend.node.draining => ListedState::Ready,
             TierState::Ready | TierState::Sleeping | TierState::Loading => ListedState::Loading,
@@ -232,6 +245,8 @@ pub struct Registry {
     nodes: Nodes,
     /// Servers outside the tunnel, and whether they are at home all the same.
     foreign: BTreeMap<NodeId, bool>,
+    /// Nodes that get no work because an administrator said so, whether they are here, asleep or away.
+    held: BTreeSet<NodeId>,
     silent_after: Duration,
     nodes_max: usize,
     remembered: BTreeMap<String, Tier>,
@@ -243,6 +258,7 @@ impl Registry {
         Self {
             nodes: Nodes::default(),
             foreign: BTreeMap::new(),
+            held: BTreeSet::new(),
             silent_after,
             nodes_max,
             remembered: BTreeMap::new(),
@@ -252,6 +268,11 @@ impl Registry {
     /// From now on this name stands for a server outside the tunnel, at home or not. Say so before its first report.
     pub fn place_outside(&mut self, node: NodeId, local: bool) {
         self.foreign.insert(node, local);
+    }
+
+    /// A server outside the tunnel, or without an agent, is gone: its name stands for nothing any more.
+    pub fn place_nowhere(&mut self, node: &NodeId) {
+        self.foreign.remove(node);
     }
 
     /// Takes a report of the node that people call `name`. The caller has checked who speaks.
@@ -273,7 +294,7 @@ impl Registry {
         let node = Node {
             id: report.node_id.clone(),
             name: name.to_owned(),
-            draining: report.draining,
+            draining: report.draining || self.held.contains(&report.node_id),
             memory: report.memory,
             tiers: report.tiers,
             reported_at: now,
@@ -281,6 +302,7 @@ impl Registry {
             foreign: self.foreign.contains_key(&report.node_id),
             wake: report.wake,
             asleep: None,
+            back_end: report.back_end,
             seq: report.seq,
         };
         self.nodes.put(node);
@@ -292,9 +314,30 @@ impl Registry {
         self.nodes.take(node).is_some()
     }
 
-    /// The node gets no new work; its next report says it too, or not.
-    pub fn drain(&mut self, node: &NodeId) {
-        self.nodes.change(node, |node| node.draining = true);
+    /// An administrator says whether the node gets no new work; whether that is news. It counts at once, also for one that sleeps: that
+    /// is not woken. That it gets work again counts from its next report on, and at once where none comes because it sleeps.
+    pub fn hold(&mut self, node: &NodeId, held: bool) -> bool {
+        let is_news = if held {
+            self.held.insert(node.clone())
+        } else {
+            self.held.remove(node)
+        };
+        if is_news {
+            self.nodes.change(node, |node| {
+                node.draining = held || (node.draining && node.asleep.is_none());
+            });
+        }
+        is_news
+    }
+
+    /// The node gives no sign of life: it sleeps if something can wake it, else nothing of it is believed until it reports.
+    pub fn lose(&mut self, node: &NodeId, now: Instant) {
+        let Some(mut lost) = self.nodes.take(node) else {
+            return;
+        };
+        if lost.fall_asleep(self.held.contains(node), now) {
+            self.nodes.put(lost);
+        }
     }
 
     /// Drops nodes that were silent for too long and returns them. Those that can be woken stay, asleep.
@@ -306,15 +349,7 @@ impl Registry {
             .map(|node| node.id.clone())
             .collect();
         for id in &silent {
-            let Some(mut node) = self.nodes.take(id) else {
-                continue;
-            };
-            let wake = node.wake.as_ref().filter(|wake| wake.can_be_woken());
-            let takes = wake.map(|wake| Duration::from_secs(u64::from(wake.takes_secs.max(1))));
-            if let Some(takes) = takes {
-                node.fall_asleep(takes, now);
-                self.nodes.put(node);
-            }
+            self.lose(id, now);
         }
         self.forgive(now);
         silent
@@ -361,10 +396,7 @@ impl Registry {
         if self.report(name, Report { seq: 0, ..report }, now).is_err() {
             return false;
         }
-        self.nodes.change(&id, |node| {
-            let takes = node.wake.as_ref().map_or(1, |wake| wake.takes_secs.max(1));
-            node.fall_asleep(Duration::from_secs(u64::from(takes)), now);
-        });
+        self.lose(&id, now);
         true
     }
 

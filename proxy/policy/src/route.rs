@@ -17,7 +17,7 @@ use crate::classify::Verdict;
 use crate::identity::Principal;
 use crate::refusal::Refusal;
 use crate::registry::{Backend, Registry};
-use load::{Candidate, full};
+use load::{Candidate, full, loads_in, waking};
 use order::Order;
 pub use warm::Predicted;
 pub use warm::Prompt;
@@ -42,6 +42,13 @@ pub enum Target {
     Model(String),
     /// What the classifier thinks.
     Auto(Verdict),
+    /// This very file in this tier, under whatever name: it goes on with what another one began.
+    Twin {
+        /// The tier.
+        tier: Tier,
+        /// SHA-256 of the file, as hex; an empty one is nobody's.
+        file_sha256: String,
+    },
 }
 
 /// What kind of model can answer. The words are those of a node's report.
@@ -119,6 +126,8 @@ pub struct Ask<'a> {
     pub fallback: bool,
     /// Full queues are no reason to leave a backend out.
     pub past_queues: bool,
+    /// Nor is it that it will take requests in a moment: a probe is under way, or the worker that broke is being replaced.
+    pub past_waits: bool,
     /// Only tiers at home may answer.
     pub local_only: bool,
     /// How long it waits for a tier that sleeps while another one is warm.
@@ -157,8 +166,13 @@ pub enum SkipReason {
     Silent,
     /// Its node takes no new work.
     Draining,
-    /// The model is being loaded.
+    /// The model is being loaded, and nobody knows which or how long that takes.
     Loading,
+    /// The model is being loaded again, and its breaker waits for that.
+    Reloading {
+        /// Until it will probably answer.
+        ready_in: Duration,
+    },
     /// The worker is down.
     Down,
     /// Its breaker is open.
@@ -189,13 +203,30 @@ impl SkipReason {
             Self::NotAllowed => "not_allowed",
             Self::Silent => "silent",
             Self::Draining => "draining",
-            Self::Loading => "loading",
+            Self::Loading | Self::Reloading { .. } => "loading",
             Self::Down => "down",
             Self::BreakerOpen { .. } => "breaker_open",
             Self::Probing { .. } => "probing",
             Self::QueueFull { .. } => "queue_full",
             Self::NoModality => "no_modality",
             Self::NotLocal => "not_local",
+        }
+    }
+
+    /// Whether it will be over in a moment, by itself.
+    pub const fn is_passing(self) -> bool {
+        match self {
+            Self::Loading
+            | Self::Reloading { .. }
+            | Self::Probing { .. }
+            | Self::QueueFull { .. } => true,
+            Self::NotAllowed
+            | Self::Silent
+            | Self::Draining
+            | Self::Down
+            | Self::BreakerOpen { .. }
+            | Self::NoModality
+            | Self::NotLocal => false,
         }
     }
 }
@@ -234,6 +265,7 @@ impl Route {
             | SkipReason::Silent
             | SkipReason::Draining
             | SkipReason::Loading
+            | SkipReason::Reloading { .. }
             | SkipReason::Down
             | SkipReason::BreakerOpen { .. }
             | SkipReason::Probing { .. }
@@ -258,11 +290,36 @@ impl Route {
         reasons.any(|reason| reason == SkipReason::NotLocal)
     }
 
+    /// Whether somebody was left out who will take requests in a moment.
+    pub fn is_worth_waiting(&self) -> bool {
+        let mut reasons = self.skipped.iter().map(|(_, reason)| *reason);
+        reasons.any(SkipReason::is_passing)
+    }
+
+    /// When a model that is being loaded again will probably answer, at the earliest; `None`: none is.
+    pub fn ready_in(&self) -> Option<Duration> {
+        let waits = self.skipped.iter().filter_map(|(_, reason)| match reason {
+            SkipReason::Reloading { ready_in } => Some(*ready_in),
+            SkipReason::NotAllowed
+            | SkipReason::Silent
+            | SkipReason::Draining
+            | SkipReason::Loading
+            | SkipReason::Down
+            | SkipReason::BreakerOpen { .. }
+            | SkipReason::Probing { .. }
+            | SkipReason::QueueFull { .. }
+            | SkipReason::NoModality
+            | SkipReason::NotLocal => None,
+        });
+        waits.min()
+    }
+
     /// When a breaker of a skipped backend lets a probe through, at the earliest.
     pub fn retry_after(&self) -> Duration {
         let waits = self.skipped.iter().filter_map(|(_, reason)| match reason {
             SkipReason::BreakerOpen { reopens_in } => Some(*reopens_in),
             SkipReason::Probing { lost_in } => Some((*lost_in).min(RETRY_AFTER)),
+            SkipReason::Reloading { ready_in } => Some(*ready_in),
             SkipReason::NotAllowed
             | SkipReason::Silent
             | SkipReason::Draining
@@ -342,7 +399,8 @@ impl<'a, L: Fn(&BackendId) -> Local> Look<'a, L> {
         if let Some(reason) = skip(&backend, self.ask, silent, ours, self.now) {
             self.skipped.push((id, reason));
         } else {
-            let candidate = Candidate::new((backend, id), ours, self.ask.prompt);
+            let waking = waking(&backend, self.now);
+            let candidate = Candidate::new((backend, id), (ours, waking), self.ask.prompt);
             self.candidates.push(candidate);
         }
     }
@@ -438,7 +496,7 @@ pub fn plan(
         wanted: order.wanted,
         wanted_model: match ask.target {
             Target::Model(model) => Some(model.clone()),
-            Target::Tier(_) | Target::Auto(_) => None,
+            Target::Tier(_) | Target::Auto(_) | Target::Twin { .. } => None,
         },
         reason: order.reason,
         steps,
@@ -466,18 +524,24 @@ fn skip(
     if silent {
         return Some(SkipReason::Silent);
     }
+    let loads_in = loads_in(backend, now);
     let readiness = match (tier.state, &tier.model) {
         (TierState::Down, _) => Some(SkipReason::Down),
-        (TierState::Loading, _) | (TierState::Ready | TierState::Sleeping, None) => {
-            Some(SkipReason::Loading)
+        (TierState::Ready | TierState::Sleeping, None) => Some(SkipReason::Loading),
+        (TierState::Loading, _) if loads_in.is_none() => Some(SkipReason::Loading),
+        (TierState::Ready | TierState::Sleeping | TierState::Loading, _) => {
+            (!ask.needs.met_by(tier) || (ask.needs.native && backend.node.foreign))
+                .then_some(SkipReason::NoModality)
         }
-        (TierState::Ready | TierState::Sleeping, Some(_)) => (!ask.needs.met_by(tier)
-            || (ask.needs.native && backend.node.foreign))
-            .then_some(SkipReason::NoModality),
+    };
+    let blocked = || match loads_in {
+        // What the breaker saw was the worker before; the next one begins with a probe, which is not for whoever would wait longest.
+        Some(ready_in) if local.phase != Phase::Closed => Some(SkipReason::Reloading { ready_in }),
+        Some(_) | None => blocked(local.phase, now),
     };
     readiness
         .or_else(|| backend.node.draining.then_some(SkipReason::Draining))
-        .or_else(|| blocked(local.phase, now))
+        .or_else(|| blocked().filter(|reason| !(ask.past_waits && reason.is_passing())))
         .or_else(|| full(tier, local.in_flight).filter(|_full| !ask.past_queues))
 }
 

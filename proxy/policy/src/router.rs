@@ -49,6 +49,8 @@ pub enum Outcome {
     Abandoned,
     /// Another backend that was asked too had content first.
     Outrun,
+    /// Its model was still being loaded when the request went elsewhere.
+    Loading,
 }
 
 impl Outcome {
@@ -65,6 +67,7 @@ impl Outcome {
             Self::Broken => "broken",
             Self::Abandoned => "abandoned",
             Self::Outrun => "outrun",
+            Self::Loading => "loading",
         }
     }
 
@@ -72,9 +75,11 @@ impl Outcome {
     pub const fn signal(self) -> Signal {
         match self {
             Self::Ok => Signal::Success,
-            Self::CallerFault | Self::Overloaded | Self::Abandoned | Self::Outrun => {
-                Signal::Neutral
-            }
+            Self::CallerFault
+            | Self::Overloaded
+            | Self::Abandoned
+            | Self::Outrun
+            | Self::Loading => Signal::Neutral,
             Self::Unavailable
             | Self::ConnectFailed
             | Self::ServerFault
@@ -150,6 +155,11 @@ impl Router {
     /// From now on this name stands for a server outside the tunnel; see [`Registry::place_outside`].
     pub fn place_outside(&mut self, node: NodeId, local: bool) {
         self.registry.place_outside(node, local);
+    }
+
+    /// Such a server is gone for good.
+    pub fn place_nowhere(&mut self, node: &NodeId) {
+        self.registry.place_nowhere(node);
     }
 
     /// A node that sleeps did not wake up: until then it is down.
@@ -248,7 +258,15 @@ impl Router {
         let held: Vec<(Tier, TierState, Vec<u64>)> = held.collect();
         let swapped = self.swapped(&report);
         self.remember_speeds(&mut report, &swapped, now);
+        let slept = self
+            .registry
+            .node(&node)
+            .is_some_and(|node| node.asleep.is_some());
         let changes = self.registry.report(name, report, now)?;
+        if slept {
+            // What its breakers saw was a machine that fell asleep.
+            self.node_heard_again(&node, now);
+        }
         self.heed_loaded(&changes, now);
         for backend in &swapped {
             self.warmth.another(backend);
@@ -268,9 +286,15 @@ impl Router {
         Ok(changes)
     }
 
-    /// Somebody said that the node gets no new work.
-    pub fn drain_node(&mut self, node: &NodeId) {
-        self.registry.drain(node);
+    /// An administrator said whether the node gets no new work; see [`Registry::hold`].
+    pub fn hold_node(&mut self, node: &NodeId, held: bool) -> bool {
+        self.registry.hold(node, held)
+    }
+
+    /// The node gives no sign of life; see [`Registry::lose`]. Its open breakers wait until it is heard again.
+    pub fn node_lost(&mut self, node: &NodeId, now: Instant) {
+        self.registry.lose(node, now);
+        self.warmth.forget(node);
     }
 
     /// The node registered anew: its count of reports begins again, and its open breakers may probe at once.
@@ -285,6 +309,7 @@ impl Router {
         for (backend, breaker) in &mut self.breakers {
             if backend.node == *node {
                 breaker.restarted(now);
+                self.due.note(backend, breaker.phase(now), now);
             }
         }
     }
@@ -295,6 +320,7 @@ impl Router {
         self.due.retain(|backend| backend.node != *node);
         self.speed.forget(node);
         self.warmth.forget(node);
+        self.registry.hold(node, false);
         self.registry.forget(node)
     }
 

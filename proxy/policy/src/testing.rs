@@ -123,5 +123,6 @@ pub(crate) fn report(name: &str, seq: u64, tiers: Vec<TierReport>) -> Report {
         memory: Memory::default(),
         tiers,
         wake: None,
+        back_end: None,
     }
 }

@@ -66,8 +66,12 @@ pub enum Verdict {
 enum Stage {
     Asleep,
     Waking(Waking),
+    /// It is there, and has not answered yet.
+    Booting(Waking),
     Awake,
-    Resting { until: Instant },
+    Resting {
+        until: Instant,
+    },
 }
 
 /// Something that sleeps.
@@ -97,7 +101,7 @@ impl Sleeper {
         self.used_at = now;
         match self.stage {
             Stage::Awake => Verdict::Awake,
-            Stage::Waking(waking) => Verdict::Wait(waking),
+            Stage::Waking(waking) | Stage::Booting(waking) => Verdict::Wait(waking),
             Stage::Resting { until } if now < until => Verdict::Resting {
                 again_in: until.saturating_duration_since(now),
             },
@@ -112,9 +116,22 @@ impl Sleeper {
         }
     }
 
+    /// It is there and does not answer yet: nobody starts it again, and whoever waits goes on waiting.
+    pub const fn here(&mut self) {
+        if let Stage::Waking(waking) = self.stage {
+            self.stage = Stage::Booting(waking);
+        }
+    }
+
+    /// It runs, and nobody needs it: found awake, it is idle since it was used last, not since now.
+    pub const fn found(&mut self) {
+        self.stage = Stage::Awake;
+        self.failures = 0;
+    }
+
     /// It answers, whoever started it.
     pub fn awake(&mut self, now: Instant) {
-        if let Stage::Waking(waking) = self.stage {
+        if let Stage::Waking(waking) | Stage::Booting(waking) = self.stage {
             self.took = Some(now.saturating_duration_since(waking.since));
         }
         if self.stage != Stage::Awake {
@@ -148,6 +165,25 @@ impl Sleeper {
         self.stage == Stage::Awake && now.saturating_duration_since(self.used_at) >= idle
     }
 
+    /// Whether nobody has needed it for so long, awake or not. While it starts somebody needs it.
+    pub fn is_unused(&self, idle: Duration, now: Instant) -> bool {
+        self.waking().is_none() && now.saturating_duration_since(self.used_at) >= idle
+    }
+
+    /// Goes to sleep if nobody has needed it for so long; `false`: somebody has. From then on whoever needs it starts it.
+    pub fn doze(&mut self, idle: Duration, now: Instant) -> bool {
+        let is_unused = self.is_unused(idle, now);
+        if is_unused && self.stage == Stage::Awake {
+            self.stage = Stage::Asleep;
+        }
+        is_unused
+    }
+
+    /// Whether it is there, and has not answered yet.
+    pub const fn is_booting(&self) -> bool {
+        matches!(self.stage, Stage::Booting(_))
+    }
+
     /// Whether it answers.
     pub fn is_awake(&self) -> bool {
         self.stage == Stage::Awake
@@ -156,7 +192,7 @@ impl Sleeper {
     /// The start under way.
     pub const fn waking(&self) -> Option<Waking> {
         match self.stage {
-            Stage::Waking(waking) => Some(waking),
+            Stage::Waking(waking) | Stage::Booting(waking) => Some(waking),
             Stage::Asleep | Stage::Awake | Stage::Resting { .. } => None,
         }
     }
@@ -165,7 +201,11 @@ impl Sleeper {
     pub fn resting(&self, now: Instant) -> Option<Instant> {
         match self.stage {
             Stage::Resting { until } if now < until => Some(until),
-            Stage::Resting { .. } | Stage::Asleep | Stage::Waking(_) | Stage::Awake => None,
+            Stage::Resting { .. }
+            | Stage::Asleep
+            | Stage::Waking(_)
+            | Stage::Booting(_)
+            | Stage::Awake => None,
         }
     }
 
@@ -178,7 +218,7 @@ impl Sleeper {
     pub fn wait(&self, now: Instant) -> Duration {
         match self.stage {
             Stage::Awake => Duration::ZERO,
-            Stage::Waking(waking) => waking.left(now),
+            Stage::Waking(waking) | Stage::Booting(waking) => waking.left(now),
             Stage::Asleep | Stage::Resting { .. } => self.expected(),
         }
     }
@@ -270,10 +310,42 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_there_and_loads_is_not_started_again_and_its_time_goes_on() {
+        let now = start();
+        let mut machine = Sleeper::new(RULES, now);
+        let Verdict::Start(waking) = machine.want(now) else {
+            panic!("it sleeps");
+        };
+        machine.here();
+        assert!(machine.is_booting());
+        for later in [1, 30, 300] {
+            assert_eq!(machine.want(now + secs(later)), Verdict::Wait(waking));
+        }
+        machine.awake(now + secs(45));
+        assert_eq!(machine.expected(), secs(45), "until it answered");
+        machine.here();
+        assert!(machine.is_awake(), "it was there before");
+    }
+
+    #[test]
+    fn what_is_found_awake_is_idle_since_it_was_used_last() {
+        let now = start();
+        let mut gpu = Sleeper::new(RULES, now);
+        gpu.found();
+        assert!(!gpu.doze(secs(10), now + secs(9)));
+        assert!(gpu.is_awake());
+        assert!(gpu.doze(secs(10), now + secs(10)));
+        assert!(!gpu.is_awake());
+        assert!(gpu.doze(secs(10), now + secs(20)), "still unused");
+        gpu.want(now + secs(20));
+        assert!(!gpu.doze(secs(10), now + secs(90)), "it starts");
+    }
+
     proptest! {
         /// Whatever happens in whatever order: between two starts somebody said how the first one ended.
         #[test]
-        fn there_are_never_two_starts_at_once(steps in prop::collection::vec((0_u8..4, 0_u64..100), 0..200)) {
+        fn there_are_never_two_starts_at_once(steps in prop::collection::vec((0_u8..7, 0_u64..100), 0..200)) {
             let mut now = start();
             let mut gpu = Sleeper::new(RULES, now);
             let mut starting = false;
@@ -290,6 +362,9 @@ mod tests {
                     },
                     1 => { gpu.awake(now); starting = false; }
                     2 if starting => { gpu.failed(now); starting = false; }
+                    3 => gpu.here(),
+                    4 if !starting => gpu.found(),
+                    5 => { gpu.doze(secs(50), now); }
                     _ => gpu.used(now),
                 }
                 prop_assert_eq!(gpu.waking().is_some(), starting);

@@ -312,6 +312,10 @@ impl Api {
             model: query.get("model").map(str::to_owned),
             class: tier("class"),
             local_only: query.get("local_only") == Some("true"),
+            prompt_tokens: query
+                .get("prompt_tokens")
+                .and_then(|tokens| tokens.parse().ok())
+                .unwrap_or(0),
         };
         Answer::ok(&self.operations.route(&asked)?)
     }

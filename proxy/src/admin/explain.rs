@@ -10,7 +10,7 @@ use config::wire::wishes::Priority;
 use policy::classify::{Category, Verdict};
 use policy::identity::Principal;
 use policy::refusal::Refusal;
-use policy::route::{Ask, Needs, Prompt, Route, SkipReason, Step, Target};
+use policy::route::{Ask, Needs, Predicted, Prompt, Route, SkipReason, Step, Target};
 use policy::router::Wish;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,8 @@ pub struct RouteAsk {
     pub class: Option<Tier>,
     /// It must stay at home.
     pub local_only: bool,
+    /// Tokens of its prompt, estimated; nobody holds anything of it.
+    pub prompt_tokens: u32,
 }
 
 /// The route.
@@ -51,8 +53,47 @@ pub struct StepView {
     pub tier: Tier,
     /// The model there.
     pub model: String,
-    /// How long the request would wait for a slot, milliseconds.
+    /// How long the request would wait for a slot and until it is awake, milliseconds.
     pub wait_ms: u64,
+    /// It sleeps or is being loaded.
+    #[serde(default)]
+    pub cold: bool,
+    /// The predicted time to the first token.
+    #[serde(default)]
+    pub predicted: PredictedView,
+}
+
+/// A predicted time to the first token, and its parts, milliseconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PredictedView {
+    /// All of it.
+    pub total_ms: u64,
+    /// Waiting for a slot.
+    pub slot_ms: u64,
+    /// Reading what of the prompt is not cached.
+    pub prefill_ms: u64,
+    /// To the node and back.
+    pub round_trip_ms: u64,
+    /// Until it is awake, or its model is loaded.
+    pub waking_ms: u64,
+    /// Tokens of the prompt, estimated.
+    pub prompt_tokens: u32,
+    /// Of these, those that are probably cached there.
+    pub cached_tokens: u32,
+}
+
+impl From<Predicted> for PredictedView {
+    fn from(predicted: Predicted) -> Self {
+        Self {
+            total_ms: millis(predicted.total()),
+            slot_ms: millis(predicted.slot),
+            prefill_ms: millis(predicted.prefill),
+            round_trip_ms: millis(predicted.round_trip),
+            waking_ms: millis(predicted.waking),
+            prompt_tokens: predicted.prompt_tokens,
+            cached_tokens: predicted.cached_tokens,
+        }
+    }
 }
 
 /// One place that was left out.
@@ -75,6 +116,8 @@ impl From<&Step> for StepView {
             tier: step.backend.tier,
             model: step.model.clone(),
             wait_ms: millis(step.wait),
+            cold: step.cold,
+            predicted: step.predicted.into(),
         }
     }
 }
@@ -101,6 +144,7 @@ const fn lasts(reason: SkipReason) -> Option<Duration> {
         SkipReason::BreakerOpen { reopens_in } => Some(reopens_in),
         SkipReason::Probing { lost_in } => Some(lost_in),
         SkipReason::QueueFull { wait } => Some(wait),
+        SkipReason::Reloading { ready_in } => Some(ready_in),
         SkipReason::NotAllowed
         | SkipReason::Silent
         | SkipReason::Draining
@@ -138,9 +182,13 @@ pub fn route(fleet: &Fleet, routing: &Routing, asked: &RouteAsk) -> Result<Route
         needs: Needs::default(),
         fallback: routing.fallback,
         past_queues: false,
+        past_waits: false,
         local_only: asked.local_only,
         patience: routing.wake.of(Priority::default()),
-        prompt: Prompt::default(),
+        prompt: Prompt {
+            tokens: asked.prompt_tokens,
+            ..Prompt::default()
+        },
     };
     Ok(RouteView::from(&fleet.plan(&ask, Instant::now())))
 }

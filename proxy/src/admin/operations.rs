@@ -14,7 +14,10 @@ use policy::refusal::Refusal;
 use ring::hmac;
 
 use super::explain::{RouteAsk, RouteView};
-use super::words::{Invite, InviteOrder, KeyOrder, KeyPatch, KeyView, NodeNow, NodeView, Status};
+use super::words::{
+    BurstView, Invite, InviteOrder, KeyOrder, KeyPatch, KeyView, NodeNow, NodeTunnel, NodeView,
+    Status,
+};
 use crate::store::records::change_node;
 use crate::store::{JoinToken, KeyRecord, PEPPER, SecretHash, Store, StoreError};
 
@@ -75,12 +78,17 @@ pub enum AdminError {
 /// Finds the route that a request would take now.
 type Explain = dyn Fn(&RouteAsk) -> Result<RouteView, Refusal> + Send + Sync;
 
+/// Finds out how the tunnel to a node is, if it has one.
+pub(crate) type LookAtTunnel = dyn Fn(&NodeId) -> Option<NodeTunnel> + Send + Sync;
+
 /// What only a running proxy can tell or do.
 pub struct Live {
     /// When it started.
     pub started: Instant,
     /// Nodes with a fresh report.
     pub nodes: Box<dyn Fn() -> Vec<NodeNow> + Send + Sync>,
+    /// The tunnel to a node, if it has one.
+    pub tunnel: Box<LookAtTunnel>,
     /// Checks that fail now.
     pub failing: Box<dyn Fn() -> BoxFuture<'static, Vec<&'static str>> + Send + Sync>,
     /// Forgets what is remembered of a key.
@@ -254,6 +262,7 @@ impl Operations {
         let with_now = |node| {
             let mut view = NodeView::from(node);
             view.now = now.iter().find(|now| now.id == view.id).cloned();
+            view.tunnel = self.live.as_ref().and_then(|live| (live.tunnel)(&view.id));
             view
         };
         let mut all: Vec<NodeView> = nodes.into_iter().map(with_now).collect();
@@ -403,6 +412,8 @@ impl Operations {
         };
         let keys = self.store.keys().await.unwrap_or_default();
         let nodes = self.store.nodes().await.unwrap_or_default();
+        let bursts = self.store.bursts().await.unwrap_or_default().into_iter();
+        let now_unix_ms = super::server::now_unix_ms();
         let is_good = |key: &&KeyRecord| {
             key.revoked_unix.is_none() && key.expires_unix.is_none_or(|end| end > now)
         };
@@ -424,6 +435,9 @@ impl Operations {
                 .filter(|node| node.revoked_unix.is_none())
                 .count(),
             nodes_online: self.nodes_now().iter().filter(|now| !now.asleep).count(),
+            bursts: bursts
+                .map(|burst| BurstView::of(burst, now_unix_ms))
+                .collect(),
         }
     }
 

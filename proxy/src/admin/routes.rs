@@ -104,6 +104,11 @@ const PLANNED: &[Param] = &[
         r#"{"type":"string","enum":["true","false"]}"#,
         "Whether it must stay at home.",
     ),
+    param(
+        "prompt_tokens",
+        r#"{"type":"integer","minimum":0,"maximum":4294967295,"default":0}"#,
+        "Tokens of its prompt, estimated.",
+    ),
 ];
 const NODE: Param = param("node", TEXT, "Only this node.");
 const TENANT: Param = param(

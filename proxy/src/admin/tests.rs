@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::client::{AdminClient, ClientError, read};
 use super::server::AdminSocket;
 use super::words::{
-    AuditCheck, Invite, InviteOrder, KeyMade, KeyOrder, KeyView, NodeNow, NodeView, Page, Problem,
-    Status, UsageView,
+    AuditCheck, Invite, InviteOrder, KeyMade, KeyOrder, KeyView, NodeNow, NodeTunnel, NodeView,
+    Page, Problem, Status, UsageView,
 };
 use super::*;
 use crate::store::embedded::Embedded;
@@ -34,6 +34,23 @@ struct Desk {
     revoked: Arc<Mutex<Vec<String>>>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
+}
+
+fn tunnel() -> NodeTunnel {
+    NodeTunnel {
+        carrier: "udp".into(),
+        address: Some("192.0.2.7:51820".into()),
+        mtu: 1_420,
+        back_end: Some("netns".into()),
+        proxy_back_end: "netns".into(),
+        handshake_age_secs: Some(12.5),
+        heard_secs_ago: Some(0.25),
+        round_trip_ms: Some(18.5),
+        loss_percent: Some(1.5),
+        received_bytes: 1_048_576,
+        sent_bytes: 17,
+        rejected: [("replayed".to_owned(), 2)].into(),
+    }
 }
 
 impl Desk {
@@ -53,6 +70,7 @@ impl Desk {
                     tiers: vec!["fast ready tiny-fast 0/4".into()],
                 }]
             }),
+            tunnel: Box::new(|id| (id.as_str() == "node_1").then(tunnel)),
             failing: Box::new(|| Box::pin(async { vec!["tiers"] })),
             key_revoked: Box::new(move |id| keys.lock().unwrap().push(id.to_string())),
             route: Box::new(|_asked| Err(policy::refusal::Refusal::Internal)),
@@ -444,6 +462,10 @@ async fn nodes_are_listed_and_cut_off_by_id_or_by_a_name_that_one_has() {
     let nodes: Page<NodeView> = client.get("/admin/v1/nodes").await.unwrap();
     let nodes = nodes.data;
     assert!(nodes[0].now.is_some() && nodes[1].now.is_none());
+    assert_eq!(
+        (&nodes[0].tunnel, &nodes[1].tunnel),
+        (&Some(tunnel()), &None)
+    );
     let ambiguous = delete::<NodeView>(&mut client, "/admin/v1/nodes/attic").await;
     assert!(
         ambiguous

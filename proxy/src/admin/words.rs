@@ -1,7 +1,9 @@
 //! What management commands say and hear: the JSON of the admin socket and of `--output json`. Only a fresh key or join link
 //! carries a secret, once.
 
-use config::ids::{KeyId, NodeId, UserId};
+mod nodes;
+
+use config::ids::{KeyId, UserId};
 use config::settings::proxy::Plan;
 use config::tier::Tier;
 use policy::identity::{Scope, Subject};
@@ -9,7 +11,9 @@ use policy::ledger::{LedgerEntry, Totals};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::store::ledger::AuditRecord;
-use crate::store::{Denial, JoinToken, KeyRecord, NodeRecord, UserRecord};
+use crate::store::{BurstRecord, BurstStage, Denial, JoinToken, KeyRecord, UserRecord};
+
+pub use nodes::{NodeNow, NodeTunnel, NodeView};
 
 /// A key that is wanted.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -466,98 +470,6 @@ pub struct Invite {
     pub expires_unix: i64,
 }
 
-/// A node as lists show it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct NodeView {
-    /// Its name for ever.
-    pub id: NodeId,
-    /// What people call the machine.
-    pub name: String,
-    /// `approved`, `pending`, `revoked`, or `outside` for a server of the settings.
-    pub state: String,
-    /// Six words of its identity, the same as on the machine itself; empty for a server of the settings.
-    #[serde(default)]
-    pub fingerprint: String,
-    /// Tiers it may serve; `None`: all.
-    pub tiers: Option<Vec<Tier>>,
-    /// As the last registration told.
-    pub agent_version: String,
-    /// Unix seconds.
-    pub created_unix: i64,
-    /// Unix seconds of the last registration.
-    pub registered_unix: Option<i64>,
-    /// Unix seconds, coarse.
-    pub last_seen_unix: Option<i64>,
-    /// Unix seconds.
-    pub revoked_unix: Option<i64>,
-    /// It gets no new work until it is told otherwise.
-    #[serde(default)]
-    pub draining: bool,
-    /// How it is now; `None`: this proxy has no report of it, or no proxy runs.
-    pub now: Option<NodeNow>,
-}
-
-impl NodeView {
-    /// A server outside the tunnel: it stands in the settings and nowhere else.
-    pub fn outside(now: NodeNow) -> Self {
-        Self {
-            id: now.id.clone(),
-            name: now.id.to_string(),
-            state: "outside".to_owned(),
-            fingerprint: String::new(),
-            tiers: None,
-            agent_version: String::new(),
-            created_unix: 0,
-            registered_unix: None,
-            last_seen_unix: None,
-            revoked_unix: None,
-            draining: false,
-            now: Some(now),
-        }
-    }
-}
-
-/// A node as its last report told.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct NodeNow {
-    /// Which.
-    pub id: NodeId,
-    /// Seconds since the last report.
-    pub seen_secs_ago: u64,
-    /// It went silent and wakes up for the next request that needs it.
-    #[serde(default)]
-    pub asleep: bool,
-    /// A server outside the tunnel, named in the settings.
-    #[serde(default)]
-    pub outside: bool,
-    /// One for each tier, as `fast ready tiny-fast 1/4`.
-    pub tiers: Vec<String>,
-}
-
-impl From<NodeRecord> for NodeView {
-    fn from(node: NodeRecord) -> Self {
-        Self {
-            fingerprint: config::fingerprint::words(&node.id).unwrap_or_default(),
-            id: node.id,
-            name: node.name,
-            state: match (node.revoked_unix, node.pending) {
-                (Some(_), _) => "revoked",
-                (None, true) => "pending",
-                (None, false) => "approved",
-            }
-            .to_owned(),
-            tiers: node.tiers,
-            agent_version: node.agent_version,
-            created_unix: node.created_unix,
-            registered_unix: node.registered_unix,
-            last_seen_unix: node.last_seen_unix,
-            revoked_unix: node.revoked_unix,
-            draining: node.draining,
-            now: None,
-        }
-    }
-}
-
 /// The proxy at a glance.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Status {
@@ -575,6 +487,38 @@ pub struct Status {
     pub nodes: usize,
     /// Nodes with a fresh report.
     pub nodes_online: usize,
+    /// Servers that cost money by the hour: started, and not seen to be gone.
+    #[serde(default)]
+    pub bursts: Vec<BurstView>,
+}
+
+/// A server outside that somebody pays for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BurstView {
+    /// The name of its `[[remote]]`.
+    pub name: String,
+    /// `starting`, `ready` or `stopping`.
+    pub stage: String,
+    /// Seconds since it was started.
+    pub running_secs: u64,
+    /// Tries to stop it that did not work: above 0 it costs money for nothing.
+    pub stop_failures: u32,
+}
+
+impl BurstView {
+    pub(super) fn of(record: BurstRecord, now_unix_ms: u64) -> Self {
+        let stage = match record.stage {
+            BurstStage::Starting => "starting",
+            BurstStage::Ready => "ready",
+            BurstStage::Stopping { .. } => "stopping",
+        };
+        Self {
+            stage: stage.to_owned(),
+            running_secs: now_unix_ms.saturating_sub(record.started_unix_ms) / 1_000,
+            stop_failures: record.stop_failures(),
+            name: record.name,
+        }
+    }
 }
 
 /// Why it did not work: RFC 9457.

@@ -22,7 +22,7 @@ use crate::nodes::members::Members;
 use crate::nodes::peers::Peers;
 use crate::nodes::pulse::{self, Pulse};
 use crate::nodes::upstream::Upstream;
-use crate::observe::metrics::{BreakerGauge, Metrics};
+use crate::observe::metrics::{BreakerGauge, Metrics, NodeFacts};
 use crate::store::Store;
 use crate::store::changes::{self, Change};
 use crate::store::ledger::Keep;
@@ -35,6 +35,10 @@ const SYNC_EVERY: Duration = Duration::from_secs(2);
 const FOLD_EVERY: Duration = Duration::from_secs(5);
 /// Each time at most so much goes that nobody waits for it.
 const PRUNE_EVERY: Duration = Duration::from_mins(10);
+/// The way to a node that has nothing to do is measured so often: 64 of these, which the loss is made of, are five minutes.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// A peer that was silent for longer is not asked: nobody wakes up a machine to measure the way to it.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 /// How exact `last seen` is.
 const SEEN_EVERY: Duration = Duration::from_mins(1);
 
@@ -57,11 +61,13 @@ impl Background {
     pub(super) fn start(self, crew: &Crew) {
         let (syncing, seeing) = (self.clone(), self.clone());
         let (booking, pruning) = (self.clone(), self.clone());
+        let measuring = self.clone();
         let pulse = self.pulse();
         let gossip = gossip::share(&self.fleet, &self.store);
         crew.employ(async move { self.sweep().await });
         crew.employ(async move { syncing.sync().await });
         crew.employ(async move { seeing.note_seen().await });
+        crew.employ(async move { measuring.measure_paths().await });
         crew.employ(async move { booking.keep_books().await });
         crew.employ(async move { pruning.prune_books().await });
         crew.employ(pulse.watch());
@@ -142,6 +148,25 @@ impl Background {
         }
     }
 
+    /// Asks every node for an echo: its answer tells the round trip, and the answers that fail to come tell the loss.
+    async fn measure_paths(&self) {
+        let mut ticks = ticks(MEASURE_EVERY);
+        loop {
+            ticks.tick().await;
+            for member in self.members.all() {
+                let status = self.tunnel.peer_status(member.address);
+                let is_there = status.is_some_and(|status| {
+                    status.since_handshake.is_some()
+                        && status.since_heard.is_some_and(|heard| heard < SILENT_MAX)
+                });
+                if is_there {
+                    // An error: it has just left the tunnel.
+                    let _asked = self.tunnel.echo(member.address).await;
+                }
+            }
+        }
+    }
+
     async fn sync(&self) {
         let mut ticks = ticks(SYNC_EVERY);
         let mut changes = self.store.changes();
@@ -168,11 +193,10 @@ impl Background {
         loop {
             ticks.tick().await;
             let nodes: Vec<NodeId> = self.fleet.with(|router| {
-                router
-                    .registry()
-                    .nodes()
-                    .map(|node| node.id.clone())
-                    .collect()
+                let nodes = router.registry().nodes();
+                // One that sleeps is known, not seen.
+                let seen = nodes.filter(|node| node.asleep.is_none());
+                seen.map(|node| node.id.clone()).collect()
             });
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -245,20 +269,18 @@ pub(super) fn refresh(metrics: &Metrics, fleet: &Fleet, members: &Members, tunne
                 .map_or(BreakerGauge::Closed, gauge),
         );
     }
-    for (reason, packets) in tunnel.counters().each() {
-        metrics.tunnel_drops(reason, packets);
-    }
-    for member in members.all() {
-        let status = tunnel.peer_status(member.address);
-        match status.filter(|status| status.since_handshake.is_some()) {
-            Some(status) => {
-                metrics.node(&member.name, &status);
-                let told = prefixes.get(member.name.as_str());
-                metrics.node_prefixes(&member.name, told.copied().unwrap_or(0));
-            }
-            None => metrics.forget_node(&member.name),
-        }
-    }
+    metrics.tunnel(tunnel.backend().name(), &tunnel.counters());
+    let members = members.all().into_iter();
+    let facts = members.filter(|member| member.is_in_tunnel());
+    let facts: Vec<NodeFacts> = facts
+        .map(|member| NodeFacts {
+            name: member.name.clone(),
+            id: member.id.to_string(),
+            status: tunnel.peer_status(member.address),
+            prefixes: prefixes.get(member.name.as_str()).copied().unwrap_or(0),
+        })
+        .collect();
+    metrics.nodes(&facts);
 }
 
 const fn gauge(phase: Phase) -> BreakerGauge {
@@ -270,15 +292,21 @@ const fn gauge(phase: Phase) -> BreakerGauge {
 }
 
 /// The nodes with a fresh report, for the administrator.
-pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
+pub(super) fn nodes_now(fleet: &Fleet, members: &Members) -> Vec<NodeNow> {
     let now = Instant::now().into_std();
     let tier = |tier: &config::wire::node::TierReport| {
         let state = tier.state.as_str();
         let model = tier.model.as_ref().map_or("-", |model| model.id.as_str());
+        let reason = tier.reason.as_ref().filter(|_| !tier.state.answers());
+        let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
         format!(
-            "{} {state} {model} {}/{}",
+            "{} {state} {model} {}/{}{reason}",
             tier.tier, tier.slots_busy, tier.slots
         )
+    };
+    let is_in_tunnel = |id: &NodeId| {
+        let member = members.member(id);
+        member.is_some_and(|member| member.is_in_tunnel())
     };
     fleet.with(|router| {
         let nodes = router.registry().nodes();
@@ -286,7 +314,8 @@ pub(super) fn nodes_now(fleet: &Fleet) -> Vec<NodeNow> {
             .map(|node| NodeNow {
                 id: node.id.clone(),
                 asleep: node.asleep.is_some(),
-                outside: node.foreign,
+                // One without an agent is a node of the house like any other.
+                outside: node.foreign && !is_in_tunnel(&node.id),
                 seen_secs_ago: now.saturating_duration_since(node.reported_at).as_secs(),
                 tiers: node.tiers.iter().map(tier).collect(),
             })

@@ -12,10 +12,10 @@ use tokio::net::TcpListener;
 use tunnel::{PrivateKey, Tunnel};
 
 use super::background::{self, Background};
-use super::{AppError, Crew, EdgeFacts};
+use super::{AppError, Crew, EdgeFacts, tunnels};
 use crate::admin::explain;
 use crate::admin::server::AdminSocket;
-use crate::admin::{Api, ApiFacts, Live, Operations};
+use crate::admin::{Api, ApiFacts, Live, LookAtTunnel, Operations};
 use crate::auth::Authenticator;
 use crate::gateway::admission::Admission;
 use crate::gateway::body::Reader;
@@ -140,7 +140,8 @@ impl Ground {
             pepper: secret(&*store, PEPPER).await?,
         };
         let prefixes = Prefixes::new(&secret(&*store, PREFIX_SECRET).await?);
-        Memory::new(&settings.server.state_dir).recall(&fleet, &members);
+        let memory = Memory::new(&settings.server.state_dir);
+        memory.recall(&fleet, &*store).await;
         for remote in &remotes {
             fleet.place_outside(remote.id(), remote.is_local());
             members.insert(Arc::new(remote.member()));
@@ -242,6 +243,10 @@ impl Ground {
             };
             crew.employ(remote::watch(Arc::clone(remote), rooms));
         }
+        crew.employ(remote::tell_strays(
+            Arc::clone(&self.store),
+            self.remotes.clone(),
+        ));
         let memory = Memory::new(&settings.server.state_dir);
         crew.employ(memory.keep(Arc::clone(&self.fleet)));
     }
@@ -306,13 +311,22 @@ impl Ground {
         });
     }
 
+    /// How the tunnel to each node is, for the administrator.
+    fn tunnels(&self) -> Box<LookAtTunnel> {
+        let (fleet, members) = (Arc::clone(&self.fleet), Arc::clone(&self.members));
+        let tunnel = self.tunnel.clone();
+        Box::new(move |id| tunnels::look(id, &fleet, &members, &tunnel))
+    }
+
     fn live(&self, readiness: &Readiness, routing: &Routing) -> Live {
         let (fleet, authenticator) = (Arc::clone(&self.fleet), Arc::clone(&self.authenticator));
         let (peers, readiness) = (Arc::clone(&self.peers), readiness.clone());
+        let members = Arc::clone(&self.members);
         let (planned, routing) = (Arc::clone(&self.fleet), routing.clone());
         Live {
             started: Instant::now(),
-            nodes: Box::new(move || background::nodes_now(&fleet)),
+            nodes: Box::new(move || background::nodes_now(&fleet, &members)),
+            tunnel: self.tunnels(),
             failing: Box::new(move || failing_of(readiness.clone())),
             key_revoked: Box::new(move |id| authenticator.forget_key(id)),
             route: Box::new(move |asked| explain::route(&planned, &routing, asked)),

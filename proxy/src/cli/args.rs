@@ -171,6 +171,13 @@ SIGTERM drains and ends, a second one ends at once; SIGHUP reads the certificate
     #[command(after_help = "Example:
   hearth-proxy status --output json --config /etc/hearth/proxy.toml")]
     Status,
+    /// Look at everything between a client and an answer (settings, store, HTTPS, issuers, machines, one real question) and say what is
+    /// wrong and what to do. Exit code 1 if something fails.
+    #[command(after_help = "Example:
+  sudo hearth-proxy doctor --config /etc/hearth/proxy.toml
+
+On the proxy's machine. The question is asked over HTTPS with a key of its own, which lives for a minute and is revoked at once.")]
+    Doctor,
     /// Exit 0 if the proxy answers; for container health checks.
     #[command(after_help = "Examples:
   hearth-proxy health --config /etc/hearth/proxy.toml

@@ -1,4 +1,4 @@
-//! `node invite`, `node list`, `node drain`, `node undrain`, `node revoke`.
+//! `node invite`, `node list`, `node show`, `node approve`, `node drain`, `node undrain`, `node revoke`. Prints; decides nothing.
 
 use http::Method;
 
@@ -7,7 +7,7 @@ use super::args::{NodeCommand, NodeInvite, Output};
 use super::print::{self, Table};
 use super::reach::Reach;
 use crate::admin::routes::encoded;
-use crate::admin::words::{Invite, InviteOrder, NodeView};
+use crate::admin::words::{Invite, InviteOrder, NodeTunnel, NodeView};
 
 pub(super) async fn run(
     reach: &mut Reach,
@@ -62,18 +62,64 @@ async fn list(reach: &mut Reach, output: Output) -> Result<(), CliError> {
     if nodes.is_empty() {
         return print::line("no nodes yet: hearth-proxy node invite");
     }
-    let mut table = Table::new(&["ID", "NAME", "VERSION", "JOINED", "REGISTERED", "STATE"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "VIA",
+        "ROUND TRIP",
+        "LOSS",
+        "MTU",
+        "BACK-END",
+        "HANDSHAKE",
+        "IN",
+        "OUT",
+        "VERSION",
+        "ID",
+        "STATE",
+    ]);
     for node in &nodes {
-        table.row(vec![
+        let mut row = vec![node.name.clone()];
+        row.extend(tunnel_cells(node.tunnel.as_ref()));
+        row.extend([
+            dash(node.agent_version.clone()),
             node.id.to_string(),
-            node.name.clone(),
-            node.agent_version.clone(),
-            print::date_or(Some(node.created_unix).filter(|unix| *unix > 0), "-"),
-            print::date_or(node.registered_unix, "never"),
             state(node),
         ]);
+        table.row(row);
     }
     print::line(&table.to_string())
+}
+
+/// The tunnel in eight columns.
+fn tunnel_cells(tunnel: Option<&NodeTunnel>) -> [String; 8] {
+    let Some(tunnel) = tunnel.filter(|tunnel| tunnel.handshake_age_secs.is_some()) else {
+        return std::array::from_fn(|_| "-".to_owned());
+    };
+    let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+    [
+        via(tunnel).to_owned(),
+        or_dash(tunnel.round_trip_ms.map(|ms| format!("{ms:.1} ms"))),
+        or_dash(tunnel.loss_percent.map(|loss| format!("{loss:.1} %"))),
+        tunnel.mtu.to_string(),
+        or_dash(tunnel.back_end.clone()),
+        or_dash(tunnel.handshake_age_secs.map(print::span)),
+        print::bytes(tunnel.received_bytes),
+        print::bytes(tunnel.sent_bytes),
+    ]
+}
+
+fn via(tunnel: &NodeTunnel) -> &'static str {
+    if tunnel.carrier == "wss" {
+        "WebSocket"
+    } else {
+        "UDP"
+    }
+}
+
+fn dash(cell: String) -> String {
+    if cell.is_empty() {
+        return "-".to_owned();
+    }
+    cell
 }
 
 async fn show(reach: &mut Reach, node: &str, output: Output) -> Result<(), CliError> {
@@ -89,17 +135,108 @@ async fn show(reach: &mut Reach, node: &str, output: Output) -> Result<(), CliEr
             names.join(", ")
         },
     );
+    let mut lines = vec![
+        ("state", state(&node)),
+        ("fingerprint", dash(node.fingerprint.clone())),
+        ("may serve", tiers),
+        ("version", dash(node.agent_version.clone())),
+        (
+            "joined",
+            print::date_or(Some(node.created_unix).filter(|unix| *unix > 0), "-"),
+        ),
+        ("registered", print::date_or(node.registered_unix, "never")),
+        ("seen", seen(&node)),
+    ];
+    lines.extend(tunnel_lines(&node));
+    let lines = lines.iter().map(|(what, said)| {
+        let said = said.replace(char::is_control, "?");
+        format!("\n  {what:<12} {said}")
+    });
+    let name = node.name.replace(char::is_control, "?");
     print::line(&format!(
-        "{} ({})\n  state        {}\n  fingerprint  {}\n  may serve    {tiers}\n  version      {}\n  joined       {}\n  registered   {}\n  seen         {}",
-        node.name,
+        "{name} ({}){}",
         node.id,
-        state(&node),
-        node.fingerprint,
-        node.agent_version,
-        print::date_or(Some(node.created_unix).filter(|unix| *unix > 0), "-"),
-        print::date_or(node.registered_unix, "never"),
-        print::date_or(node.last_seen_unix, "never"),
+        lines.collect::<String>()
     ))
+}
+
+fn seen(node: &NodeView) -> String {
+    match &node.now {
+        Some(now) if !now.asleep => format!("{} s ago", now.seen_secs_ago),
+        Some(_) | None => print::date_or(node.last_seen_unix, "never"),
+    }
+}
+
+/// How somebody at the machine finds out why there is no session.
+fn remedy(node: &NodeView) -> &'static str {
+    if is_stock(node) {
+        "none: see there with `wg show`, and whether UDP to the proxy's tunnel port gets out"
+    } else {
+        "none: see there with `hearth-node doctor`"
+    }
+}
+
+/// It has no agent.
+fn is_stock(node: &NodeView) -> bool {
+    node.agent_version == "unmanaged"
+}
+
+/// The tunnel in words.
+fn tunnel_lines(node: &NodeView) -> Vec<(&'static str, String)> {
+    let none = || vec![("tunnel", remedy(node).to_owned())];
+    let Some(tunnel) = &node.tunnel else {
+        return if node.state == "approved" {
+            none()
+        } else {
+            Vec::new()
+        };
+    };
+    let Some(age) = tunnel.handshake_age_secs else {
+        return none();
+    };
+    let from = tunnel.address.as_deref().unwrap_or("an unknown address");
+    let way = if tunnel.carrier == "wss" {
+        format!("by WebSocket from {from}, because no UDP gets through")
+    } else {
+        format!("by UDP from {from}")
+    };
+    let measured = |value: Option<f64>, unit: &str| {
+        value.map_or_else(
+            || "not measured yet".to_owned(),
+            |value| format!("{value:.1} {unit}"),
+        )
+    };
+    let there = tunnel.back_end.as_deref().unwrap_or("not told");
+    let rejected: Vec<String> = tunnel
+        .rejected
+        .iter()
+        .map(|(reason, packets)| format!("{reason} {packets}"))
+        .collect();
+    let rejected = if rejected.is_empty() {
+        "none".to_owned()
+    } else {
+        rejected.join(", ")
+    };
+    vec![
+        ("tunnel", way),
+        ("handshake", format!("{} ago", print::span(age))),
+        ("round trip", measured(tunnel.round_trip_ms, "ms")),
+        ("loss", measured(tunnel.loss_percent, "%")),
+        ("packets", format!("up to {} bytes", tunnel.mtu)),
+        (
+            "back-end",
+            format!("{there} there, {} here", tunnel.proxy_back_end),
+        ),
+        (
+            "bytes",
+            format!(
+                "{} in, {} out",
+                print::bytes(tunnel.received_bytes),
+                print::bytes(tunnel.sent_bytes)
+            ),
+        ),
+        ("rejected", rejected),
+    ]
 }
 
 async fn approve(reach: &mut Reach, node: &str, output: Output) -> Result<(), CliError> {
@@ -140,7 +277,10 @@ async fn revoke(reach: &mut Reach, node: &str, output: Output) -> Result<(), Cli
     if output == Output::Json {
         return print::json(&revoked);
     }
-    print::line(&format!("revoked {} ({})", revoked.id, revoked.name))
+    print::line(&format!(
+        "revoked {} ({}): its sessions and running answers are cut at every proxy, and it cannot come back under this identity",
+        revoked.id, revoked.name
+    ))
 }
 
 fn state(node: &NodeView) -> String {
@@ -149,6 +289,10 @@ fn state(node: &NodeView) -> String {
     }
     if node.state == "pending" {
         return format!("waits for approval: {}", node.fingerprint);
+    }
+    let has_session = |tunnel: &NodeTunnel| tunnel.handshake_age_secs.is_some();
+    if is_stock(node) && !node.tunnel.as_ref().is_some_and(has_session) {
+        return "offline: no WireGuard session with it".to_owned();
     }
     match &node.now {
         Some(now) if now.asleep => format!("asleep: {}", now.tiers.join(", ")),

@@ -90,6 +90,35 @@ impl fmt::Display for Table {
     }
 }
 
+/// `17 B`, `1.5 KiB`, `3.2 GiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // Tenths of a unit, so that no figure goes through a float.
+    let mut tenths = u128::from(bytes) * 10 / 1024;
+    let mut units = UNITS.iter();
+    let mut unit = units.next();
+    while tenths >= 10_240 {
+        let Some(next) = units.next() else { break };
+        unit = Some(next);
+        tenths /= 1024;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, unit.unwrap_or(&"KiB"))
+}
+
+/// A span of seconds as people say it: `12 s`, `3 min`, `5 h`, `2 d`.
+pub(super) fn span(secs: f64) -> String {
+    let (value, unit) = match secs {
+        secs if secs < 120.0 => (secs, "s"),
+        secs if secs < 7_200.0 => (secs / 60.0, "min"),
+        secs if secs < 172_800.0 => (secs / 3_600.0, "h"),
+        secs => (secs / 86_400.0, "d"),
+    };
+    format!("{:.0} {unit}", value.floor())
+}
+
 /// Now.
 pub(super) fn now_unix() -> i64 {
     let since = SystemTime::now()
@@ -147,6 +176,30 @@ mod tests {
         ];
         for (unix, want) in cases {
             assert_eq!(date(unix), want);
+        }
+    }
+
+    #[test]
+    fn bytes_and_spans_are_said_in_the_unit_that_fits() {
+        for (count, want) in [
+            (0, "0 B"),
+            (1_023, "1023 B"),
+            (1_024, "1.0 KiB"),
+            (1_536, "1.5 KiB"),
+            (1_048_576, "1.0 MiB"),
+            (3_435_973_836, "3.1 GiB"),
+            (u64::MAX, "16777215.9 TiB"),
+        ] {
+            assert_eq!(bytes(count), want);
+        }
+        for (secs, want) in [
+            (0.4, "0 s"),
+            (119.9, "119 s"),
+            (120.0, "2 min"),
+            (7_200.0, "2 h"),
+            (172_800.0, "2 d"),
+        ] {
+            assert_eq!(span(secs), want);
         }
     }
 

@@ -20,6 +20,8 @@ use crate::gateway::classify::features_of;
 const INPUT_MAX: u64 = 4 * 1024 * 1024;
 /// Places left out that are printed; `--json` has them all.
 const SKIPPED_SHOWN: usize = 20;
+/// Bytes of a token, in a rough estimate of a text's length.
+const BYTES_PER_TOKEN: usize = 4;
 
 pub(super) async fn run(
     file: Option<&Path>,
@@ -37,6 +39,7 @@ pub(super) async fn run(
         model: model.clone(),
         class: None,
         local_only: *local_only,
+        prompt_tokens: 0,
     };
     explain(&settings(file)?, text, asked, output).await
 }
@@ -61,6 +64,7 @@ async fn explain(
     let verdict = classify(&features, thresholds);
     let asked = RouteAsk {
         class: Some(verdict.tier),
+        prompt_tokens: u32::try_from(features.bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX),
         ..asked
     };
     let route = planned(settings, &asked).await?;
@@ -82,7 +86,10 @@ async fn planned(settings: &Settings, asked: &RouteAsk) -> Result<Option<RouteVi
         Err(ClientError::NotRunning(_)) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let mut path = format!("/admin/v1/route?local_only={}", asked.local_only);
+    let mut path = format!(
+        "/admin/v1/route?local_only={}&prompt_tokens={}",
+        asked.local_only, asked.prompt_tokens
+    );
     let tiers = [("tier", asked.tier), ("class", asked.class)];
     for (name, tier) in tiers {
         if let Some(tier) = tier {
@@ -120,6 +127,18 @@ fn told_route(route: &RouteView) -> Vec<String> {
         let (node, model) = (&step.node, &step.model);
         lines.push(format!(
             "  {place:2}. {node}/{tier}  {model}  waits {wait} ms"
+        ));
+        let parts = step.predicted;
+        let state = if step.cold { "cold" } else { "awake" };
+        lines.push(format!(
+            "      {state}; first token after {} ms: slot {} + prefill {} + round trip {} + waking {}; {} of {} tokens cached",
+            parts.total_ms,
+            parts.slot_ms,
+            parts.prefill_ms,
+            parts.round_trip_ms,
+            parts.waking_ms,
+            parts.cached_tokens,
+            parts.prompt_tokens
         ));
     }
     for skip in route.skipped.iter().take(SKIPPED_SHOWN) {

@@ -11,7 +11,7 @@ use super::args::{Cli, Output};
 use super::print;
 use super::reach::Reach;
 use crate::admin::client::AdminClient;
-use crate::admin::words::Status;
+use crate::admin::words::{BurstView, Status};
 
 /// Time for a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +56,23 @@ pub(super) async fn status(reach: &mut Reach, output: Output) -> Result<(), CliE
     print::line(&format!(
         "proxy  {} {runs}\nready  {ready}\nstore  {}\nkeys   {}\nnodes  {} ({} online)",
         status.version, status.store, status.keys, status.nodes, status.nodes_online
-    ))
+    ))?;
+    status
+        .bursts
+        .iter()
+        .try_for_each(|burst| print::line(&paid(burst)))
+}
+
+/// A server that costs money: since when, and whether it cannot be stopped.
+fn paid(burst: &BurstView) -> String {
+    let since = uptime(burst.running_secs);
+    let (name, stage) = (&burst.name, &burst.stage);
+    match burst.stop_failures {
+        0 => format!("burst  {name} {stage}, started {since} ago"),
+        failures => format!(
+            "burst  {name} COSTS MONEY: started {since} ago, and could not be stopped ({failures} tries): look into the log, or stop it yourself"
+        ),
+    }
 }
 
 /// `3d 4h`, `4h 5m`, `5m 6s`: the two largest units.

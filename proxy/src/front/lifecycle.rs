@@ -8,9 +8,12 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// After the last answer, connections have this long to say goodbye (HTTP/2's final frames) before they are dropped.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Answers that the grace was too short for have this long to say that they end, and to be charged.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How far the proxy is on its way out.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -25,9 +28,9 @@ pub enum Phase {
 }
 
 /// How a drain ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Drained {
-    /// Requests that were still running when the edge gave up on them.
+    /// Requests that were still running when the grace was over: their clients were told.
     pub cut: usize,
 }
 
@@ -37,6 +40,7 @@ pub(crate) struct Census {
     requests: AtomicUsize,
     connections: AtomicUsize,
     changed: Notify,
+    closing: CancellationToken,
 }
 
 /// What a [`Tally`] counts.
@@ -81,17 +85,34 @@ impl Census {
 
     /// Waits for the requests within the grace, then shortly for the connections.
     pub(crate) async fn drain(&self, grace: Duration) -> Drained {
-        let given_up = timeout_at(Instant::now() + grace, self.until_none(Counted::Request)).await;
-        if given_up.is_ok() {
-            let farewell = timeout_at(
-                Instant::now() + FAREWELL,
-                self.until_none(Counted::Connection),
-            );
-            drop(farewell.await);
-        }
-        Drained {
-            cut: self.running(Counted::Request),
-        }
+        let finished = timeout_at(Instant::now() + grace, self.until_none(Counted::Request)).await;
+        let drained = match finished {
+            Ok(()) => Drained::default(),
+            Err(_late) => self.close().await,
+        };
+        let farewell = timeout_at(
+            Instant::now() + FAREWELL,
+            self.until_none(Counted::Connection),
+        );
+        drop(farewell.await);
+        drained
+    }
+
+    /// Ends every answer that runs, each with its last words.
+    pub(crate) async fn close(&self) -> Drained {
+        let cut = self.running(Counted::Request);
+        self.closing.cancel();
+        let said = timeout_at(
+            Instant::now() + LAST_WORDS,
+            self.until_none(Counted::Request),
+        );
+        drop(said.await);
+        Drained { cut }
+    }
+
+    /// Resolves when nobody's answer is waited for any more.
+    pub(crate) async fn closed(&self) {
+        self.closing.cancelled().await;
     }
 }
 
@@ -207,8 +228,25 @@ mod tests {
         let _request = census.count(Counted::Request);
         let _connection = census.count(Counted::Connection);
         let begun = Instant::now();
-        let drained = census.drain(Duration::from_secs(30)).await;
-        assert_eq!((drained.cut, begun.elapsed()), (1, Duration::from_secs(30)));
+        let grace = Duration::from_secs(30);
+        let drained = census.drain(grace).await;
+        let all = grace + LAST_WORDS + FAREWELL;
+        assert_eq!((drained.cut, begun.elapsed()), (1, all));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_outlasts_the_grace_is_told_and_has_its_last_words() {
+        let census = Arc::new(Census::default());
+        let request = census.count(Counted::Request);
+        let begun = Instant::now();
+        let says = async {
+            census.closed().await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop(request);
+        };
+        let (drained, ()) = tokio::join!(census.drain(Duration::from_secs(30)), says);
+        let all = Duration::from_millis(30_200);
+        assert_eq!((drained.cut, begun.elapsed()), (1, all));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Shared;
 use super::decoration::Decoration;
-use super::sink::{BodyError, ClientGone, ClientSink};
+use super::sink::{BodyError, ClientGone, ClientSink, Gone};
 
 /// An HTTP/1.0 client cannot be sent chunks, so its answer is collected; larger ones are cut.
 const COLLECTED_MAX: usize = 8 * 1024 * 1024;
@@ -288,26 +288,35 @@ impl ClientSink for SessionSink {
         Ok(())
     }
 
-    async fn gone(&mut self) {
+    async fn gone(&mut self) -> Gone {
         if self.gone {
-            return;
+            return Gone::Client;
         }
-        if let ServerSession::H1(session) = &mut self.session
-            && !session.is_body_done()
-        {
-            // a probe would take a byte of the body
-            return std::future::pending().await;
+        tokio::select! {
+            () = left(&mut self.session) => {}
+            () = self.shared.census.closed() => return Gone::Proxy,
         }
-        let left = match &mut self.session {
-            ServerSession::H1(session) => session.read_body_or_idle(true).await,
-            ServerSession::H2(session) => session.read_body_or_idle(true).await,
-            ServerSession::Subrequest(_) | ServerSession::Custom(_) => std::future::pending().await,
-        };
-        // an error either way: closed, reset, or bytes where none may come (a client that pipelines)
-        drop(left);
         self.gone = true;
         self.session.set_keepalive(None);
+        Gone::Client
     }
+}
+
+/// Resolves when the client has left.
+async fn left(session: &mut ServerSession) {
+    if let ServerSession::H1(session) = &mut *session
+        && !session.is_body_done()
+    {
+        // a probe would take a byte of the body
+        return std::future::pending().await;
+    }
+    let left = match session {
+        ServerSession::H1(session) => session.read_body_or_idle(true).await,
+        ServerSession::H2(session) => session.read_body_or_idle(true).await,
+        ServerSession::Subrequest(_) | ServerSession::Custom(_) => std::future::pending().await,
+    };
+    // an error either way: closed, reset, or bytes where none may come (a client that pipelines)
+    drop(left);
 }
 
 /// Says that nothing more comes from us, then reads on for a moment: closing with unread bytes would reset the

@@ -11,6 +11,15 @@ use thiserror::Error;
 #[error("the client has left")]
 pub struct ClientGone;
 
+/// Who no longer waits for the end of an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gone {
+    /// The client has left.
+    Client,
+    /// The proxy ends, and its grace is over: there is a moment left to say so.
+    Proxy,
+}
+
 /// Why the body of a request could not be read to its end.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub enum BodyError {
@@ -44,6 +53,7 @@ pub trait ClientSink: Send {
     /// Ends the answer.
     async fn end(&mut self) -> Result<(), ClientGone>;
 
-    /// Resolves when the client has left; cancel-safe. Never resolves while the request's body is still unread.
-    async fn gone(&mut self);
+    /// Resolves when the client has left, or when the proxy waits for nobody any more; cancel-safe. Of a client it says nothing while the
+    /// request's body is still unread.
+    async fn gone(&mut self) -> Gone;
 }

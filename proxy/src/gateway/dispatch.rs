@@ -1,10 +1,14 @@
 //! Tries the steps of a route in order until a node answers: one request body, one overall deadline. Nothing has reached the
 //! client yet. Never runs a request again on a node that may have started on it.
 
+mod cold;
 mod either;
 mod failure;
 mod hedge;
+mod hope;
 mod inquiry;
+mod preamble;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +29,6 @@ use policy::router::Outcome;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use super::events::{Chunk, NodeEvents, Piece};
 use super::prefix;
 use super::progress::Progress;
 use super::waiting::Waiting;
@@ -36,7 +39,9 @@ use crate::observe::metrics::Metrics;
 use crate::remote::wakers::{StillAsleep, Wakers};
 pub use either::Begun;
 use failure::Failure;
+use hope::Hope;
 pub use inquiry::Inquiry;
+pub use told::Told;
 
 /// A whole answer that is not streamed.
 /// 2,048 vectors of 1,024 numbers take 24 MB.
@@ -151,8 +156,8 @@ pub struct Dispatcher {
 pub struct Opened {
     /// Which.
     pub step: Step,
-    /// How long the request waited for a slot, if the node said so in the head of its answer.
-    pub queue_ms: Option<f64>,
+    /// What its node said of its part in the head of its answer.
+    pub told: Told,
     /// When it was asked.
     pub asked_at: Instant,
     attempting: Attempting,
@@ -166,13 +171,6 @@ impl Opened {
             .attempt(self.step.backend.tier, outcome.as_str());
         self.attempting.settle(outcome, Instant::now().into_std());
     }
-}
-
-/// A step whose node said yes, and until when it may take to say something.
-struct Open {
-    opened: Opened,
-    answer: Answer,
-    until: Instant,
 }
 
 /// The steps of one route, tried one after the other.
@@ -196,6 +194,8 @@ pub struct Tries<'a> {
     pub trail: Vec<Attempt>,
     /// What the present try waits for.
     pub progress: Progress,
+    /// How long it was waited for what slept.
+    pub woke: Duration,
 }
 
 impl<'a> Tries<'a> {
@@ -225,6 +225,7 @@ impl<'a> Tries<'a> {
             asked: None,
             trail,
             progress: Progress::default(),
+            woke: Duration::ZERO,
         }
     }
 
@@ -232,39 +233,19 @@ impl<'a> Tries<'a> {
     pub async fn whole(&mut self) -> Result<(Opened, Value), Refusal> {
         loop {
             // A node that does not stream sends its head when it is done.
-            let Open {
-                opened,
-                mut answer,
-                until,
-            } = self.open(Duration::MAX).await?;
-            match read_whole(&mut answer, self.job.answer_key, until).await {
-                Ok(value) => return Ok((opened, value)),
-                Err(failure) => self.failed(opened, failure)?,
-            }
-        }
-    }
-
-    /// The next step whose node says yes.
-    async fn open(&mut self, patience: Duration) -> Result<Open, Refusal> {
-        loop {
-            let (mut opened, until) = self.take(patience).await?;
-            let asked = self.asking().ask(&opened.step, until).await;
-            match asked {
-                Ok(answer) => {
-                    opened.queue_ms = queue_ms(&answer.headers);
-                    return Ok(Open {
-                        opened,
-                        answer,
-                        until,
-                    });
+            let (mut opened, hope) = self.take(Duration::MAX).await?;
+            match self.asking().whole(&opened.step, hope).await {
+                Ok((told, value)) => {
+                    opened.told = told;
+                    return Ok((opened, value));
                 }
                 Err(failure) => self.failed(opened, failure)?,
             }
         }
     }
 
-    /// The next step that may be asked, and until when its node may take.
-    async fn take(&mut self, patience: Duration) -> Result<(Opened, Instant), Refusal> {
+    /// The next step that may be asked, and how long its node may be silent.
+    async fn take(&mut self, patience: Duration) -> Result<(Opened, Hope), Refusal> {
         let route = self.route;
         while let Some(step) = route.steps.get(self.next) {
             self.next += 1;
@@ -272,9 +253,6 @@ impl<'a> Tries<'a> {
                 continue;
             }
             let now = Instant::now();
-            let mut until = now
-                .checked_add(patience)
-                .map_or(self.job.deadline, |until| until.min(self.job.deadline));
             if now >= self.job.deadline {
                 return Err(Refusal::Timeout);
             }
@@ -287,17 +265,21 @@ impl<'a> Tries<'a> {
                 self.trail.push(attempt_at(step, "breaker_open"));
                 continue;
             };
+            let probe = self.dispatcher.rules.breaker_probe;
             // A whole answer may take longer than a probe: then it is lost as one, and goes on.
-            if attempting.is_probe() && patience < Duration::MAX {
-                until = until.min(now + self.dispatcher.rules.breaker_probe);
-            }
+            let silence = if attempting.is_probe() && patience < Duration::MAX {
+                patience.min(probe)
+            } else {
+                patience
+            };
+            let hope = Hope::new(now, silence, self.job.deadline);
             fleet.sent(&step.backend, &self.job.chain, now.into_std());
             if let [_, _, ..] = *self.job.chain {
                 let found = step.predicted.as_str();
                 self.dispatcher.metrics.routed(step.backend.tier, found);
             }
             self.asked = Some(step.clone());
-            return Ok((self.opened(step, attempting), until));
+            return Ok((self.opened(step, attempting), hope));
         }
         Err(self.refusal())
     }
@@ -305,7 +287,7 @@ impl<'a> Tries<'a> {
     fn opened(&self, step: &Step, attempting: Attempting) -> Opened {
         Opened {
             step: step.clone(),
-            queue_ms: None,
+            told: Told::default(),
             asked_at: Instant::now(),
             attempting,
             metrics: Arc::clone(&self.dispatcher.metrics),
@@ -330,8 +312,11 @@ impl<'a> Tries<'a> {
         } else {
             self.job.deadline
         };
-        let awake = wakers.awake(&step.backend.node, until, &self.progress);
-        match awake.await {
+        let began = Instant::now();
+        let awake = wakers.awake(&step.backend, until, &self.progress);
+        let awake = awake.await;
+        self.woke += began.elapsed();
+        match awake {
             Ok(()) => Ok(true),
             Err(StillAsleep::Late) if Instant::now() >= self.job.deadline => Err(Refusal::Timeout),
             Err(StillAsleep::Failed | StillAsleep::Late) => {
@@ -489,68 +474,6 @@ pub fn attempt_at(step: &Step, outcome: &str) -> Attempt {
         tier: step.backend.tier,
         node: Some(step.node_name.clone()),
         outcome: outcome.to_owned(),
-    }
-}
-
-/// `server-timing: queue;dur=12` of a node.
-fn queue_ms(headers: &HeaderMap) -> Option<f64> {
-    let timing = headers.get("server-timing")?.to_str().ok()?;
-    let ms: f64 = timing.strip_prefix("queue;dur=")?.parse().ok()?;
-    (ms.is_finite() && ms >= 0.0).then_some(ms)
-}
-
-async fn read_whole(answer: &mut Answer, key: &str, until: Instant) -> Result<Value, Failure> {
-    let body = timeout_at(until, answer.body.collect(ANSWER_BYTES_MAX)).await;
-    let body = body.map_err(|_| Fault::Timeout)??;
-    let value: Value = serde_json::from_slice(&body).map_err(|_| Fault::Nonsense)?;
-    if value
-        .get(key)
-        .is_some_and(|member| member.is_array() || member.is_string())
-    {
-        return Ok(value);
-    }
-    Err(Fault::Nonsense.into())
-}
-
-fn is_stream(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.starts_with("text/event-stream"))
-}
-
-/// Reads until there is content: before that another tier may still answer.
-async fn preamble(
-    events: &mut NodeEvents,
-    headers: &HeaderMap,
-    until: Instant,
-) -> Result<Vec<Piece>, Failure> {
-    if !is_stream(headers) {
-        return Err(Fault::Nonsense.into());
-    }
-    let mut pieces = Vec::new();
-    loop {
-        let chunks = timeout_at(until, events.next())
-            .await
-            .map_err(|_| Fault::Timeout)??;
-        // An end without content is no answer.
-        let mut chunks = chunks.ok_or(Fault::Nonsense)?.into_iter();
-        for chunk in &mut chunks {
-            match chunk {
-                Chunk::Piece(piece) => pieces.push(piece),
-                Chunk::Error(detail) => return Err(Failure::of_error(detail)),
-                Chunk::Usage(_) | Chunk::Done | Chunk::Nonsense => {
-                    return Err(Fault::Nonsense.into());
-                }
-            }
-            let last = pieces.last();
-            if last.is_some_and(|piece| piece.has_content || piece.finishes)
-                || pieces.len() >= PREAMBLE_MAX
-            {
-                events.put_back(chunks);
-                return Ok(pieces);
-            }
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! is no JSON object is a fault. Sends nothing and waits for nothing but bytes.
 
 use config::wire::error::{ErrorBody, ErrorDetail};
+use config::wire::progress::Progress as Word;
 use config::wire::sse::{Decoder, Event};
 use serde_json::Value;
 
@@ -107,6 +108,8 @@ pub struct NodeEvents {
     waiting: Vec<Chunk>,
     /// Where it is told what a node says of its progress.
     progress: Progress,
+    /// What it last said of that.
+    word: Option<Word>,
 }
 
 impl NodeEvents {
@@ -118,7 +121,13 @@ impl NodeEvents {
             bytes: 0,
             waiting: Vec::new(),
             progress: Progress::default(),
+            word: None,
         }
+    }
+
+    /// What the node last said of its work before it begins to answer.
+    pub const fn word(&self) -> Option<Word> {
+        self.word
     }
 
     /// Tells there how far the node is, until it begins to answer.
@@ -151,6 +160,7 @@ impl NodeEvents {
             .push(&bytes, &mut events)
             .map_err(|_| Fault::Nonsense)?;
         if let Some(word) = self.decoder.progress() {
+            self.word = Some(word);
             self.progress.tell(Doing::Node(word));
         }
         let read = |event| Chunk::read(event).unwrap_or(Chunk::Nonsense);

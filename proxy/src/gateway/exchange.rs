@@ -12,7 +12,7 @@ use super::Call;
 use super::operation::ADMIN;
 use super::reply::{self, ReplyContext};
 use crate::admin::api;
-use crate::front::sink::{BodyError, ClientGone, ClientSink};
+use crate::front::sink::{BodyError, ClientGone, ClientSink, Gone};
 
 /// Why a request ended before its answer was whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,13 @@ pub enum Stop {
     Refused(Refusal),
     /// Nobody listens any more.
     ClientGone,
+}
+
+impl Stop {
+    /// Whether nobody waits for the answer any more, so that nobody is to go on with it.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::ClientGone | Self::Refused(Refusal::Draining))
+    }
 }
 
 impl From<Refusal> for Stop {
@@ -204,9 +211,12 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Resolves when the client has left.
-    pub async fn gone(&mut self) {
-        self.sink.gone().await;
+    /// Resolves when nobody waits for the answer any more, and says why it stops.
+    pub async fn gone(&mut self) -> Stop {
+        match self.sink.gone().await {
+            Gone::Client => Stop::ClientGone,
+            Gone::Proxy => Refusal::Draining.into(),
+        }
     }
 
     /// Tells the client, in whatever form is still possible, why there is no answer.

@@ -10,7 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use config::tier::Tier;
-use config::wire::wishes::{ContinueWith, Wishes};
+use config::wire::wishes::{ContinueWith, Priority, Wishes};
 use http::HeaderValue;
 use policy::identity::Principal;
 use policy::limit::Name;
@@ -41,8 +41,12 @@ pub(super) struct Question<'a> {
     pub(super) completion_id: String,
     /// For a request without one.
     pub(super) seed: u32,
-    /// What it wishes for besides its answer.
-    pub(super) wishes: Wishes,
+    /// Another model may go on with its answer, from the text.
+    pub(super) continues: ContinueWith,
+    /// It stays at home: because it says so, or whoever asks must.
+    pub(super) local_only: bool,
+    /// Its class, as high as whoever asks may have.
+    pub(super) priority: Priority,
     /// By what its conversation is known again.
     pub(super) conversation: Conversation,
 }
@@ -78,6 +82,7 @@ impl Gateway {
         let completion_id = request.new_answer_id();
         let subject = principal.subject();
         let prefixes = &self.figures.prefixes;
+        let wishes = wishes(call, &request)?;
         let question = Question {
             conversation: prefixes.of(&request, &subject, &completion_id),
             call,
@@ -86,19 +91,23 @@ impl Gateway {
             demand: Demand::of(&request, exchange.record.bytes_in, default),
             completion_id,
             seed: rand::random(),
-            wishes: wishes(call, &request)?,
+            continues: wishes.continue_with.unwrap_or_default(),
+            local_only: wishes.local_only == Some(true) || rooms.admission.is_local_only(principal),
+            priority: rooms
+                .admission
+                .priority(principal, wishes.priority.unwrap_or_default()),
         };
         let target = self.target(&question, wish).await;
         let mut route = self.route(&question, &target, Pass::default());
-        // Where all are full, what the request may cost is reserved before it waits.
-        let is_full =
-            route.steps.is_empty() && matches!(route.refusal(), Refusal::QueueFull { .. });
-        let past_queues = Pass {
-            past_queues: is_full,
+        // Where all are full or on their way, what the request may cost is reserved before it waits.
+        let is_full = route.steps.is_empty() && route.is_worth_waiting();
+        let past_all = Pass {
+            past_queues: true,
+            past_waits: true,
             ..Pass::default()
         };
         let mut planned = if is_full {
-            self.route(&question, &target, past_queues)
+            self.route(&question, &target, past_all)
         } else {
             route.clone()
         };
@@ -141,33 +150,29 @@ impl Gateway {
             principal: question.principal,
             needs,
             fallback: dispatcher.rules.fallback && question.request.may_change_model(),
-            local_only: question.wishes.local_only == Some(true)
-                || self.rooms.admission.is_local_only(question.principal),
-            patience: dispatcher
-                .rules
-                .wake
-                .of(question.wishes.priority.unwrap_or_default()),
+            local_only: question.local_only,
+            patience: dispatcher.rules.wake.of(question.priority),
             past_queues: pass.past_queues,
+            past_waits: pass.past_waits,
             prompt: question.conversation.prompt(),
         };
         dispatcher.fleet.plan(&ask, Instant::now().into_std())
     }
 
-    /// Who can go on with an answer of this step: the same file in the same tier, the step itself last.
+    /// Who can go on with an answer of this step: the same file in the same tier, the step itself last. Queues count for nothing: whoever
+    /// is in the middle of an answer goes before all that has not begun.
     fn twins(&self, question: &Question<'_>, step: &Step) -> Route {
-        let mut route = self.route(
-            question,
-            &Target::Model(step.model.clone()),
-            Pass::default(),
-        );
-        let is_twin = |other: &Step| {
-            // Nobody who waits in the middle of an answer waits for a machine to wake up.
-            !other.cold
-                && other.backend.tier == step.backend.tier
-                && other.file_sha256 == step.file_sha256
-                && !step.file_sha256.is_empty()
+        let target = Target::Twin {
+            tier: step.backend.tier,
+            file_sha256: step.file_sha256.clone(),
         };
-        route.steps.retain(is_twin);
+        let past_queues = Pass {
+            past_queues: true,
+            ..Pass::default()
+        };
+        let mut route = self.route(question, &target, past_queues);
+        // Nobody who waits in the middle of an answer waits for a machine to wake up.
+        route.steps.retain(|other| !other.cold);
         route
             .steps
             .sort_by_key(|other| other.backend == step.backend);
@@ -264,8 +269,7 @@ impl Gateway {
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Stop> {
         let request = question.request;
-        let wished = question.wishes.priority.unwrap_or_default();
-        let priority = self.rooms.admission.priority(question.principal, wished);
+        let priority = question.priority;
         let job = Job {
             request_id: question.call.request_id.clone(),
             path: request.node_path(),
@@ -289,6 +293,10 @@ impl Gateway {
             route
                 .steps
                 .retain(|step| tiers.contains(&step.backend.tier));
+            // Nor does it wait for others.
+            route
+                .skipped
+                .retain(|(backend, reason)| !reason.is_passing() || tiers.contains(&backend.tier));
             route
         };
         let guest = Guest {
@@ -309,8 +317,7 @@ impl Gateway {
                 again: &again,
                 guest,
             },
-            by_text: question.wishes.continue_with == Some(ContinueWith::Text)
-                && request.is_plain_text(),
+            by_text: question.continues == ContinueWith::Text && request.is_plain_text(),
         };
         if request.stream() {
             Box::pin(relay.stream(exchange)).await
@@ -327,7 +334,7 @@ impl Question<'_> {
         let mut hash = DefaultHasher::new();
         format!("{target:?} {:?}", self.request.needs()).hash(&mut hash);
         (&principal.tiers, &principal.models).hash(&mut hash);
-        self.wishes.local_only.hash(&mut hash);
+        self.local_only.hash(&mut hash);
         hash.finish()
     }
 

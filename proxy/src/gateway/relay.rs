@@ -33,6 +33,8 @@ use times::{Times, parts};
 
 /// So often a whole answer of which the client has seen nothing is begun anew.
 const BEGINNINGS_MAX: usize = 4;
+/// With so many tokens more whoever goes on with an answer has got on.
+const PROGRESS: u64 = 32;
 /// After `[DONE]` a node closes its answer at once; one that does not loses its connection instead of holding us.
 const FAREWELL: Duration = Duration::from_millis(250);
 
@@ -68,7 +70,7 @@ impl Relay<'_> {
             exchange.record.attempts.append(&mut first.trail);
             let answered = answered.map_err(|stop| blamed(stop, &first.lost));
             let begun = self.begun(exchange, (answered, first.asked.take()))?;
-            let times = Times::new(exchange.received_at, begun.opened().asked_at, first.waited);
+            let times = first.times(exchange.received_at, begun.opened());
             let (opened, events, chunks) = match begun {
                 Begun::Whole(opened, body) => {
                     return self.told_whole(exchange, (opened, body), times).await;
@@ -87,7 +89,7 @@ impl Relay<'_> {
                     let _late = timeout(FAREWELL, pump.finish()).await;
                     return Ok(());
                 }
-                Err(Stop::Refused(_)) if pump.may_begin_anew() => {
+                Err(stop) if pump.may_begin_anew() && !stop.is_final() => {
                     first.lost.push(pump.step().backend.node.clone());
                 }
                 Err(stop) => return Err(blamed(stop, &first.lost)),
@@ -103,13 +105,13 @@ impl Relay<'_> {
         let answered = first.begin(exchange, true).await;
         exchange.record.attempts = std::mem::take(&mut first.trail);
         let begun = self.begun(exchange, (answered, first.asked.take()))?;
-        let times = Times::new(exchange.received_at, begun.opened().asked_at, first.waited);
+        let times = first.times(exchange.received_at, begun.opened());
         let Begun::Stream(opened, events, chunks) = begun else {
             return Err(Refusal::Internal.into());
         };
         exchange.record.ttft_ms = Some(exchange.elapsed_ms());
-        if let Some(ms) = opened.queue_ms {
-            exchange.timed("queue", ms + first.waited.as_secs_f64() * 1e3);
+        for (part, ms) in times.early(opened.told, Instant::now()) {
+            exchange.timed(part, ms);
         }
         exchange.took("ttft", exchange.received_at);
         let mut pump = Pump::new(self, (opened.step.clone(), *events), times);

@@ -1,6 +1,7 @@
 //! The gateway against nodes that misbehave: what the client sees, what the node was asked, what is charged and recorded.
 
 mod asks;
+mod burst;
 mod classify;
 mod client;
 mod continuity;
@@ -13,6 +14,7 @@ mod limits;
 mod migration;
 mod node;
 mod outside;
+mod patience;
 mod peer;
 mod routes;
 mod seed;

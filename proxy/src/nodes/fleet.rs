@@ -168,7 +168,11 @@ impl Fleet {
     ) -> Result<(), ReportRefusal> {
         let mut report = report;
         report.draining |= member.is_draining();
-        let taken = self.router().report(&member.name, report, now);
+        let taken = {
+            let mut router = self.router();
+            router.hold_node(&member.id, member.is_draining());
+            router.report(&member.name, report, now)
+        };
         for change in taken? {
             tell(member, &change);
         }
@@ -176,9 +180,17 @@ impl Fleet {
         Ok(())
     }
 
-    /// Somebody said that a node gets no new work. That it gets work again counts from its next report on.
-    pub fn drain(&self, node: &NodeId) {
-        self.router().drain_node(node);
+    /// An administrator said whether a node gets no new work, whether it is here, asleep or away.
+    pub fn hold(&self, node: &NodeId, held: bool) {
+        let is_news = self.router().hold_node(node, held);
+        if is_news {
+            self.changed();
+        }
+    }
+
+    /// A node gives no sign of life: it sleeps if it can be woken, else nothing of it is believed until it reports.
+    pub fn lost(&self, node: &NodeId, now: Instant) {
+        self.router().node_lost(node, now);
         self.changed();
     }
 
@@ -200,6 +212,11 @@ impl Fleet {
     /// From now on this name stands for a server outside the tunnel, at home or not.
     pub fn place_outside(&self, node: NodeId, local: bool) {
         self.router().place_outside(node, local);
+    }
+
+    /// Such a server is gone for good.
+    pub fn place_nowhere(&self, node: &NodeId) {
+        self.router().place_nowhere(node);
     }
 
     /// Something else than an attempt showed that the backend does not work.

@@ -189,9 +189,11 @@ impl Peers {
             if record.revoked_unix.is_some() || record.pending {
                 continue;
             }
+            // Also of those that are not here: one that sleeps is not woken for work that it must not get.
+            self.fleet.hold(&record.id, record.draining);
             let known = gone.remove(&record.id);
             if let Some(member) = &known {
-                self.heed_drain(member, record.draining);
+                heed_drain(member, record.draining);
             }
             let heard = known.as_ref().and_then(|known| self.heard_at(known));
             told.push((record.id.clone(), heard));
@@ -226,16 +228,6 @@ impl Peers {
             tracing::warn!(node = %record.id, %error, "a node without an agent was not taken into the tunnel");
         }
         None
-    }
-
-    fn heed_drain(&self, member: &Member, draining: bool) {
-        if member.draining.swap(draining, Ordering::Relaxed) == draining {
-            return;
-        }
-        tracing::info!(node = %member.id, name = member.name, draining, "somebody said whether a node gets new work");
-        if draining {
-            self.fleet.drain(&member.id);
-        }
     }
 
     /// Takes a node that has just registered into the tunnel. With another start its old sessions end; with the same one its streams go on
@@ -339,8 +331,10 @@ impl Peers {
         if let Some(address) = table.called.remove(id) {
             self.forget_peer(address).await;
         }
-        if let Some(member) = self.members.member(id) {
-            self.remove(&member).await;
+        match self.members.member(id) {
+            Some(member) => self.remove(&member).await,
+            // It may sleep, known from an earlier run.
+            None => self.fleet.forget(id),
         }
     }
 
@@ -501,6 +495,13 @@ impl Peers {
         }
         tracing::info!(node = %member.id, name = member.name, "a node left the tunnel");
     }
+}
+
+fn heed_drain(member: &Member, draining: bool) {
+    if member.draining.swap(draining, Ordering::Relaxed) == draining {
+        return;
+    }
+    tracing::info!(node = %member.id, name = member.name, draining, "somebody said whether a node gets new work");
 }
 
 pub(super) fn identity(record: &NodeRecord) -> Result<[u8; IDENTITY_BYTES], AdmitError> {

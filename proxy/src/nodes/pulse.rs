@@ -193,8 +193,8 @@ impl Pulse {
         tracing::warn!(node = %member.id, name = member.name, heard_ms, "a node gives no sign of life: its requests go on elsewhere");
         self.metrics.node_lost();
         let now = tokio::time::Instant::now().into_std();
-        // Until it reports again nothing new goes there.
-        self.fleet.restarted(&member.id, now);
+        // Until it reports again nothing new goes there, unless it can be woken.
+        self.fleet.lost(&member.id, now);
         self.upstream.cut(member.address);
     }
 }

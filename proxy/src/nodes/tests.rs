@@ -19,7 +19,7 @@ use tunnel::kem::Asking;
 use tunnel::{PrivateKey, Tunnel};
 
 use self::home::{Home, code, ready, report};
-pub(super) use self::hub::routing;
+pub(crate) use self::hub::routing;
 use self::hub::{Hub, NOW_MS, PATIENCE, SECRETS, facts};
 use super::endpoints::{Endpoints, Heard};
 use super::members::Members;

@@ -57,6 +57,10 @@ impl Stations {
         tunnel.set_peer(peer).await?;
         let remote = Arc::new(Remote::in_tunnel(record, server, address));
         self.roads.lead_to(Arc::clone(&remote));
+        // What only nodes of ours can do is not asked of it.
+        self.rooms
+            .fleet
+            .place_outside(record.id.clone(), remote.is_local());
         let watching = tokio::spawn(remote::watch(Arc::clone(&remote), self.rooms.clone()));
         self.watches()
             .insert(record.id.clone(), AbortOnDropHandle::new(watching));
@@ -68,6 +72,7 @@ impl Stations {
     pub(super) fn close(&self, member: &Member) {
         self.watches().remove(&member.id);
         self.roads.lead_no_more(member.address);
+        self.rooms.fleet.place_nowhere(&member.id);
     }
 
     fn watches(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, AbortOnDropHandle<()>>> {

@@ -3,6 +3,7 @@
 
 mod labels;
 mod tunnel;
+mod wakes;
 
 use std::fmt;
 use std::fmt::Display;
@@ -21,9 +22,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use labels::{
     AttemptLabels, BuildLabels, FallbackLabels, PolicyLabel, ReasonLabel, RequestLabels, TierLabel,
-    TokenLabels, UnitLabel, WakeLabels, WarmLabels,
+    TokenLabels, UnitLabel, WarmLabels,
 };
 use tunnel::TunnelSeries;
+use wakes::WakeSeries;
+
+pub use tunnel::NodeFacts;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -63,7 +67,7 @@ pub struct Metrics {
     fallbacks: Family<FallbackLabels, Counter>,
     migrations: Family<TierLabel, Counter>,
     hedges: Family<AttemptLabels, Counter>,
-    wakes: Family<WakeLabels, Counter>,
+    wakes: WakeSeries,
     nodes_lost: Counter,
     limit_rejections: Family<PolicyLabel, Counter>,
     auth_failures: Family<ReasonLabel, Counter>,
@@ -123,7 +127,7 @@ impl Metrics {
             fallbacks: Family::default(),
             migrations: Family::default(),
             hedges: Family::default(),
-            wakes: Family::default(),
+            wakes: WakeSeries::default(),
             nodes_lost: Counter::default(),
             limit_rejections: Family::default(),
             auth_failures: Family::default(),
@@ -208,11 +212,6 @@ impl Metrics {
             self.hedges.clone(),
         );
         registry.register(
-            "wakes",
-            "Servers outside started and stopped, machines woken, by how it ended",
-            self.wakes.clone(),
-        );
-        registry.register(
             "nodes_lost",
             "Nodes with requests under way that gave no sign of life",
             self.nodes_lost.clone(),
@@ -277,6 +276,7 @@ impl Metrics {
             self.nodes_ready.clone(),
         );
         self.tunnel.register(registry);
+        self.wakes.register(registry);
         let build = Info::new(BuildLabels {
             version: env!("CARGO_PKG_VERSION"),
         });
@@ -431,13 +431,6 @@ impl Metrics {
     pub fn migrated(&self, tier: Tier) {
         let tier = tier.as_str();
         self.migrations.get_or_create(&TierLabel { tier }).inc();
-    }
-
-    /// A server outside was started or stopped, or a machine that slept was woken.
-    pub fn wake(&self, node: &str, act: &'static str, outcome: &'static str) {
-        let node = node.to_owned();
-        let labels = WakeLabels { node, act, outcome };
-        self.wakes.get_or_create(&labels).inc();
     }
 
     /// A node with requests under way gave no sign of life.

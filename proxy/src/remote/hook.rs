@@ -10,12 +10,16 @@ use config::settings::proxy::{Hook, RemoteUrl};
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderValue};
 use reqwest::{Client, redirect};
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 /// An address that starts a machine answers when it has begun, not when it is done.
 const URL_MAX: Duration = Duration::from_mins(1);
 /// A program that starts a machine may wait for it.
 const PROGRAM_MAX: Duration = Duration::from_mins(10);
+
+/// Made once, when the first address is asked.
+static CLIENT: OnceCell<Client> = OnceCell::const_new();
 
 /// Why a server was not started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,18 @@ pub(super) enum HookError {
     Client(&'static str),
 }
 
+impl HookError {
+    /// It certainly did nothing: the other side said no. Of an answer that did not come nobody knows.
+    pub(super) const fn is_refusal(&self) -> bool {
+        match self {
+            Self::Status { .. } | Self::NotRun { .. } | Self::Failed { .. } | Self::Client(_) => {
+                true
+            }
+            Self::Away(_) | Self::Late(_) => false,
+        }
+    }
+}
+
 /// Runs a hook to its end.
 pub(super) async fn run(hook: &Hook, key: Option<&Secret<String>>) -> Result<(), HookError> {
     match hook {
@@ -64,12 +80,7 @@ pub(super) async fn run(hook: &Hook, key: Option<&Secret<String>>) -> Result<(),
 }
 
 async fn post(url: &RemoteUrl, key: Option<&Secret<String>>) -> Result<(), HookError> {
-    let client = Client::builder()
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .timeout(URL_MAX)
-        .build()
-        .map_err(|_error| HookError::Client("no HTTP client can be made"))?;
+    let client = CLIENT.get_or_try_init(client).await?;
     let mut request = client.post(url.to_string()).header(CONTENT_LENGTH, 0);
     if let Some(key) = key {
         let value = HeaderValue::from_str(&format!("Bearer {}", key.expose()));
@@ -87,6 +98,20 @@ async fn post(url: &RemoteUrl, key: Option<&Secret<String>>) -> Result<(), HookE
         url: url.to_string(),
         status: status.as_u16(),
     })
+}
+
+/// Reads the system's certificates, which takes a while: nobody else waits for it.
+async fn client() -> Result<Client, HookError> {
+    let made = tokio::task::spawn_blocking(|| {
+        Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .timeout(URL_MAX)
+            .pool_max_idle_per_host(0)
+            .build()
+    });
+    let made = made.await.ok().and_then(Result::ok);
+    made.ok_or(HookError::Client("no HTTP client can be made"))
 }
 
 async fn execute(command: &[String]) -> Result<(), HookError> {

@@ -3,17 +3,18 @@
 
 mod memory;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use config::ids::NodeId;
-use config::wire::node::NODE_PORT;
+use config::ids::{BackendId, NodeId};
+use config::wire::node::{NODE_PORT, TierState};
 use config::wire::wake::{MACS_MAX, WAKE_PATH, WakeOrder, WakeReply, WakeReport};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
+use policy::router::Router;
 use policy::waking::{Rules, Sleeper, Verdict, neighbours};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -60,7 +61,36 @@ pub struct Wakers {
     upstream: Upstream,
     metrics: Arc<Metrics>,
     heard: Heard,
-    machines: Mutex<HashMap<NodeId, Sleeper>>,
+    machines: Mutex<Machines>,
+}
+
+/// What is known of machines that sleep or slept.
+#[derive(Default)]
+struct Machines {
+    /// Each tier for itself: one may answer long before another.
+    tiers: HashMap<BackendId, Sleeper>,
+    /// Machines that are being woken: each once, whoever waits for whichever tier.
+    woken: HashSet<NodeId>,
+}
+
+impl Machines {
+    fn of(&mut self, node: &NodeId) -> impl Iterator<Item = &mut Sleeper> {
+        let tiers = self.tiers.iter_mut();
+        tiers.filter_map(move |(backend, tier)| (backend.node == *node).then_some(tier))
+    }
+}
+
+/// Where a tier of a machine stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Standing {
+    /// It answers.
+    Here,
+    /// Its machine sleeps.
+    Asleep,
+    /// Its machine is there, or is about to say so, and the tier loads.
+    Coming,
+    /// Its machine is there, and the tier is down.
+    Down,
 }
 
 impl Wakers {
@@ -80,63 +110,86 @@ impl Wakers {
         }
     }
 
-    /// Returns when the node answers, at once if it does not sleep. Tells what it waits for.
+    /// Returns when the backend answers, at once if its machine does not sleep. Tells what it waits for.
     pub async fn awake(
         self: &Arc<Self>,
-        node: &NodeId,
+        backend: &BackendId,
         until: Instant,
         progress: &Progress,
     ) -> Result<(), StillAsleep> {
         let starter = self
             .members
-            .member(node)
+            .member(&backend.node)
             .and_then(|member| member.remote()?.starter().cloned());
         let woken = match starter {
             Some(starter) => wait_for(&starter, until, progress).await,
-            None if self.sleeps(node) => self.wait_for_machine(node, until, progress).await,
+            None if self.is_to_come(backend) => {
+                self.wait_for_machine(backend, until, progress).await
+            }
             None => return Ok(()),
         };
         progress.clear();
         woken
     }
 
-    fn sleeps(&self, node: &NodeId) -> bool {
-        self.fleet
-            .with(|router| router.registry().node(node)?.asleep)
-            .is_some()
+    /// Whether the backend's machine sleeps, or was woken and has not begun to answer.
+    fn is_to_come(&self, backend: &BackendId) -> bool {
+        let standing = self.standing(backend);
+        let mut machines = self.machines();
+        let tier = machines.tiers.get_mut(backend);
+        match standing {
+            Standing::Here => {
+                // Whoever waited for it has gone.
+                if let Some(tier) = tier.filter(|tier| tier.waking().is_some()) {
+                    tier.found();
+                }
+                false
+            }
+            Standing::Asleep => true,
+            Standing::Coming | Standing::Down => tier.is_some_and(|tier| tier.waking().is_some()),
+        }
+    }
+
+    fn standing(&self, backend: &BackendId) -> Standing {
+        self.fleet.with(|router| {
+            // Gone from the registry for a moment: it registers, and reports next.
+            let Some(node) = router.registry().node(&backend.node) else {
+                return Standing::Coming;
+            };
+            if node.asleep.is_some() {
+                return Standing::Asleep;
+            }
+            let mut tiers = node.tiers.iter();
+            let tier = tiers.find(|tier| tier.tier == backend.tier);
+            match tier.map(|tier| tier.state) {
+                Some(TierState::Ready | TierState::Sleeping) => Standing::Here,
+                Some(TierState::Loading) => Standing::Coming,
+                Some(TierState::Down) | None => Standing::Down,
+            }
+        })
     }
 
     async fn wait_for_machine(
         self: &Arc<Self>,
-        node: &NodeId,
+        backend: &BackendId,
         until: Instant,
         progress: &Progress,
     ) -> Result<(), StillAsleep> {
-        let Some(wake) = self
+        let wake = self
             .fleet
-            .with(|router| router.registry().node(node)?.wake.clone())
-        else {
-            return Ok(());
-        };
+            .with(|router| router.registry().node(&backend.node)?.wake.clone());
+        // Without a word how, no packet helps; whoever it was woken for waits all the same.
+        let wake = wake.unwrap_or_default();
         loop {
-            // Gone from the registry for a moment: it registers, and reports next.
-            let is_here = self.fleet.with(|router| {
-                let node = router.registry().node(node);
-                node.is_some_and(|node| {
-                    node.asleep.is_none() && node.tiers.iter().any(|tier| tier.state.answers())
-                })
-            });
-            if is_here {
-                return Ok(());
-            }
-            match self.want(node, &wake) {
-                // It was awake, and sleeps again: the next look says so.
-                Verdict::Awake => {}
+            match self.wants(backend, &wake) {
+                Verdict::Awake => return Ok(()),
                 Verdict::Wait(waking) => progress.tell(Doing::Waking(waking)),
                 Verdict::Start(waking) => {
                     progress.tell(Doing::Waking(waking));
-                    // Goes on whoever leaves: the machine is about to be there.
-                    tokio::spawn(Arc::clone(self).wake(node.clone(), wake.clone()));
+                    if self.machines().woken.insert(backend.node.clone()) {
+                        // Goes on whoever leaves: the machine is about to be there.
+                        tokio::spawn(Arc::clone(self).wake(backend.node.clone(), wake.clone()));
+                    }
                 }
                 Verdict::Resting { .. } => return Err(StillAsleep::Failed),
             }
@@ -147,31 +200,69 @@ impl Wakers {
         }
     }
 
-    fn want(&self, node: &NodeId, wake: &WakeReport) -> Verdict {
+    /// One look at a backend that somebody waits for, and what is to be done.
+    fn wants(&self, backend: &BackendId, wake: &WakeReport) -> Verdict {
         let now = Instant::now().into_std();
+        let standing = self.standing(backend);
         let rules = Rules {
             expected: takes(wake),
             pause: PAUSE,
         };
         let mut machines = self.machines();
-        let machine = machines
-            .entry(node.clone())
-            .or_insert_with(|| Sleeper::new(rules, now));
-        if machine.is_awake() {
-            machine.slept();
+        let is_woken = machines.woken.contains(&backend.node);
+        if !machines.tiers.contains_key(backend) {
+            self.prune(&mut machines);
         }
-        machine.want(now)
+        let tier = machines.tiers.entry(backend.clone());
+        let tier = tier.or_insert_with(|| Sleeper::new(rules, now));
+        match standing {
+            Standing::Here => {
+                tier.awake(now);
+                return Verdict::Awake;
+            }
+            // It was there before, and sleeps again.
+            Standing::Asleep if tier.is_awake() || (tier.is_booting() && !is_woken) => {
+                tier.slept();
+            }
+            Standing::Asleep => {}
+            Standing::Coming => tier.here(),
+            // A server that its node looks at may be down until it is up.
+            Standing::Down => {
+                tier.here();
+                let waking = tier.waking();
+                let gone = waking.map(|waking| now.saturating_duration_since(waking.since));
+                if gone.is_none_or(|gone| gone >= patience(wake)) {
+                    tier.slept();
+                    return Verdict::Resting {
+                        again_in: Duration::ZERO,
+                    };
+                }
+            }
+        }
+        tier.want(now)
+    }
+
+    /// Forgets machines that are none of ours any more.
+    fn prune(&self, machines: &mut Machines) {
+        let woken = &machines.woken;
+        let is_known = |node: &NodeId| {
+            let in_registry = |router: &Router| router.registry().node(node).is_some();
+            self.members.member(node).is_some() || self.fleet.with(in_registry)
+        };
+        machines
+            .tiers
+            .retain(|backend, _| woken.contains(&backend.node) || is_known(&backend.node));
     }
 
     /// Has packets sent until the machine reports, or for as long as is reasonable.
     async fn wake(self: Arc<Self>, node: NodeId, wake: WakeReport) {
-        let patience = (takes(&wake) * PATIENCE).min(PATIENCE_MAX);
+        let patience = patience(&wake);
         let until = Instant::now() + patience;
         let mut next = Instant::now();
         tracing::info!(%node, "a machine that sleeps is woken");
         while Instant::now() < until {
             if !self.sleeps(&node) {
-                return self.woken(&node);
+                return self.came(&node);
             }
             if Instant::now() >= next {
                 next = Instant::now() + AGAIN;
@@ -182,21 +273,29 @@ impl Wakers {
         self.overslept(&node, patience);
     }
 
-    fn woken(&self, node: &NodeId) {
+    fn sleeps(&self, node: &NodeId) -> bool {
+        self.fleet
+            .with(|router| router.registry().node(node)?.asleep)
+            .is_some()
+    }
+
+    /// The machine is there; its tiers may still load.
+    fn came(&self, node: &NodeId) {
         self.metrics.wake(&self.name(node), "packet", "ok");
-        if let Some(machine) = self.machines().get_mut(node) {
-            machine.awake(Instant::now().into_std());
-        }
+        let mut machines = self.machines();
+        machines.woken.remove(node);
+        machines.of(node).for_each(Sleeper::here);
     }
 
     fn overslept(&self, node: &NodeId, patience: Duration) {
         self.metrics.wake(&self.name(node), "packet", "failed");
         tracing::warn!(%node, secs = patience.as_secs(), "a machine that sleeps did not wake up: check Wake-on-LAN in its firmware, and [wake] of its settings");
         let now = Instant::now().into_std();
-        let until = self
-            .machines()
-            .get_mut(node)
-            .map(|machine| machine.failed(now));
+        let until = {
+            let mut machines = self.machines();
+            machines.woken.remove(node);
+            machines.of(node).map(|tier| tier.failed(now)).max()
+        };
         if let Some(until) = until {
             self.fleet.overslept(node, until);
         }
@@ -273,7 +372,7 @@ impl Wakers {
         member.map_or_else(|| node.to_string(), |member| member.name.clone())
     }
 
-    fn machines(&self) -> MutexGuard<'_, HashMap<NodeId, Sleeper>> {
+    fn machines(&self) -> MutexGuard<'_, Machines> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -297,6 +396,14 @@ async fn wait_for(
     }
 }
 
+/// How long a machine gets to wake up.
+fn patience(wake: &WakeReport) -> Duration {
+    (takes(wake) * PATIENCE).min(PATIENCE_MAX)
+}
+
 fn takes(wake: &WakeReport) -> Duration {
     Duration::from_secs(u64::from(wake.takes_secs.max(1)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -317,3 +317,72 @@ impl JoinToken {
         Redeemed::Now { tiers, approve }
     }
 }
+
+/// A server outside that was started and is not known to be stopped: somebody pays for it. Written before it is started, removed after it
+/// was stopped, so that whatever happens in between, some proxy stops it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct BurstRecord {
+    /// The name of its `[[remote]]`.
+    pub name: String,
+    /// Of this start alone, in hex.
+    pub start: String,
+    /// When it was started, Unix milliseconds.
+    pub started_unix_ms: u64,
+    /// How far it is.
+    pub stage: BurstStage,
+}
+
+/// How far a server is that was started.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BurstStage {
+    /// It has not answered yet.
+    Starting,
+    /// It answered.
+    Ready,
+    /// It was told to stop, and has not been seen to.
+    Stopping {
+        /// Since when, Unix milliseconds.
+        since_unix_ms: u64,
+        /// The last try, Unix milliseconds.
+        tried_unix_ms: u64,
+        /// Tries that did not work.
+        failures: u32,
+        /// It may be on its way down, whatever it answers; `false`: the last try certainly did nothing.
+        going: bool,
+    },
+}
+
+impl BurstRecord {
+    /// A start of now.
+    pub fn new(name: &str, now_unix_ms: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            start: format!("{:016x}", rand::random::<u64>()),
+            started_unix_ms: now_unix_ms,
+            stage: BurstStage::Starting,
+        }
+    }
+
+    /// The same start, so far.
+    #[must_use]
+    pub fn at(&self, stage: BurstStage) -> Self {
+        Self {
+            stage,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it was told to stop.
+    pub const fn is_stopping(&self) -> bool {
+        matches!(self.stage, BurstStage::Stopping { .. })
+    }
+
+    /// Tries to stop it that did not work.
+    pub const fn stop_failures(&self) -> u32 {
+        match self.stage {
+            BurstStage::Stopping { failures, .. } => failures,
+            BurstStage::Starting | BurstStage::Ready => 0,
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The records of a store: keys, people, denials, join tokens, nodes and our own secrets. Counts nothing. Every change that
+//! The records of a store: keys, people, denials, join tokens, nodes, servers that cost money and our own secrets. Counts nothing. Every change that
 //! another proxy must hear of is pushed to it; see [`super::Changes`].
 
 use std::time::Duration;
@@ -8,8 +8,8 @@ use config::ids::{KeyId, NodeId, UserId};
 use config::secret::Secret;
 
 use super::{
-    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, Store, StoreError,
-    UserRecord,
+    BurstRecord, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, Store,
+    StoreError, UserRecord,
 };
 
 /// Records, shared by every proxy of the store.
@@ -99,6 +99,21 @@ pub trait Records: Send + Sync {
         id: &NodeId,
         now_unix: i64,
     ) -> Result<Option<NodeRecord>, StoreError>;
+
+    /// Replaces what stands there of a server outside that was started, if it still is what was read (`None`: nothing); `after` of `None`
+    /// removes it. `false` when somebody else was faster. Both have the same name. On the disk when this returns.
+    async fn swap_burst(
+        &self,
+        name: &str,
+        before: Option<&BurstRecord>,
+        after: Option<&BurstRecord>,
+    ) -> Result<bool, StoreError>;
+
+    /// A server outside that was started and is not known to be stopped.
+    async fn burst(&self, name: &str) -> Result<Option<BurstRecord>, StoreError>;
+
+    /// All of them, by name.
+    async fn bursts(&self) -> Result<Vec<BurstRecord>, StoreError>;
 
     /// 32 random bytes that stay the same for this name: made on the first call, shared by all proxies of the store.
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError>;

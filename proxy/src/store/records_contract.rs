@@ -11,7 +11,7 @@ use super::changes::{Change, next};
 use super::contract::{api_key, each_store, node};
 use super::records::change_node;
 use super::redis::tests::RedisServer;
-use super::{Denial, Denied, NodeRecord, Store, UserRecord};
+use super::{BurstRecord, BurstStage, Denial, Denied, NodeRecord, Store, UserRecord};
 
 pub(crate) fn person(id: &str) -> UserRecord {
     UserRecord {
@@ -190,6 +190,53 @@ async fn of_many_writers_of_a_node_none_undoes_what_another_said() {
         assert_eq!(store.node(&NodeId::new("none")).await.unwrap(), None);
         let nobody = change_node(&*store, &NodeId::new("none"), |_| {}).await;
         assert_eq!(nobody.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_was_started_is_noted_once_until_whoever_read_it_last_removes_it() {
+    each_store(async |store| {
+        let started = |start: &str| BurstRecord {
+            name: "gpu".to_owned(),
+            start: start.to_owned(),
+            started_unix_ms: 1_000,
+            stage: BurstStage::Starting,
+        };
+        let (first, second) = (started("a1"), started("b2"));
+        assert_eq!(store.burst("gpu").await.unwrap(), None);
+        let swap = async |before: Option<&BurstRecord>, after: Option<&BurstRecord>| {
+            store.swap_burst("gpu", before, after).await.unwrap()
+        };
+        assert!(!swap(Some(&first), Some(&second)).await, "there is none");
+        assert!(swap(None, Some(&first)).await);
+        assert!(!swap(None, Some(&second)).await, "there is one");
+        let stopping = BurstRecord {
+            stage: BurstStage::Stopping {
+                since_unix_ms: 2_000,
+                tried_unix_ms: 3_000,
+                failures: 2,
+                going: true,
+            },
+            ..first.clone()
+        };
+        assert!(swap(Some(&first), Some(&stopping)).await);
+        assert!(!swap(Some(&first), None).await, "read before the change");
+        let other = BurstRecord {
+            name: "another".to_owned(),
+            ..second.clone()
+        };
+        let put = store.swap_burst("another", None, Some(&other));
+        assert!(put.await.unwrap());
+        assert_eq!(
+            store.bursts().await.unwrap(),
+            [other, stopping.clone()],
+            "by name"
+        );
+        assert!(swap(Some(&stopping), None).await);
+        assert!(!swap(Some(&stopping), None).await, "it is gone");
+        assert_eq!(store.burst("gpu").await.unwrap(), None);
+        assert_eq!(store.bursts().await.unwrap().len(), 1);
     })
     .await;
 }

@@ -1,5 +1,5 @@
-//! A whole store as lines of JSON, out of one kind and into the other: keys, people, denials, join tokens, nodes, secrets, counters,
-//! open reservations and the books. For stores that nobody uses meanwhile. The first line says what follows, the last one how
+//! A whole store as lines of JSON, out of one kind and into the other: keys, people, denials, join tokens, nodes, servers that cost money,
+//! secrets, counters, open reservations and the books. For stores that nobody uses meanwhile. The first line says what follows, the last one how
 //! much it was and its SHA-256, so that half a stream is never taken for a whole. Whoever reads it has the secrets of the house.
 
 use std::io::{BufRead, Write};
@@ -14,7 +14,7 @@ use ring::digest;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::AuditRecord;
-use super::{Denial, JoinToken, KeyRecord, NodeRecord, Store, StoreError, UserRecord};
+use super::{BurstRecord, Denial, JoinToken, KeyRecord, NodeRecord, Store, StoreError, UserRecord};
 
 /// The version of the stream that is written; older ones are read as long as there is a way.
 pub const VERSION: u32 = 1;
@@ -116,6 +116,8 @@ pub enum Row {
     JoinToken(JoinToken),
     /// A node.
     Node(NodeRecord),
+    /// A server outside that was started.
+    Burst(BurstRecord),
     /// One of the secrets that the proxies share, in hex.
     Secret {
         /// Its name.
@@ -320,6 +322,9 @@ async fn records(store: &dyn Store, out: &mut Out<'_>) -> Result<(), TransferErr
     for node in store.nodes().await? {
         out.row(&Row::Node(node))?;
     }
+    for burst in store.bursts().await? {
+        out.row(&Row::Burst(burst))?;
+    }
     Ok(())
 }
 
@@ -380,6 +385,7 @@ async fn put_record(store: &dyn Store, row: Row) -> Result<Option<Row>, Transfer
         Row::Denial(denial) => store.deny(&denial).await?,
         Row::JoinToken(token) => store.put_join_token(&token).await?,
         Row::Node(node) => store.put_node(&node).await?,
+        Row::Burst(burst) => drop(store.swap_burst(&burst.name, None, Some(&burst)).await?),
         Row::Secret { name, hex } => {
             let mut bytes = [0_u8; 32];
             hex::decode_to_slice(&hex, &mut bytes)

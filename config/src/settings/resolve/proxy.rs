@@ -171,8 +171,8 @@ fn cors_origins(section: &mut Section<'_>) -> Vec<String> {
 }
 
 fn tunnel(mut section: Section<'_>) -> Tunnel {
-    let heartbeat = secs(&mut section, "heartbeat_secs", 1, 300, 5);
-    let silent_after = secs(&mut section, "silent_after_secs", 2, 3600, 15);
+    let heartbeat = secs(&mut section, "heartbeat_secs", 1, 300, 4);
+    let silent_after = secs(&mut section, "silent_after_secs", 2, 3600, 9);
     if silent_after < heartbeat.saturating_mul(2) {
         let message = "less than twice heartbeat_secs: one late report would take the node out";
         section.problem("silent_after_secs", message);

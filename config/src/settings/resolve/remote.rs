@@ -28,6 +28,8 @@ const NAME: &str =
     "1 to 32 lower-case letters, digits, - or .: the node's name in answers and metrics";
 const URL: &str = "an address such as \"https://api.example.org/v1\" or \"http://192.168.1.20:11434/v1\", without a user, a query or a slash at its end";
 const MODEL: &str = "1 to 256 printable characters";
+/// A request that waited for a start has so long left for its answer, unless the settings say otherwise.
+const ANSWER_SECS: u64 = 60;
 /// The program and its arguments.
 const ARGUMENTS_MAX: usize = 64;
 
@@ -138,8 +140,12 @@ fn burst(mut section: Section<'_>, plain: bool, server: &Server) -> Option<Burst
     let stop = hook(&mut section, ("stop_url", "stop_command"), plain);
     let key = section.secret("key", "key_file");
     let ready = ["ready_timeout_secs", "takes_secs", "idle_stop_secs"];
-    let ready_timeout = secs(&mut section, "ready_timeout_secs", 5, 600, 600);
-    let takes = secs(&mut section, "takes_secs", 1, 600, 60);
+    // Whoever waits for a start that fails must still hear of it, and one that succeeds still has to answer.
+    let request_secs = server.request_timeout.as_secs();
+    let ready_secs = request_secs.saturating_sub(ANSWER_SECS).clamp(5, 600);
+    let ready_timeout = secs(&mut section, "ready_timeout_secs", 5, 600, ready_secs);
+    let takes_secs = ready_timeout.as_secs().clamp(1, 60);
+    let takes = secs(&mut section, "takes_secs", 1, 600, takes_secs);
     let idle_stop = secs(&mut section, "idle_stop_secs", 10, 86_400, 900);
     let starts_per_hour = section.integer("starts_per_hour", 1..=3600).unwrap_or(6);
     if start.is_none() {
@@ -162,11 +168,14 @@ fn burst(mut section: Section<'_>, plain: bool, server: &Server) -> Option<Burst
     }
     if start.is_some()
         && section.was_given("ready_timeout_secs")
-        && ready_timeout > server.request_timeout
+        && ready_timeout >= server.request_timeout
     {
         section.problem(
             "ready_timeout_secs",
-            "above server.request_timeout_secs, which covers the whole request",
+            format!(
+                "{} is not below server.request_timeout_secs, {request_secs}, which covers the whole request: the client would give up first; by default it is {ready_secs}",
+                ready_timeout.as_secs()
+            ),
         );
     }
     section.close();

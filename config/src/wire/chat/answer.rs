@@ -191,6 +191,9 @@ pub struct Timings {
     /// Time the request waited for a slot; ours, llama-server does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_ms: Option<f64>,
+    /// Time until the model was loaded for the request; ours. Absent where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_ms: Option<f64>,
     /// Energy for prompt and answer, the answer's part of what the machine drew; ours. Absent where no sensor tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joules: Option<f64>,

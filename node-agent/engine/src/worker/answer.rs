@@ -10,6 +10,7 @@ use scheduler::TextAssembler;
 use scheduler::Token;
 
 use super::media::PromptMedia;
+use super::stopwatch::Stopwatch;
 use crate::engine::Engine;
 use crate::protocol::PIECES_WINDOW;
 use crate::sampling::Sampler;
@@ -25,10 +26,9 @@ use crate::spec::Timings;
 use crate::spec::TokenLogprob;
 use crate::spec::Usage;
 
-/// Some grammars can be followed in twice as many ways after every token. A whole vocabulary takes 13 ms at worst.
+/// Processor time that one step of a grammar may cost: some can be followed in twice as many ways after every token. A whole vocabulary
+/// takes 13 ms at worst. Time on the clock says nothing: others may have the processors, and a machine may stand still.
 const GRAMMAR_STEP_MAX: Duration = Duration::from_secs(1);
-/// A step that takes this long is too long whatever was before it.
-const GRAMMAR_STEP_LAST: Duration = Duration::from_secs(4);
 
 /// What an answer keeps while its job waits and works.
 pub(super) struct Answer {
@@ -55,30 +55,13 @@ pub(super) struct Answer {
     times: Option<JobTimes>,
     /// Text of resumed tokens.
     told: Vec<String>,
-    /// How long the grammar takes.
-    pace: GrammarPace,
-}
-
-/// How long the last two steps of a grammar took. One slow step says little: others may have had the processors meanwhile.
-#[derive(Clone, Copy, Debug, Default)]
-struct GrammarPace {
-    before: Duration,
-    last: Duration,
-}
-
-impl GrammarPace {
-    /// Whether a grammar becomes slower with every token, and is too slow by now.
-    fn is_exploding(&mut self, took: Duration) -> bool {
-        let grew = self.before > GRAMMAR_STEP_MAX / 4 && self.last > GRAMMAR_STEP_MAX / 2;
-        (self.before, self.last) = (self.last, took);
-        took > GRAMMAR_STEP_LAST || (grew && took > GRAMMAR_STEP_MAX)
-    }
 }
 
 /// A token and what is told about it.
 struct Chosen {
     token: Option<Token>,
     scores: Option<Scores>,
+    /// Processor time.
     took: Duration,
 }
 
@@ -97,7 +80,7 @@ impl Choice<'_> {
 }
 
 fn choose(sampler: &mut Sampler, logprobs: Option<u8>, logits: &[f32]) -> Chosen {
-    let begun = Instant::now();
+    let watch = Stopwatch::begin();
     let token = sampler.choose(logits);
     let scores = logprobs
         .zip(token)
@@ -105,7 +88,7 @@ fn choose(sampler: &mut Sampler, logprobs: Option<u8>, logits: &[f32]) -> Chosen
     Chosen {
         token,
         scores,
-        took: begun.elapsed(),
+        took: watch.took(),
     }
 }
 
@@ -145,7 +128,6 @@ impl Answer {
             credit: PIECES_WINDOW,
             times: None,
             told: Vec::new(),
-            pace: GrammarPace::default(),
         }
     }
 
@@ -239,10 +221,12 @@ impl Answer {
         }
         let mut bytes = Vec::new();
         engine.append_piece(token, self.render_special, &mut bytes);
+        let watch = Stopwatch::begin();
         if let Err(reason) = self.sampler.accept(token, &bytes) {
             return fault(reason);
         }
-        if self.sampler.is_constrained() && self.pace.is_exploding(now.elapsed() + chosen.took) {
+        let is_exploding = chosen.took + watch.took() > GRAMMAR_STEP_MAX;
+        if self.sampler.is_constrained() && is_exploding {
             let reason = "following it takes too long".to_owned();
             return (None, Next::Refuse(Refusal::BadGrammar { reason }));
         }
@@ -377,28 +361,5 @@ fn describe((chosen, best): Scores, engine: &dyn Engine) -> TokenLogprob {
     TokenLogprob {
         chosen: entry(chosen),
         top: best.into_iter().map(entry).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn given_up_after(steps_ms: &[u64]) -> Option<usize> {
-        let mut pace = GrammarPace::default();
-        let mut steps = steps_ms.iter().map(|ms| Duration::from_millis(*ms));
-        steps.position(|took| pace.is_exploding(took))
-    }
-
-    #[test]
-    fn a_grammar_that_doubles_is_given_up_and_a_machine_that_stood_still_once_is_forgiven() {
-        assert_eq!(given_up_after(&[100, 200, 400, 800, 1_600]), Some(4));
-        assert_eq!(given_up_after(&[150, 300, 600, 1_200]), Some(3));
-        assert_eq!(given_up_after(&[1, 1_900, 1, 1_500, 2, 3]), None);
-        assert_eq!(
-            given_up_after(&[1, 2, 5_000]),
-            Some(2),
-            "too long for anybody"
-        );
     }
 }

@@ -78,6 +78,7 @@ pub(super) fn prepare(
         id,
         principal: Principal(spec.principal),
         class: class(spec.priority),
+        begun: spec.resume.is_some(),
         wall: wall(spec),
         // What is not kept cannot be found again.
         links: if spec.cache_prompt {

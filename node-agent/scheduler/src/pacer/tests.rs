@@ -47,6 +47,7 @@ fn job(id: u64, len: usize) -> Job<()> {
         id: JobId(id),
         principal: Principal(0),
         class: Class::Normal,
+        begun: false,
         wall: Wall(0),
         links: Vec::new(),
         prompt: vec![Token(7); len],

@@ -26,6 +26,7 @@ fn slots_with(prompts: &[usize]) -> Slots<()> {
             id: JobId(u64::from(number)),
             principal: Principal(0),
             class: Class::Normal,
+            begun: false,
             wall: Wall(0),
             links: Vec::new(),
             cells: *length,

@@ -23,6 +23,7 @@ fn job(id: u64, principal: u64, start: Instant) -> Job<()> {
         id: JobId(id),
         principal: Principal(principal),
         class: Class::Normal,
+        begun: false,
         wall: Wall(0),
         links: Vec::new(),
         cells: 1,
@@ -280,4 +281,53 @@ proptest! {
         let waited = started[&1_000].saturating_sub(comes_at);
         prop_assert!(waited <= long + 6, "waited {waited} for jobs of {long}");
     }
+}
+
+#[test]
+fn whoever_is_in_the_middle_of_a_sentence_goes_before_all_that_has_not_begun() {
+    let start = epoch();
+    let mut queue = Queue::new(3, 3);
+    for (id, principal) in [(1, 7), (2, 8), (3, 9)] {
+        queue
+            .push(job(id, principal, start))
+            .expect("there is room");
+    }
+    let begun = |id, principal, class| Job {
+        begun: true,
+        class,
+        ..job(id, principal, start)
+    };
+    // A full queue has room for it, and its class is that of its reader: nobody's.
+    queue
+        .push(begun(4, 7, Class::Batch))
+        .expect("it goes first");
+    queue
+        .push(begun(5, 9, Class::Normal))
+        .expect("it goes next");
+    assert!(
+        queue.push(begun(6, 7, Class::Normal)).is_err(),
+        "one of each principal goes first; the queue is full for the others"
+    );
+    assert_eq!(queue.peek().map(|job| job.id), Some(JobId(4)));
+    let turns: Vec<u64> = queue.in_turn().iter().map(|id| id.0).collect();
+    assert_eq!(turns, [4, 5, 1, 2, 3]);
+    assert_eq!(queue.remove(JobId(5)).map(|job| job.id), Some(JobId(5)));
+    assert_eq!(drain(&mut queue), [4, 1, 2, 3]);
+    assert_eq!((queue.len(), queue.principals()), (0, 0));
+}
+
+#[test]
+fn an_answer_that_began_elsewhere_has_a_deadline_too() {
+    let start = epoch();
+    let mut queue = Queue::new(3, 3);
+    let late = Job {
+        begun: true,
+        deadline: Some(start + Duration::from_secs(1)),
+        ..job(1, 7, start)
+    };
+    queue.push(late).expect("there is room");
+    queue.push(job(2, 7, start)).expect("there is room");
+    let expired = queue.expire(start + Duration::from_secs(2));
+    assert_eq!(expired.len(), 1);
+    assert_eq!(drain(&mut queue), [2]);
 }

@@ -24,6 +24,7 @@ fn job(id: u64, principal: u64, prompt: Vec<Token>) -> Job<()> {
         id: JobId(id),
         principal: Principal(principal),
         class: Class::Normal,
+        begun: false,
         wall: Wall(u128::from(principal)),
         links: Vec::new(),
         cells: prompt.len(),

@@ -26,9 +26,10 @@ impl Rank {
         let jobs = tier.slots_busy.saturating_add(tier.queue_depth);
         let slots = tier.slots.max(1);
         let standing = match tier.state {
-            TierState::Loading | TierState::Down => 3,
-            TierState::Ready | TierState::Sleeping if node.draining => 3,
-            TierState::Sleeping => 2,
+            TierState::Down => 3,
+            TierState::Loading if tier.wakes_in_ms == 0 => 3,
+            TierState::Ready | TierState::Sleeping | TierState::Loading if node.draining => 3,
+            TierState::Sleeping | TierState::Loading => 2,
             TierState::Ready => u8::from(jobs >= slots),
         };
         Self {

@@ -297,6 +297,58 @@ fn a_node_that_can_be_woken_sleeps_instead_of_leaving() {
 }
 
 #[test]
+fn a_machine_that_falls_asleep_at_work_sleeps_as_one_that_was_idle() {
+    let now = start();
+    let mut all = registry();
+    for (name, wakes) in [("a", true), ("b", false)] {
+        let mut report = sleeper(name, 1);
+        report.wake = report.wake.filter(|_| wakes);
+        report.tiers[0].slots_busy = 1;
+        all.report(name, report, now).expect("makes sense");
+    }
+    for name in ["a", "b"] {
+        all.lose(&node_id(name), now + SILENT / 3);
+    }
+    let node = all.node(&node_id("a")).expect("it is only asleep");
+    let asleep = node.asleep.map(|asleep| asleep.since);
+    assert_eq!(asleep, Some(now + SILENT / 3));
+    assert_eq!(node.tiers[0].slots_busy, 0);
+    assert!(all.node(&node_id("b")).is_none(), "nothing wakes it");
+    all.lose(&node_id("a"), now + SILENT);
+    let node = all.node(&node_id("a")).expect("it is only asleep");
+    assert_eq!(node.asleep.map(|one| one.since), asleep, "said once");
+}
+
+#[test]
+fn what_an_administrator_drained_stays_so_while_it_sleeps() {
+    let now = start();
+    let mut all = registry();
+    let drained = |all: &Registry| all.node(&node_id("a")).map(|node| node.draining);
+    let mut going = sleeper("a", 1);
+    going.draining = true;
+    all.report("a", going, now).expect("makes sense");
+    all.lose(&node_id("a"), now);
+    assert_eq!(drained(&all), Some(false), "it was about to go, and went");
+
+    all.report("a", sleeper("a", 2), now).expect("makes sense");
+    assert!(all.hold(&node_id("a"), true) && !all.hold(&node_id("a"), true));
+    all.expire(now + SILENT);
+    assert_eq!(drained(&all), Some(true), "nobody wakes it");
+    assert!(all.hold(&node_id("a"), false));
+    assert_eq!(drained(&all), Some(false), "it does not report, so at once");
+    all.hold(&node_id("a"), true);
+    assert_eq!(drained(&all), Some(true));
+    all.report("a", sleeper("a", 3), now + SILENT)
+        .expect("makes sense");
+    assert_eq!(drained(&all), Some(true), "awake, it gets no work either");
+
+    all.hold(&node_id("later"), true);
+    assert!(all.recall("later", sleeper("later", 9), now));
+    let later = all.node(&node_id("later")).map(|node| node.draining);
+    assert_eq!(later, Some(true));
+}
+
+#[test]
 fn a_node_that_does_not_wake_up_is_down_for_a_while() {
     let now = start();
     let mut all = registry();

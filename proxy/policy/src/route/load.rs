@@ -1,6 +1,6 @@
 //! How busy a backend is and how long a request would wait there, from its reports and from what we sent it since.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use config::ids::BackendId;
 use config::wire::node::{TierReport, TierState};
@@ -15,8 +15,33 @@ const TOKENS_PER_SECOND: f64 = 20.0;
 /// Tokens of a typical answer, to turn a queue into a time.
 const ANSWER_TOKENS: f64 = 256.0;
 
-/// Reading a model of some gigabytes back into memory; a warm neighbour is asked first.
+/// Reading a model of some gigabytes back into memory, where its node does not say how long that takes; a warm neighbour is asked first.
 const WAKING: Duration = Duration::from_secs(10);
+
+/// A load that takes longer than its node thought is about to end, as far as anybody knows.
+const OVERDUE: Duration = Duration::from_millis(250);
+
+/// Until a backend answers whose model is being loaded; `None`: it is not, or nobody knows when.
+pub(super) fn loads_in(backend: &Backend<'_>, now: Instant) -> Option<Duration> {
+    let Backend { tier, node } = backend;
+    let is_known = tier.model.is_some() && tier.wakes_in_ms > 0;
+    (tier.state == TierState::Loading && is_known).then(|| {
+        let since = now.saturating_duration_since(node.reported_at);
+        let left = Duration::from_millis(tier.wakes_in_ms).saturating_sub(since);
+        left.max(OVERDUE)
+    })
+}
+
+/// Until a backend answers that was not left out; zero: it does.
+pub(super) fn waking(backend: &Backend<'_>, now: Instant) -> Duration {
+    let tier = backend.tier;
+    match tier.state {
+        TierState::Sleeping if tier.wakes_in_ms > 0 => Duration::from_millis(tier.wakes_in_ms),
+        TierState::Sleeping => WAKING,
+        TierState::Loading => loads_in(backend, now).unwrap_or(WAKING),
+        TierState::Ready | TierState::Down => Duration::ZERO,
+    }
+}
 
 /// Whether slots and queue are full.
 pub(super) fn full(tier: &TierReport, in_flight: u32) -> Option<SkipReason> {
@@ -72,7 +97,7 @@ impl<'a> Candidate<'a> {
     /// What a backend that was not skipped has to offer.
     pub(super) fn new(
         (backend, id): (Backend<'a>, BackendId),
-        local: Local,
+        (local, waking): (Local, Duration),
         prompt: Prompt<'_>,
     ) -> Self {
         let tier = backend.tier;
@@ -80,11 +105,6 @@ impl<'a> Candidate<'a> {
         let slots = tier.slots.max(1);
         let service = service_time(tier);
         let ahead = jobs.saturating_add(1).saturating_sub(slots);
-        let waking = match tier.state {
-            TierState::Sleeping if tier.wakes_in_ms > 0 => Duration::from_millis(tier.wakes_in_ms),
-            TierState::Sleeping => WAKING,
-            TierState::Ready | TierState::Loading | TierState::Down => Duration::ZERO,
-        };
         let known = Known {
             slot: service * ahead / slots,
             waking,

@@ -10,6 +10,7 @@ use crate::registry::{Backend, Registry};
 pub(super) enum Group<'a> {
     Model(&'a str),
     Tier(Tier),
+    Twin(Tier, &'a str),
 }
 
 impl Group<'_> {
@@ -17,6 +18,11 @@ impl Group<'_> {
         match self {
             Self::Model(model) => backend.answers_to(model),
             Self::Tier(tier) => backend.tier.tier == *tier,
+            Self::Twin(tier, file) => {
+                let model = backend.tier.model.as_ref();
+                let is_it = model.is_some_and(|model| model.file_sha256 == *file);
+                backend.tier.tier == *tier && !file.is_empty() && is_it
+            }
         }
     }
 }
@@ -57,6 +63,11 @@ impl<'a> Order<'a> {
                 }
             }
             Target::Tier(tier) => Self::of_tier(*tier, "requested", ask.fallback, present),
+            Target::Twin { tier, file_sha256 } => Self {
+                wanted: Some(*tier),
+                reason: "twin".to_owned(),
+                groups: vec![Group::Twin(*tier, file_sha256)],
+            },
             Target::Auto(verdict) => {
                 let reason = verdict.why();
                 // Nobody asked for this tier by name, so another one is no detour from a wish, only from a guess.
@@ -64,7 +75,7 @@ impl<'a> Order<'a> {
                 if !ask.fallback {
                     let first = order.groups.iter().position(|group| match group {
                         Group::Tier(tier) => present(tier),
-                        Group::Model(_) => false,
+                        Group::Model(_) | Group::Twin(..) => false,
                     });
                     order.groups.truncate(first.map_or(1, |index| index + 1));
                 }
@@ -90,15 +101,19 @@ impl<'a> Order<'a> {
         group: usize,
         registry: &'r Registry,
     ) -> impl Iterator<Item = Backend<'r>> {
-        let (named, tier) = match self.groups.get(group) {
+        let own = self.groups.get(group);
+        let (named, tier) = match own {
             Some(Group::Model(model)) => (Some(registry.named(model)), None),
-            Some(Group::Tier(tier)) => (None, Some(registry.of_tier(*tier))),
+            Some(Group::Tier(tier) | Group::Twin(tier, _)) => (None, Some(registry.of_tier(*tier))),
             None => (None, None),
         };
         let named = named.into_iter().flatten();
         let all = named.chain(tier.into_iter().flatten());
         let earlier = self.groups.get(..group).unwrap_or_default();
-        all.filter(move |backend| !earlier.iter().any(|group| group.covers(backend)))
+        all.filter(move |backend| {
+            own.is_some_and(|group| group.covers(backend))
+                && !earlier.iter().any(|group| group.covers(backend))
+        })
     }
 
     /// The tier and those below it. A tier that exists nowhere gives way to the nearest that does, even a stronger one.

@@ -46,6 +46,7 @@ fn plan_for(
         needs: Needs::default(),
         fallback,
         past_queues: false,
+        past_waits: false,
         local_only: false,
         patience: Duration::from_mins(1),
         prompt: Prompt::default(),
@@ -313,6 +314,7 @@ fn pictures_go_to_models_that_see() {
         needs,
         fallback: true,
         past_queues: false,
+        past_waits: false,
         local_only: false,
         patience: Duration::from_mins(1),
         prompt: Prompt::default(),
@@ -349,6 +351,7 @@ fn what_must_stay_at_home_sees_only_what_is_there() {
         needs: Needs::default(),
         fallback: true,
         past_queues: false,
+        past_waits: false,
         local_only: true,
         patience: Duration::from_mins(1),
         prompt: Prompt::default(),
@@ -392,6 +395,7 @@ fn what_only_our_nodes_can_do_is_never_asked_of_others() {
         },
         fallback: true,
         past_queues: false,
+        past_waits: false,
         local_only: false,
         patience: Duration::from_mins(1),
         prompt: Prompt::default(),
@@ -419,6 +423,7 @@ fn whoever_cannot_wait_for_a_sleeper_tries_every_warm_tier_first() {
         needs: Needs::default(),
         fallback: true,
         past_queues: false,
+        past_waits: false,
         local_only: false,
         patience: Duration::from_secs(secs),
         prompt: Prompt::default(),
@@ -430,6 +435,58 @@ fn whoever_cannot_wait_for_a_sleeper_tries_every_warm_tier_first() {
     );
     assert_eq!(
         steps(&router.plan(&ask(30), now)),
+        ["node_a/heavy", "node_b/primary"]
+    );
+}
+
+#[test]
+fn a_tier_that_is_loaded_is_waited_for_within_patience_and_its_time_runs() {
+    let now = start();
+    let mut loading = tier(Heavy);
+    loading.state = TierState::Loading;
+    loading.wakes_in_ms = 12_000;
+    let mut router = router(
+        vec![
+            report("a", 1, vec![loading.clone()]),
+            report("b", 1, vec![tier(Primary)]),
+        ],
+        now,
+    );
+    let (target, principal) = (Target::Tier(Heavy), ada());
+    let ask = |secs| Ask {
+        target: &target,
+        principal: &principal,
+        needs: Needs::default(),
+        fallback: true,
+        past_queues: false,
+        past_waits: false,
+        local_only: false,
+        patience: Duration::from_secs(secs),
+        prompt: Prompt::default(),
+    };
+    let after = |secs| now + Duration::from_secs(secs);
+    assert_eq!(
+        steps(&router.plan(&ask(10), now)),
+        ["node_b/primary", "node_a/heavy"]
+    );
+    let route = router.plan(&ask(10), after(4));
+    assert_eq!(steps(&route), ["node_a/heavy", "node_b/primary"]);
+    assert_eq!(route.steps[0].predicted.waking, Duration::from_secs(8));
+    assert!(route.steps[0].cold);
+
+    // Its breaker saw the worker that broke: the next one is waited for, and begins with a probe.
+    router.trip(&backend("a", Heavy), now);
+    let route = router.plan(&ask(10), after(5));
+    let ready_in = Duration::from_secs(7);
+    let skipped = (backend("a", Heavy), SkipReason::Reloading { ready_in });
+    assert!(route.skipped.contains(&skipped), "{route:?}");
+    assert_eq!(route.ready_in(), Some(ready_in));
+    assert!(route.is_worth_waiting());
+    loading.state = TierState::Ready;
+    let loaded = report("a", 2, vec![loading]);
+    router.report("a", loaded, after(6)).expect("a good report");
+    assert_eq!(
+        steps(&router.plan(&ask(10), after(6))),
         ["node_a/heavy", "node_b/primary"]
     );
 }
@@ -539,3 +596,4 @@ fn distances_are_those_of_levenshtein() {
 mod ahead;
 mod breakers;
 mod properties;
+mod twins;

@@ -49,8 +49,8 @@ impl Tries<'_> {
     async fn begin(&mut self) -> Result<Begun, Refusal> {
         loop {
             let patience = self.dispatcher.rules.first_byte_timeout;
-            let (opened, until) = self.take(patience).await?;
-            if let Some(begun) = self.first_content(opened, until).await? {
+            let (opened, hope) = self.take(patience).await?;
+            if let Some(begun) = self.first_content(opened, hope).await? {
                 return Ok(begun);
             }
         }

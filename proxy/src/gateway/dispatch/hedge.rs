@@ -10,8 +10,9 @@ use policy::router::Outcome;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Asking, Begun, Failure, Form, Opened, Tries};
-use super::{attempt_at, is_stream, preamble, queue_ms, read_whole};
+use super::hope::Hope;
+use super::preamble::{is_stream, preamble, read_whole};
+use super::{Asking, Begun, Failure, Form, Opened, Told, Tries, attempt_at};
 use crate::gateway::events::{NodeEvents, Piece};
 use crate::gateway::progress::Progress;
 
@@ -20,7 +21,7 @@ const BYTES_PER_TOKEN: u64 = 4;
 
 /// The beginning of an answer.
 struct First {
-    queue_ms: Option<f64>,
+    told: Told,
     said: Said,
 }
 
@@ -30,23 +31,18 @@ enum Said {
 }
 
 impl Asking<'_> {
-    async fn first(
-        self,
-        step: &Step,
-        until: Instant,
-        progress: Progress,
-    ) -> Result<First, Failure> {
-        let mut answer = self.ask(step, until).await?;
-        let queue_ms = queue_ms(&answer.headers);
+    async fn first(self, step: &Step, hope: Hope, progress: Progress) -> Result<First, Failure> {
+        let mut answer = self.ask(step, hope.until()).await?;
+        let told = Told::of(&answer.headers);
         let said = if is_stream(&answer.headers) || self.job.form == Form::Stream {
             let mut events = NodeEvents::new(answer.body).telling(progress);
-            let pieces = preamble(&mut events, &answer.headers, until).await?;
+            let pieces = preamble(&mut events, &answer.headers, hope).await?;
             Said::Stream(Box::new(events), pieces)
         } else {
             let key = self.job.answer_key;
             Said::Whole(read_whole(&mut answer, key, self.job.deadline).await?)
         };
-        Ok(First { queue_ms, said })
+        Ok(First { told, said })
     }
 }
 
@@ -61,10 +57,12 @@ impl Tries<'_> {
     pub(super) async fn first_content(
         &mut self,
         opened: Opened,
-        until: Instant,
+        hope: Hope,
     ) -> Result<Option<Begun>, Refusal> {
         let (asking, step) = (self.asking(), opened.step.clone());
-        let mut first = pin!(asking.first(&step, until, self.progress.clone()));
+        let first = asking.first(&step, hope, self.progress.clone());
+        let until = self.loads_until();
+        let mut first = pin!(asking.unless_it_loads_on((&step.backend, until), first));
         let prompt = u64::try_from(self.job.body.len()).unwrap_or(u64::MAX) / BYTES_PER_TOKEN;
         let fleet = &self.dispatcher.fleet;
         let after = fleet.hedge_after(&step.backend, prompt, Instant::now().into_std());
@@ -82,7 +80,7 @@ impl Tries<'_> {
         };
         let other = second.step.clone();
         tracing::debug!(slow = %step.backend, besides = %other.backend, "a second backend is asked too");
-        let mut later = pin!(asking.first(&other, until, Progress::default()));
+        let mut later = pin!(asking.first(&other, hope, Progress::default()));
         let (side, answered) = tokio::select! {
             answered = &mut first => (Side::First, answered),
             answered = &mut later => (Side::Second, answered),
@@ -127,7 +125,7 @@ impl Tries<'_> {
                     && step.model == first.model
                     && step.backend.node != first.backend.node
             })
-            .find(|step| !self.lost.contains(&step.backend.node))?;
+            .find(|step| !self.lost.contains(&step.backend.node) && self.is_a_node(step))?;
         let fleet = &self.dispatcher.fleet;
         let now = Instant::now().into_std();
         let attempting = fleet.begin_besides(&step.backend, now)?;
@@ -135,6 +133,12 @@ impl Tries<'_> {
         fleet.sent_besides(&step.backend, &self.job.chain, now);
         self.besides.push(step.backend.clone());
         Some(self.opened(step, attempting))
+    }
+
+    /// Whether a step is a machine of ours: a server of somebody else would bill what it made for nobody.
+    fn is_a_node(&self, step: &Step) -> bool {
+        let member = self.dispatcher.members.member(&step.backend.node);
+        member.is_some_and(|member| member.remote().is_none())
     }
 
     fn ended(
@@ -152,7 +156,7 @@ impl Tries<'_> {
     }
 
     fn begun(&self, mut opened: Opened, answer: First) -> Begun {
-        opened.queue_ms = answer.queue_ms;
+        opened.told = answer.told;
         opened.attempting.prove(Instant::now().into_std());
         let took = opened.asked_at.elapsed();
         self.dispatcher.fleet.measured(&opened.step.backend, took);

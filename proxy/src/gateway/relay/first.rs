@@ -15,10 +15,12 @@ use http::HeaderMap;
 use policy::refusal::Refusal;
 use policy::route::{Route, Step};
 use policy::waiting::Guest;
+use policy::waking::Waking;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Relay;
-use crate::gateway::dispatch::{Begun, Tries};
+use super::times::Times;
+use crate::gateway::dispatch::{Begun, Dispatcher, Opened, Tries};
 use crate::gateway::exchange::{Exchange, Stop};
 use crate::gateway::progress::{Doing, Progress};
 use crate::gateway::waiting::{Displaced, Place, Present};
@@ -31,6 +33,8 @@ const PLACE_EVERY: Duration = Duration::from_secs(1);
 pub struct Pass {
     /// Full queues are no reason to leave a backend out.
     pub past_queues: bool,
+    /// Nor is it that it will take requests in a moment; see [`policy::route::Ask::past_waits`].
+    pub past_waits: bool,
     /// Only nodes of ours: it is not in the `OpenAI` API.
     pub native: bool,
 }
@@ -57,10 +61,32 @@ pub(super) struct First<'a> {
     /// What they would have the client told, where others were only full.
     blamed: Option<Refusal>,
     pub(super) trail: Vec<Attempt>,
+    /// When this beginning of it was first tried.
+    began: Instant,
     /// The last step that was asked: its node may be at work.
     pub(super) asked: Option<Step>,
     /// Time spent waiting for room.
-    pub(super) waited: Duration,
+    waited: Duration,
+    /// Time spent waiting for what slept, or was being loaded.
+    woke: Duration,
+}
+
+/// Why nobody can be asked now, and when that is over.
+struct Held {
+    refusal: Refusal,
+    /// Nobody is only full: what it waits for is a model that is loaded, or a probe that ends.
+    is_passing: bool,
+    ready_in: Option<Duration>,
+}
+
+impl Held {
+    fn of(route: &Route, refusal: Refusal) -> Self {
+        Self {
+            is_passing: !matches!(refusal, Refusal::QueueFull { .. }),
+            ready_in: route.ready_in(),
+            refusal,
+        }
+    }
 }
 
 impl<'a> First<'a> {
@@ -77,8 +103,10 @@ impl<'a> First<'a> {
             failed: Vec::new(),
             blamed: None,
             trail: Vec::new(),
+            began: Instant::now(),
             asked: None,
             waited: Duration::ZERO,
+            woke: Duration::ZERO,
         }
     }
 
@@ -92,9 +120,13 @@ impl<'a> First<'a> {
         while_waiting(self.answer(), exchange, (rules, &progress, streams)).await
     }
 
+    /// Where the time of an answer went until its node was asked.
+    pub(super) const fn times(&self, received_at: Instant, opened: &Opened) -> Times {
+        Times::new((received_at, opened.asked_at), self.waited, self.woke)
+    }
+
     async fn answer(&mut self) -> Result<Begun, Refusal> {
-        let until = Instant::now() + self.relay.dispatcher.waiting.patience;
-        let until = until.min(self.relay.job.deadline);
+        self.began = Instant::now();
         let mut route = Cow::Borrowed(self.relay.route);
         if !self.lost.is_empty() {
             route = Cow::Owned((self.relay.queueing.again)(Pass::default()));
@@ -114,14 +146,15 @@ impl<'a> First<'a> {
                     return Ok(begun);
                 }
                 Err(refusal @ Refusal::QueueFull { .. }) => refusal,
+                // They are on their way.
+                Err(refusal) if route.steps.is_empty() && route.is_worth_waiting() => refusal,
                 // Who was away when it was planned may be back by now.
                 Err(refusal) => {
-                    let fresh = self.planned_afresh(refusal, spent)?;
-                    if !fresh.steps.is_empty() {
-                        route = Cow::Owned(fresh);
+                    route = Cow::Owned(self.planned_afresh(refusal, spent)?);
+                    if !route.steps.is_empty() {
                         continue;
                     }
-                    fresh.refusal()
+                    route.refusal()
                 }
             };
             // Whoever has nothing there yet is not shut out by those who have much: the node makes room for it.
@@ -137,7 +170,8 @@ impl<'a> First<'a> {
                     continue;
                 }
             }
-            route = Cow::Owned(self.wait(&mut place, (until, refusal)).await?);
+            let held = Held::of(&route, refusal);
+            route = Cow::Owned(self.wait(&mut place, held).await?);
         }
     }
 
@@ -160,6 +194,7 @@ impl<'a> First<'a> {
                 None => answered.await,
             }
         };
+        self.woke += tries.woke;
         self.asked = tries.asked.take();
         self.trail.append(&mut tries.trail);
         let found_full = tries.found_full();
@@ -181,19 +216,25 @@ impl<'a> First<'a> {
     }
 
     /// A new plan after all steps of one have failed, more than `spent` by now: with steps that were not tried, or with somebody who is only
-    /// full. Else the refusal.
+    /// full or on the way. Else the refusal.
     fn planned_afresh(&mut self, refusal: Refusal, spent: usize) -> Result<Route, Refusal> {
         let is_of_nodes = matches!(
             refusal,
             Refusal::UpstreamError | Refusal::Timeout | Refusal::NoTierAvailable { .. }
         );
-        let has_new = self.failed.len() > spent;
-        if !is_of_nodes || !has_new || Instant::now() >= self.relay.job.deadline {
+        if !is_of_nodes || Instant::now() >= self.relay.job.deadline {
             return Err(refusal);
         }
         let mut fresh = (self.relay.queueing.again)(Pass::default());
         self.leave_out_spent(&mut fresh);
-        if fresh.steps.is_empty() && !matches!(fresh.refusal(), Refusal::QueueFull { .. }) {
+        // Where nobody failed, somebody else took the probe in between: it is waited for, and nobody is asked over and over.
+        let has_new = self.failed.len() > spent;
+        let is_of_use = if fresh.steps.is_empty() {
+            fresh.is_worth_waiting()
+        } else {
+            has_new
+        };
+        if !is_of_use {
             return Err(refusal);
         }
         self.blamed = Some(refusal);
@@ -201,21 +242,44 @@ impl<'a> First<'a> {
     }
 
     fn leave_out_spent(&self, route: &mut Route) {
-        route.steps.retain(|step| {
-            !self.lost.contains(&step.backend.node) && !self.failed.contains(&step.backend)
-        });
+        let is_spent = |backend: &BackendId| {
+            self.lost.contains(&backend.node) || self.failed.contains(backend)
+        };
+        route.steps.retain(|step| !is_spent(&step.backend));
+        // Nor are they waited for.
+        route
+            .skipped
+            .retain(|(backend, reason)| !reason.is_passing() || !is_spent(backend));
+    }
+
+    /// Until when it waits: for room as long as the settings say, for what is on its way as long as its class does.
+    fn patience(&self, held: &Held) -> Instant {
+        let Dispatcher { waiting, rules, .. } = self.relay.dispatcher;
+        let until = if held.is_passing {
+            self.began + rules.wake.of(self.relay.job.priority)
+        } else {
+            self.began + waiting.patience
+        };
+        until.min(self.relay.job.deadline)
+    }
+
+    fn tell(&self, held: &Held, ahead: u32) {
+        let doing = match held.ready_in {
+            Some(ready_in) if held.is_passing => Doing::Waking(Waking {
+                since: self.began.into_std(),
+                expected: self.began.elapsed().saturating_add(ready_in),
+            }),
+            Some(_) | None => Doing::Node(Word::Queue(ahead)),
+        };
+        self.progress.tell(doing);
     }
 
     /// Waits until it is its turn and there is room somewhere.
-    async fn wait(
-        &mut self,
-        place: &mut Option<Place>,
-        (until, refusal): (Instant, Refusal),
-    ) -> Result<Route, Refusal> {
+    async fn wait(&mut self, place: &mut Option<Place>, mut held: Held) -> Result<Route, Refusal> {
         let waiting = &self.relay.dispatcher.waiting;
-        let (began, waited) = (Instant::now(), self.waited);
+        let mut began = Instant::now();
         if waiting.patience.is_zero() {
-            return Err(self.blamed.take().unwrap_or(refusal));
+            return Err(self.blamed.take().unwrap_or(held.refusal));
         }
         let place = match place {
             Some(place) => {
@@ -225,13 +289,22 @@ impl<'a> First<'a> {
             None => place.insert(waiting.enter(self.tier, self.relay.queueing.guest.clone())?),
         };
         loop {
-            self.progress.tell(Doing::Node(Word::Queue(place.ahead())));
+            self.tell(&held, place.ahead());
+            let until = self.patience(&held);
             let look = (Instant::now() + PLACE_EVERY).min(until);
             let turn = timeout_at(look, place.turn()).await;
-            self.waited = waited + began.elapsed();
+            let since = began.elapsed();
+            began += since;
+            match held.ready_in {
+                Some(_) if held.is_passing => self.woke += since,
+                Some(_) | None => self.waited += since,
+            }
             match turn {
                 Ok(Ok(())) => {}
                 Err(_early) if Instant::now() < until => continue,
+                Err(_late) if held.is_passing => {
+                    return Err(self.blamed.take().unwrap_or(held.refusal));
+                }
                 Ok(Err(Displaced)) | Err(_) => return Err(waiting.full(self.tier)),
             }
             let mut route = (self.relay.queueing.again)(Pass::default());
@@ -240,9 +313,9 @@ impl<'a> First<'a> {
                 self.progress.clear();
                 return Ok(route);
             }
-            let refusal = route.refusal();
-            if !matches!(refusal, Refusal::QueueFull { .. }) {
-                return Err(self.blamed.take().unwrap_or(refusal));
+            held = Held::of(&route, route.refusal());
+            if !route.is_worth_waiting() || Instant::now() >= self.patience(&held) {
+                return Err(self.blamed.take().unwrap_or(held.refusal));
             }
             place.in_vain();
         }
@@ -265,7 +338,7 @@ pub(super) async fn while_waiting<T>(
                 exchange.send(keep_alive(progress)).await?;
                 beat = Instant::now() + rules.keepalive;
             }
-            () = exchange.gone() => return Err(Stop::ClientGone),
+            stop = exchange.gone() => return Err(stop),
         }
     }
 }

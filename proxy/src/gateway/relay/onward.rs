@@ -11,20 +11,20 @@ use tokio::time::Instant;
 
 use super::first::{Pass, while_waiting};
 use super::pump::Pump;
-use super::{Relay, Running};
+use super::{PROGRESS, Relay, Running};
 use crate::gateway::dispatch::{Form, Job, Opened, Tries, attempt_at};
 use crate::gateway::events::Piece;
 use crate::gateway::exchange::{Exchange, Stop};
 
 /// So often one answer may be carried on by another node without getting on: it may be what kills them.
 const MIGRATIONS_MAX: usize = 4;
-/// With so many tokens more it has got on.
-const PROGRESS: u64 = 32;
 /// Between two looks for somebody to go on.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 
 /// So long a twin is looked for where another model may go on as well: a worker that died is back within a second.
 const TWIN_PATIENCE: Duration = Duration::from_secs(2);
+/// And so long where all is said and only the count is missing: the client has its answer and waits for the end of it.
+const COUNT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who goes on, and with what.
 struct Onward {
@@ -60,14 +60,14 @@ impl Relay<'_> {
             exchange.record.attempts.push(broken);
             opened.settle(outcome);
             let next = match &stop {
-                Stop::Refused(_) if left > 0 => {
+                Stop::Refused(_) if left > 0 && !stop.is_final() => {
                     tracing::info!(request_id = %job.request_id, backend = %step.backend, outcome = outcome.as_str(), "a backend is lost for an answer");
                     self.onward(exchange, pump, &job).await?
                 }
                 Stop::Refused(_) | Stop::ClientGone => None,
             };
             let Some(Onward { running, from_text }) = next else {
-                if pump.is_uncounted() && stop != Stop::ClientGone {
+                if pump.is_uncounted() && !stop.is_final() {
                     return pump.conclude_uncounted(exchange).await;
                 }
                 pump.give_up(exchange).await?;
@@ -127,8 +127,10 @@ impl Relay<'_> {
         let step = pump.step();
         let job = job.resumed(pump.told());
         let mut until = self.patience(&job);
-        if pump.text().is_some() || pump.is_uncounted() {
-            // Another model may go on, or only the count is missing: nobody waits long for a machine to come back.
+        // Another model may go on, or only the count is missing: nobody waits long for a machine to come back.
+        if pump.is_uncounted() {
+            until = until.min(Instant::now() + COUNT_PATIENCE);
+        } else if pump.text().is_some() {
             until = until.min(Instant::now() + TWIN_PATIENCE);
         }
         let mut strangers = Vec::new();
@@ -151,8 +153,8 @@ impl Relay<'_> {
                     unwilling(&job, &refusal);
                     return Ok(None);
                 }
-                Err(Stop::Refused(_)) => {}
-                Err(Stop::ClientGone) => return Err(Stop::ClientGone),
+                Err(stop) if stop.is_final() => return Err(stop),
+                Err(_) => {}
             }
             pause(exchange).await?;
         }
@@ -183,8 +185,8 @@ impl Relay<'_> {
                     unwilling(job, &refusal);
                     return Ok(None);
                 }
-                Err(Stop::Refused(_)) => {}
-                Err(Stop::ClientGone) => return Err(Stop::ClientGone),
+                Err(stop) if stop.is_final() => return Err(stop),
+                Err(_) => {}
             }
             pause(exchange).await?;
         }
@@ -201,7 +203,8 @@ impl Relay<'_> {
         let progress = tries.progress.clone();
         let streams = self.job.form == Form::Stream;
         let rules = &self.dispatcher.rules;
-        while_waiting(tries.stream(), exchange, (rules, &progress, streams)).await
+        let beginning = Box::pin(tries.stream());
+        while_waiting(beginning, exchange, (rules, &progress, streams)).await
     }
 
     fn patience(&self, job: &Job) -> Instant {
@@ -223,13 +226,13 @@ fn unwilling(job: &Job, refusal: &Refusal) {
 async fn pause(exchange: &mut Exchange<'_>) -> Result<(), Stop> {
     tokio::select! {
         () = tokio::time::sleep(MIGRATION_PAUSE) => Ok(()),
-        () = exchange.gone() => Err(Stop::ClientGone),
+        stop = exchange.gone() => Err(stop),
     }
 }
 
 fn outcome_of(stop: &Stop) -> Outcome {
     match stop {
-        Stop::ClientGone => Outcome::Abandoned,
+        Stop::ClientGone | Stop::Refused(Refusal::Draining) => Outcome::Abandoned,
         Stop::Refused(Refusal::Timeout) => Outcome::TimedOut,
         Stop::Refused(_) => Outcome::Broken,
     }

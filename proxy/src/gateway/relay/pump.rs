@@ -16,7 +16,7 @@ use super::gather::Gather;
 use super::said::Said;
 use super::times::Times;
 use super::watch::Watch;
-use super::{Relay, is_cut};
+use super::{PROGRESS, Relay, is_cut};
 use crate::gateway::dispatch::Form;
 use crate::gateway::events::{Chunk, NodeEvents, Piece};
 use crate::gateway::exchange::{Exchange, Stop};
@@ -43,8 +43,9 @@ pub(super) struct Pump<'a> {
     /// The chunk with the `finish_reason`, until it is known to be the last.
     held: Option<Piece>,
     usage: Option<Value>,
-    /// Another node has gone on: it is not left because it is slow, or an answer would wander while everybody is busy.
-    has_moved: bool,
+    /// Tokens with which another node has got on: before that it is not left because it is slow, or an answer would wander while
+    /// everybody is busy. `None`: nobody has gone on with it.
+    moved_until: Option<u64>,
     /// The answer so far, for a client that wants it whole.
     gather: Option<Gather>,
     /// What was said so far, if another model may go on with it.
@@ -81,7 +82,7 @@ impl<'a> Pump<'a> {
             fingerprint: None,
             held: None,
             usage: None,
-            has_moved: false,
+            moved_until: None,
             gather: (relay.job.form != Form::Stream).then(Gather::default),
             said: relay.by_text.then(Said::default),
             before: 0,
@@ -141,7 +142,6 @@ impl<'a> Pump<'a> {
     pub(super) fn go_on(&mut self, step: Step, events: NodeEvents) {
         self.moves(&step, ContinuedHow::Tokens);
         self.step = step;
-        self.has_moved = true;
         self.events = Some(events);
         self.unnamed.clear();
         self.usage = None;
@@ -162,7 +162,6 @@ impl<'a> Pump<'a> {
         self.fingerprint = None;
         self.meter = Meter::new(self.relay.prompt_bytes);
         self.step = step;
-        self.has_moved = true;
         self.events = Some(events);
         self.unnamed.clear();
         self.usage = None;
@@ -193,6 +192,7 @@ impl<'a> Pump<'a> {
             at_token: self.written(),
             how,
         });
+        self.moved_until = Some(self.written().saturating_add(PROGRESS));
         self.times.went_on(self.since.elapsed());
         self.since = Instant::now();
     }
@@ -242,7 +242,9 @@ impl<'a> Pump<'a> {
         let rules = &self.relay.dispatcher.rules;
         let (mut heard, mut sent) = (Instant::now(), Instant::now());
         let mut watch = self.watch();
+        let (relay, step) = (self.relay, self.step.clone());
         loop {
+            let may_leave = self.may_leave();
             let silent = (heard + rules.idle_timeout).min(self.relay.job.deadline);
             let chunks = tokio::select! {
                 chunks = next_of(&mut self.events) => chunks,
@@ -255,8 +257,8 @@ impl<'a> Pump<'a> {
                     self.keep_alive(exchange).await?;
                     continue;
                 }
-                () = watch.lost() => Err(Fault::Lost),
-                () = exchange.gone() => return Err(Stop::ClientGone),
+                () = watch.lost(|| may_leave && has_twin(relay, &step)) => Err(Fault::Lost),
+                stop = exchange.gone() => return Err(stop),
             };
             heard = Instant::now();
             watch.heard();
@@ -305,22 +307,19 @@ impl<'a> Pump<'a> {
         let is_of_use = self.relay.job.resumable && !rules.migration_patience.is_zero();
         let after = (is_of_use && self.may_go_on()).then_some(rules.stall_after);
         let inquiry = self.relay.dispatcher.inquiry();
-        let watch = Watch::new(inquiry, self.step.backend.node.clone(), after);
-        watch.leaving(after.is_some() && !self.has_moved && self.has_twin())
+        Watch::new(inquiry, self.step.backend.node.clone(), after)
     }
 
-    /// Whether another node could go on at this moment.
-    fn has_twin(&self) -> bool {
-        let route = (self.relay.twins)(&self.step);
-        let mut steps = route.steps.iter();
-        steps.any(|other| other.backend != self.step.backend)
+    /// Whether its node may be left for being slow: nobody has gone on yet, or whoever did has got on.
+    fn may_leave(&self) -> bool {
+        self.moved_until.is_none_or(|until| self.written() >= until)
     }
 
-    /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing. Where the count is missing too
-    /// and a twin could make it, one is asked.
+    /// What goes wrong after all content has come costs the client nothing: only the node's goodbye is missing. Where the count is missing
+    /// too, a twin is looked for, which can make it.
     fn excuse(&self, refusal: Refusal) -> Result<bool, Stop> {
         let resumable = self.relay.job.resumable && self.may_go_on();
-        let is_worth_it = resumable && self.is_uncounted() && self.has_twin();
+        let is_worth_it = resumable && self.is_uncounted();
         let has_ended = self.held.is_some() || self.ends_unnamed();
         if has_ended && !is_worth_it {
             Ok(false)
@@ -533,6 +532,13 @@ impl<'a> Pump<'a> {
         }
         chunk
     }
+}
+
+/// Whether another node could go on with an answer of this step at this moment.
+fn has_twin(relay: &Relay<'_>, step: &Step) -> bool {
+    let route = (relay.twins)(step);
+    let mut steps = route.steps.iter();
+    steps.any(|other| other.backend != step.backend)
 }
 
 /// The next chunks; never of a node that was left.

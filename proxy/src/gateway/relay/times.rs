@@ -7,6 +7,11 @@ use config::wire::routing::Timing;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::gateway::dispatch::Told;
+
+/// Whoever waited less for a model had it ready: a look at what is awake takes no longer.
+const COLD_MS: f64 = 1.0;
+
 /// What is known of an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
@@ -16,16 +21,23 @@ pub(super) struct Times {
     asked_at: Instant,
     /// Time in the waiting room.
     waited: Duration,
+    /// Time until what slept was awake, or what was being loaded answered.
+    woke: Duration,
     /// What nodes that were lost wrote, and how long it took.
     before: Duration,
 }
 
 impl Times {
-    pub(super) const fn new(received_at: Instant, asked_at: Instant, waited: Duration) -> Self {
+    pub(super) const fn new(
+        (received_at, asked_at): (Instant, Instant),
+        waited: Duration,
+        woke: Duration,
+    ) -> Self {
         Self {
             received_at,
             asked_at,
             waited,
+            woke,
             before: Duration::ZERO,
         }
     }
@@ -42,31 +54,61 @@ impl Times {
             ms.filter(|ms| ms.is_finite() && *ms >= 0.0).unwrap_or(0.0)
         };
         let waited = millis(self.waited);
-        let asked = millis(self.asked_at.saturating_duration_since(self.received_at));
         let all = millis(now.saturating_duration_since(self.received_at));
         let (queue, prefill) = (said("queue_ms"), said("prompt_ms"));
         let decode = said("predicted_ms") + millis(self.before);
-        let edge = (asked - waited).max(0.0);
-        let known = edge + waited + queue + prefill + decode;
+        let wake = millis(self.woke) + said("load_ms");
+        let edge = self.edge();
+        let known = edge + wake + waited + queue + prefill + decode;
         Timing {
             edge_ms: rounded(edge),
+            wake_ms: rounded(wake),
+            cold: wake >= COLD_MS,
             tunnel_ms: rounded((all - known).max(0.0)),
             queue_ms: rounded(waited + queue),
             prefill_ms: rounded(prefill),
             decode_ms: rounded(decode),
         }
     }
+
+    /// In the proxy, but not waiting.
+    fn edge(&self) -> f64 {
+        let asked = millis(self.asked_at.saturating_duration_since(self.received_at));
+        (asked - millis(self.waited) - millis(self.woke)).max(0.0)
+    }
+
+    /// What is known when the first token comes, with what the node said in its head: all of it where the node told of its prompt.
+    pub(super) fn early(&self, told: Told, now: Instant) -> Vec<(&'static str, f64)> {
+        let (edge, waited) = (self.edge(), millis(self.waited));
+        let wake = millis(self.woke) + told.load.unwrap_or_default();
+        let queue = waited + told.queue.unwrap_or_default();
+        let mut parts = vec![("edge", edge)];
+        if wake >= COLD_MS {
+            parts.push(("wake", wake));
+        }
+        if told.queue.is_some() || waited > 0.0 {
+            parts.push(("queue", queue));
+        }
+        if let Some(prefill) = told.prefill {
+            let all = millis(now.saturating_duration_since(self.received_at));
+            let tunnel = (all - edge - wake - queue - prefill).max(0.0);
+            parts.extend([("tunnel", tunnel), ("prefill", prefill)]);
+        }
+        parts
+    }
 }
 
-/// The parts by name, for `server-timing`.
-pub(super) const fn parts(timing: &Timing) -> [(&'static str, f64); 5] {
-    [
-        ("edge", timing.edge_ms),
+/// The parts by name, for `server-timing`; waking only where there was any.
+pub(super) fn parts(timing: &Timing) -> impl Iterator<Item = (&'static str, f64)> {
+    let wake = timing.cold.then_some(("wake", timing.wake_ms));
+    let others = [
         ("tunnel", timing.tunnel_ms),
         ("queue", timing.queue_ms),
         ("prefill", timing.prefill_ms),
         ("decode", timing.decode_ms),
-    ]
+    ];
+    let edge = std::iter::once(("edge", timing.edge_ms));
+    edge.chain(wake).chain(others)
 }
 
 fn millis(time: Duration) -> f64 {
@@ -88,7 +130,8 @@ mod tests {
     async fn the_parts_are_the_whole() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let times = Times::new(start, at(130), Duration::from_millis(100));
+        let waited = Duration::from_millis(100);
+        let times = Times::new((start, at(130)), waited, Duration::ZERO);
         let said = json!({"queue_ms": 20.0, "prompt_ms": 200.04, "predicted_ms": 500.0});
         let timing = times.split(Some(&said), at(900));
         let expected = [
@@ -98,7 +141,8 @@ mod tests {
             ("prefill", 200.0),
             ("decode", 500.0),
         ];
-        assert_eq!(parts(&timing), expected);
+        assert_eq!(parts(&timing).collect::<Vec<_>>(), expected);
+        assert!(!timing.cold);
         let silent = times.split(None, at(900));
         assert_eq!((silent.tunnel_ms, silent.decode_ms), (770.0, 0.0));
         let liar = times.split(
@@ -106,5 +150,48 @@ mod tests {
             at(900),
         );
         assert_eq!((liar.prefill_ms, liar.tunnel_ms), (0.0, 0.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waking_and_loading_are_parts_of_their_own() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let woke = Duration::from_secs(2);
+        let times = Times::new((start, at(2_010)), Duration::ZERO, woke);
+        let said = json!({"load_ms": 3_000.0, "prompt_ms": 80.0, "predicted_ms": 500.0});
+        let timing = times.split(Some(&said), at(5_610));
+        assert!(timing.cold);
+        let expected = [
+            ("edge", 10.0),
+            ("wake", 5_000.0),
+            ("tunnel", 20.0),
+            ("queue", 0.0),
+            ("prefill", 80.0),
+            ("decode", 500.0),
+        ];
+        assert_eq!(parts(&timing).collect::<Vec<_>>(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_first_token_the_split_is_known_as_far_as_the_node_told_it() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let times = Times::new((start, at(10)), Duration::ZERO, Duration::ZERO);
+        let mut told = Told::default();
+        assert_eq!(times.early(told, at(150)), [("edge", 10.0)]);
+        told.queue = Some(7.0);
+        assert_eq!(times.early(told, at(150)), [("edge", 10.0), ("queue", 7.0)]);
+        told.prefill = Some(100.0);
+        told.load = Some(20.0);
+        assert_eq!(
+            times.early(told, at(150)),
+            [
+                ("edge", 10.0),
+                ("wake", 20.0),
+                ("queue", 7.0),
+                ("tunnel", 13.0),
+                ("prefill", 100.0)
+            ]
+        );
     }
 }

@@ -24,8 +24,6 @@ pub(super) struct Watch {
     node: NodeId,
     /// Silence before it is asked; `None`: it never is.
     after: Option<Duration>,
-    /// Somebody else could go on.
-    may_leave: bool,
     pace: Pace,
     heard_at: Instant,
     next: Instant,
@@ -42,19 +40,11 @@ impl Watch {
             inquiry,
             node,
             after,
-            may_leave: false,
             pace: Pace::default(),
             heard_at: now,
             next: now + after.unwrap_or_default(),
             asked: None,
         }
-    }
-
-    /// Whether a living node whose answer stands still may be left.
-    #[must_use]
-    pub(super) const fn leaving(mut self, may_leave: bool) -> Self {
-        self.may_leave = may_leave;
-        self
     }
 
     /// The node said something.
@@ -66,8 +56,9 @@ impl Watch {
         self.next = now + self.after.unwrap_or_default();
     }
 
-    /// Returns when nothing more is to be hoped for. Safe to cancel.
-    pub(super) async fn lost(&mut self) {
+    /// Returns when nothing more is to be hoped for: the node is gone, or its answer stands still and it may be left, which is asked
+    /// whenever it matters, because somebody who could go on may come later. Safe to cancel.
+    pub(super) async fn lost(&mut self, may_leave: impl Fn() -> bool) {
         let Some(after) = self.after else {
             return pending().await;
         };
@@ -85,11 +76,11 @@ impl Watch {
             self.asked = None;
             let now = Instant::now();
             let stands_at = self.heard_at + self.pace.patience(after);
-            if self.may_leave && now >= stands_at {
+            if now >= stands_at && may_leave() {
                 return;
             }
             self.next = now + after;
-            if self.may_leave {
+            if stands_at > now {
                 self.next = self.next.min(stands_at);
             }
         }

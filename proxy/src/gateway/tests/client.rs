@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::front::sink::{BodyError, ClientGone, ClientSink};
+use crate::front::sink::{BodyError, ClientGone, ClientSink, Gone};
 
 /// The client's side of one request.
 pub(super) struct Client {
@@ -24,6 +24,8 @@ pub(super) struct Client {
     leaves_after: usize,
     /// Leaves when told to.
     leaves_when: Option<Arc<Notify>>,
+    /// Who it is that waits no longer then.
+    because: Gone,
     begun: Instant,
     pub(super) status: Option<StatusCode>,
     pub(super) headers: HeaderMap,
@@ -39,6 +41,7 @@ impl Client {
             stalls: None,
             leaves_after: usize::MAX,
             leaves_when: None,
+            because: Gone::Client,
             begun: Instant::now(),
             status: None,
             headers: HeaderMap::new(),
@@ -68,6 +71,12 @@ impl Client {
     pub(super) const fn leaving_after(mut self, chunks: usize) -> Self {
         self.leaves_after = chunks;
         self
+    }
+
+    /// Stays, and the proxy ends when told to.
+    pub(super) fn sent_away_when(mut self, ends: &Arc<Notify>) -> Self {
+        self.because = Gone::Proxy;
+        self.leaving_when(ends)
     }
 
     /// Leaves when told to.
@@ -155,12 +164,12 @@ impl ClientSink for Client {
         Ok(())
     }
 
-    async fn gone(&mut self) {
+    async fn gone(&mut self) -> Gone {
         if let Some(leaves) = &self.leaves_when {
-            return leaves.notified().await;
-        }
-        if self.chunks.len() < self.leaves_after {
+            leaves.notified().await;
+        } else if self.chunks.len() < self.leaves_after {
             std::future::pending::<()>().await;
         }
+        self.because
     }
 }

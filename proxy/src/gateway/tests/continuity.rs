@@ -474,3 +474,42 @@ async fn a_client_may_leave_at_any_moment_streaming_or_not() {
         }
     }
 }
+
+/// The grace of a proxy that ends is over: its answers end with the reason, are charged for what was made, and nobody else goes on.
+#[tokio::test]
+async fn an_answer_that_outlasts_the_proxy_says_so_and_is_charged_for_what_was_made() {
+    for streams in [true, false] {
+        let events = vec![role(), said(11, "one "), said(12, "two ")];
+        let nodes: Vec<(&[_], _)> = vec![
+            (&[Primary], vec![Act::Hang(events.clone())]),
+            (&[Primary], vec![Act::Hang(events)]),
+        ];
+        let house = House::planned(hasty(), nodes).await;
+        let body = if streams {
+            stream_to("primary")
+        } else {
+            to("primary")
+        };
+        let ends = Arc::new(tokio::sync::Notify::new());
+        let mut client = Client::sending(body.to_string()).sent_away_when(&ends);
+        let asked = house.ask(Method::POST, "/v1/chat/completions", &mut client);
+        let ending = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            ends.notify_one();
+        };
+        let (record, ()) = tokio::join!(asked, ending);
+
+        assert_eq!(record.refusal, Some("draining"));
+        let made = record.usage.map_or(0, |usage| usage.completion_tokens);
+        assert_eq!(made, 2, "{streams}");
+        assert_eq!(record.attempts.len(), 1, "{:?}", record.attempts);
+        assert_eq!(record.attempts[0].outcome, "abandoned");
+        if streams {
+            assert_eq!(record.outcome, Ending::Broken);
+            let last = client.events().pop().expect("an event");
+            assert_eq!(last["error"]["code"], "draining", "{last}");
+        } else {
+            assert_eq!(client.status.expect("a status").as_u16(), 503);
+        }
+    }
+}

@@ -148,7 +148,7 @@ pub(super) struct House {
     key: String,
     store: Arc<dyn Store>,
     _watches: JoinSet<()>,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl House {
@@ -158,10 +158,22 @@ impl House {
     }
 
     pub(super) async fn planned(plans: Plans, acts: Vec<(&[Tier], Vec<Act>)>) -> Self {
-        let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(folder.path()).unwrap());
+        Self {
+            _folder: Some(folder),
+            ..Self::on(store, plans, acts).await
+        }
+    }
+
+    /// One of the proxies of a store.
+    pub(super) async fn on(
+        store: Arc<dyn Store>,
+        plans: Plans,
+        acts: Vec<(&[Tier], Vec<Act>)>,
+    ) -> Self {
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let metrics = Arc::new(Metrics::new());
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
         let (kept, counted) = (Arc::clone(&store), Arc::clone(&metrics));
         let key = put_key(&*store, &[Scope::Inference, Scope::Models]).await;
         let fleet = Arc::new(Fleet::new(Router::new(
@@ -219,7 +231,7 @@ impl House {
             key,
             store: kept,
             _watches: watches,
-            _folder: folder,
+            _folder: None,
         }
     }
 
@@ -473,6 +485,7 @@ fn report(member: &Member, number: usize, tiers: &[Tier]) -> Report {
             .map(|tier| tier_report(*tier, number))
             .collect(),
         wake: None,
+        back_end: None,
     }
 }
 

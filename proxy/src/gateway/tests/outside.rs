@@ -18,7 +18,7 @@ use super::house::{House, Plans, stream_to, to};
 use super::node::{Act, answer, says};
 use super::peer::{Peer, Says};
 
-fn plans(remotes: Vec<Remote>) -> Plans {
+pub(super) fn plans(remotes: Vec<Remote>) -> Plans {
     Plans {
         remotes,
         ..Plans::default()
@@ -26,7 +26,7 @@ fn plans(remotes: Vec<Remote>) -> Plans {
 }
 
 /// Waits for a fact.
-async fn until(what: &str, fact: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, fact: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !fact() {
         assert!(Instant::now() < deadline, "{what} does not happen");
@@ -42,7 +42,7 @@ fn state_of(house: &House, id: &str) -> Option<ListedState> {
     Some(found.state)
 }
 
-async fn listed(house: &House, id: &str, state: ListedState) {
+pub(super) async fn listed(house: &House, id: &str, state: ListedState) {
     until(&format!("{id} is {state:?}"), || {
         state_of(house, id) == Some(state)
     })

@@ -45,6 +45,8 @@ pub(super) struct Peer {
 struct Stage {
     says: Mutex<Says>,
     heard: Mutex<Vec<Heard>>,
+    /// Somebody started it, and nobody stopped it since.
+    on: AtomicBool,
     /// It lists its model.
     up: AtomicBool,
     looks: AtomicUsize,
@@ -52,6 +54,12 @@ struct Stage {
     stops: AtomicUsize,
     /// A start takes so many looks.
     takes: AtomicUsize,
+    /// So many stops still fail.
+    stops_fail: AtomicUsize,
+    /// After a stop it answers so many looks more.
+    lingers: AtomicUsize,
+    /// Requests that reached it after it was stopped.
+    late: AtomicUsize,
 }
 
 impl Peer {
@@ -61,11 +69,15 @@ impl Peer {
         let stage = Arc::new(Stage {
             says: Mutex::new(says),
             heard: Mutex::default(),
+            on: AtomicBool::new(true),
             up: AtomicBool::new(true),
             looks: AtomicUsize::new(0),
             starts: AtomicUsize::new(0),
             stops: AtomicUsize::new(0),
             takes: AtomicUsize::new(0),
+            stops_fail: AtomicUsize::new(0),
+            lingers: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
         });
         let played = Arc::clone(&stage);
         tokio::spawn(async move {
@@ -87,6 +99,7 @@ impl Peer {
     /// Lists no model until `/start` was asked for; then one that loads until so many looks have passed.
     pub(super) async fn asleep(says: Says, takes: usize) -> Self {
         let peer = Self::start(says).await;
+        peer.stage.on.store(false, Ordering::SeqCst);
         peer.stage.up.store(false, Ordering::SeqCst);
         peer.stage.takes.store(takes, Ordering::SeqCst);
         peer
@@ -106,6 +119,37 @@ impl Peer {
 
     pub(super) fn stops(&self) -> usize {
         self.stage.stops.load(Ordering::SeqCst)
+    }
+
+    /// The next stops fail.
+    pub(super) fn stops_fail(&self, times: usize) {
+        self.stage.stops_fail.store(times, Ordering::SeqCst);
+    }
+
+    /// After a stop it answers so many looks more, as a machine that shuts down does.
+    pub(super) fn lingers(&self, looks: usize) {
+        self.stage.lingers.store(looks, Ordering::SeqCst);
+    }
+
+    /// A start takes so many looks from now on.
+    pub(super) fn takes(&self, looks: usize) {
+        self.stage.looks.store(0, Ordering::SeqCst);
+        self.stage.takes.store(looks, Ordering::SeqCst);
+    }
+
+    /// Its server ends, the machine goes on.
+    pub(super) fn crashes(&self) {
+        self.stage.up.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether it costs money.
+    pub(super) fn is_on(&self) -> bool {
+        self.stage.on.load(Ordering::SeqCst)
+    }
+
+    /// Requests that reached it after it was stopped.
+    pub(super) fn late(&self) -> usize {
+        self.stage.late.load(Ordering::SeqCst)
     }
 
     /// An address of it.
@@ -153,14 +197,14 @@ impl Stage {
             "/v1/models" => return self.models(),
             "/start" => {
                 self.starts.fetch_add(1, Ordering::SeqCst);
+                self.on.store(true, Ordering::SeqCst);
                 return reply(202, "");
             }
-            "/stop" => {
-                self.stops.fetch_add(1, Ordering::SeqCst);
-                self.up.store(false, Ordering::SeqCst);
-                return reply(200, "");
-            }
+            "/stop" => return self.stopped(),
             _ => {}
+        }
+        if !self.on.load(Ordering::SeqCst) {
+            self.late.fetch_add(1, Ordering::SeqCst);
         }
         self.heard.lock().unwrap().push(Heard {
             path: head.uri.path().to_owned(),
@@ -188,19 +232,33 @@ impl Stage {
         }
     }
 
+    fn stopped(&self) -> Response<Full<Bytes>> {
+        self.stops.fetch_add(1, Ordering::SeqCst);
+        if one_less(&self.stops_fail) {
+            return reply(500, "");
+        }
+        self.on.store(false, Ordering::SeqCst);
+        if self.lingers.load(Ordering::SeqCst) == 0 {
+            self.up.store(false, Ordering::SeqCst);
+        }
+        reply(200, "")
+    }
+
     fn models(&self) -> Response<Full<Bytes>> {
-        if self.starts.load(Ordering::SeqCst) > 0 && !self.up.load(Ordering::SeqCst) {
+        let is_on = self.on.load(Ordering::SeqCst);
+        if is_on && !self.up.load(Ordering::SeqCst) {
             let looks = self.looks.fetch_add(1, Ordering::SeqCst);
-            if looks >= self.takes.load(Ordering::SeqCst) && self.stops.load(Ordering::SeqCst) == 0
-            {
+            if looks >= self.takes.load(Ordering::SeqCst) {
                 self.up.store(true, Ordering::SeqCst);
             }
         }
+        if !is_on && !one_less(&self.lingers) {
+            self.up.store(false, Ordering::SeqCst);
+        }
         if !self.up.load(Ordering::SeqCst) {
-            let loads = self.starts.load(Ordering::SeqCst) > self.stops.load(Ordering::SeqCst);
             let one = json!({"id": "vendor/big", "status": {"value": "loading"}});
             let list = json!({"object": "list", "data": [one]}).to_string();
-            return if loads {
+            return if is_on {
                 reply(200, &list)
             } else {
                 reply(503, "")
@@ -219,4 +277,12 @@ fn reply(status: u16, body: &str) -> Response<Full<Bytes>> {
     headers.insert("content-type", "application/json".parse().unwrap());
     headers.insert("x-vendor-account", "org-42".parse().unwrap());
     response
+}
+
+/// Takes one away; false: nothing is left.
+fn one_less(count: &AtomicUsize) -> bool {
+    let less = |left: usize| left.checked_sub(1);
+    count
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        .is_ok()
 }

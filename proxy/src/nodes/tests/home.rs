@@ -192,6 +192,7 @@ pub(super) fn ready(node_id: &str, seq: u64, tiers: &[Tier]) -> Report {
         memory: Memory::default(),
         tiers: tiers.iter().map(tier).collect(),
         wake: None,
+        back_end: None,
     }
 }
 

@@ -153,7 +153,7 @@ impl Hub {
     }
 }
 
-pub(in crate::nodes) fn routing() -> Routing {
+pub(crate) fn routing() -> Routing {
     Routing {
         auto_models: Vec::new(),
         heavy_from: 0.66,

@@ -10,6 +10,8 @@ fn everything_counted_is_rendered() {
     metrics.request("not_found", 404, None, second);
     metrics.tokens(Tier::Heavy, 3, 4);
     metrics.queue_depth(Tier::Fast, 2);
+    metrics.wake("gpu", "start", "ok");
+    metrics.burst("gpu", true, 0);
     metrics.queue_wait(second);
     metrics.first_token(Tier::Fast, second);
     metrics.token_time(Tier::Fast, second);
@@ -20,10 +22,10 @@ fn everything_counted_is_rendered() {
     metrics.jwks_fetch("ok");
     metrics.store_error("unavailable");
     metrics.breaker(Tier::Fast, BreakerGauge::HalfOpen);
-    metrics.node_prefixes("den", 2);
-    metrics.node("den", &status());
+    let den = facts("den", "node_1", Some(&status()));
+    metrics.nodes(&[den, facts("attic", "node_2", None)]);
     metrics.node_refused("node_pending");
-    metrics.tunnel_drops("bad_mac", 3);
+    metrics.tunnel("netns", &counters(3));
     metrics.migrated(Tier::Fast);
     metrics.connections(5);
     metrics.certificate_expiry(2_524_607_999);
@@ -44,14 +46,20 @@ fn everything_counted_is_rendered() {
         "hearth_fallbacks_total{from=\"heavy\",to=\"primary\"} 1",
         "hearth_limit_rejections_total{policy=\"text-min\"} 1",
         "hearth_breaker_state{tier=\"fast\"} 2",
-        "hearth_wg_last_handshake_seconds{node=\"den\"} 1.0",
-        "hearth_node_carried{node=\"den\"} 1",
-        "hearth_node_mtu_bytes{node=\"den\"} 1280",
-        "hearth_node_round_trip_seconds{node=\"den\"} 0.25",
-        "hearth_node_received_bytes{node=\"den\"} 3",
-        "hearth_node_prefixes{node=\"den\"} 2",
+        "hearth_node_connected{node=\"den\",id=\"node_1\"} 1",
+        "hearth_node_connected{node=\"attic\",id=\"node_2\"} 0",
+        "hearth_wg_last_handshake_seconds{node=\"den\",id=\"node_1\"} 1.0",
+        "hearth_node_carried{node=\"den\",id=\"node_1\"} 1",
+        "hearth_node_mtu_bytes{node=\"den\",id=\"node_1\"} 1280",
+        "hearth_node_round_trip_seconds{node=\"den\",id=\"node_1\"} 0.25",
+        "hearth_node_loss_ratio{node=\"den\",id=\"node_1\"} 0.125",
+        "hearth_node_received_bytes_total{node=\"den\",id=\"node_1\"} 3",
+        "hearth_node_sent_bytes_total{node=\"den\",id=\"node_1\"} 4",
+        "hearth_node_rejected_packets_total{node=\"den\",id=\"node_1\",reason=\"bad_mac\"} 2",
+        "hearth_node_prefixes{node=\"den\",id=\"node_1\"} 2",
         "hearth_node_refusals_total{reason=\"node_pending\"} 1",
-        "hearth_tunnel_drops{reason=\"bad_mac\"} 3",
+        "hearth_tunnel_back_end{back_end=\"netns\"} 1",
+        "hearth_tunnel_rejected_packets_total{reason=\"bad_mac\"} 3",
         "hearth_migrations_total{tier=\"fast\"} 1",
         "hearth_inflight 1",
         "hearth_connections 5",
@@ -65,9 +73,60 @@ fn everything_counted_is_rendered() {
         .collect();
     insta::assert_snapshot!("names", names.join("\n"));
     drop(two);
-    metrics.forget_node("den");
+    assert!(metrics.render().contains("hearth_inflight 0"));
+}
+
+#[test]
+fn a_node_without_a_session_keeps_its_counts_alone_and_one_that_is_gone_keeps_nothing() {
+    let metrics = Metrics::new();
+    let both = [
+        facts("den", "node_1", Some(&status())),
+        facts("den", "node_2", Some(&status())),
+    ];
+    metrics.nodes(&both);
     let text = metrics.render();
-    assert!(text.contains("hearth_inflight 0") && !text.contains("node=\"den\""));
+    assert_eq!(
+        text.matches("hearth_node_received_bytes_total{").count(),
+        2,
+        "two machines may have one name: {text}"
+    );
+    let mut apart = status();
+    apart.since_handshake = None;
+    metrics.nodes(&[facts("den", "node_1", Some(&apart))]);
+    let text = metrics.render();
+    assert!(!text.contains("node_2"), "{text}");
+    for line in [
+        "hearth_node_connected{node=\"den\",id=\"node_1\"} 0",
+        "hearth_node_received_bytes_total{node=\"den\",id=\"node_1\"} 3",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    for name in [
+        "hearth_wg_last",
+        "hearth_node_round",
+        "hearth_node_loss",
+        "hearth_node_mtu",
+    ] {
+        let series = text.lines().any(|line| line.starts_with(name));
+        assert!(!series, "{name} of a session that is over:\n{text}");
+    }
+    metrics.nodes(&[]);
+    assert!(!metrics.render().contains("node_1"));
+}
+
+fn facts(name: &str, id: &str, status: Option<&::tunnel::PeerStatus>) -> NodeFacts {
+    NodeFacts {
+        name: name.to_owned(),
+        id: id.to_owned(),
+        status: status.copied(),
+        prefixes: 2,
+    }
+}
+
+fn counters(bad_mac: u64) -> ::tunnel::Counters {
+    let mut counters = ::tunnel::Counters::default();
+    counters.bad_mac = bad_mac;
+    counters
 }
 
 fn status() -> ::tunnel::PeerStatus {
@@ -83,7 +142,7 @@ fn status() -> ::tunnel::PeerStatus {
         tx_bytes: 4,
         streams: 0,
         round_trip: Some(Duration::from_millis(250)),
-        loss_per_mille: None,
-        rejected: ::tunnel::Counters::default(),
+        loss_per_mille: Some(125),
+        rejected: counters(2),
     }
 }

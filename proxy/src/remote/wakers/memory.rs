@@ -12,7 +12,7 @@ use policy::registry::Node;
 
 use crate::nodes::fleet::Fleet;
 use crate::nodes::kept;
-use crate::nodes::members::Members;
+use crate::store::Store;
 
 /// A file that is larger is not ours: a report is 2 KiB.
 const FILE_MAX: u64 = 8 << 20;
@@ -34,7 +34,7 @@ impl Memory {
     }
 
     /// Machines that slept, or were awake, when an earlier run ended: they sleep until they say otherwise.
-    pub fn recall(&self, fleet: &Fleet, members: &Members) {
+    pub async fn recall(&self, fleet: &Fleet, store: &dyn Store) {
         let reports = match kept::read::<Vec<Report>>(&self.file, FILE_MAX) {
             Ok(reports) => reports,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -42,12 +42,27 @@ impl Memory {
                 return tracing::warn!(file = %self.file.display(), %error, "machines that sleep are not known until they wake up by themselves");
             }
         };
+        if reports.is_empty() {
+            return;
+        }
+        // Not who is in the tunnel: after a crash nobody is, and whoever sleeps does not come by itself.
+        let records = match store.nodes().await {
+            Ok(records) => records,
+            Err(error) => {
+                return tracing::warn!(%error, "machines that sleep are not known until they wake up by themselves");
+            }
+        };
         for report in reports {
-            let Some(member) = members.member(&report.node_id) else {
+            let mut known = records.iter();
+            let known = known.find(|record| record.id == report.node_id);
+            let Some(record) =
+                known.filter(|record| record.revoked_unix.is_none() && !record.pending)
+            else {
                 continue;
             };
-            if fleet.recall(&member.name, report, Instant::now()) {
-                tracing::info!(node = %member.id, name = member.name, "a machine sleeps, or will speak soon");
+            fleet.hold(&record.id, record.draining);
+            if fleet.recall(&record.name, report, Instant::now()) {
+                tracing::info!(node = %record.id, name = record.name, "a machine sleeps, or will speak soon");
             }
         }
     }
@@ -102,5 +117,6 @@ fn remembered(node: &Node) -> Option<Report> {
         },
         tiers,
         wake: node.wake.clone(),
+        back_end: node.back_end,
     })
 }

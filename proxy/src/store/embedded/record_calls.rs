@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::{Embedded, records};
 use crate::store::{
-    Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records, Redeemed,
-    Redemption, StoreError, UserRecord,
+    BurstRecord, Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records,
+    Redeemed, Redemption, StoreError, UserRecord,
 };
 
 impl Embedded {
@@ -217,6 +217,29 @@ impl Records for Embedded {
             .ask(move |file| records::revoke_node(file, &id, now_unix))
             .await;
         self.tell(revoked, news)
+    }
+
+    async fn swap_burst(
+        &self,
+        name: &str,
+        before: Option<&BurstRecord>,
+        after: Option<&BurstRecord>,
+    ) -> Result<bool, StoreError> {
+        let (name, before, after) = (name.to_owned(), before.cloned(), after.cloned());
+        self.worker
+            .ask(move |file| records::swap_burst(file, &name, before.as_ref(), after.as_ref()))
+            .await
+    }
+
+    async fn burst(&self, name: &str) -> Result<Option<BurstRecord>, StoreError> {
+        let name = name.to_owned();
+        self.worker
+            .ask(move |file| records::burst(file, &name))
+            .await
+    }
+
+    async fn bursts(&self) -> Result<Vec<BurstRecord>, StoreError> {
+        self.worker.ask(records::bursts).await
     }
 
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 use super::{counters, ledger};
 use crate::store::{
-    Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption, StoreError, UserRecord,
-    local,
+    BurstRecord, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Redeemed, Redemption,
+    StoreError, UserRecord, local,
 };
 
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -24,6 +24,7 @@ const USERS: Records = TableDefinition::new("users");
 const DENIALS: Records = TableDefinition::new("denials");
 const JOIN_TOKENS: Records = TableDefinition::new("join_tokens");
 const NODES: Records = TableDefinition::new("nodes");
+const BURSTS: Records = TableDefinition::new("bursts");
 const SECRETS: Records = TableDefinition::new("secrets");
 
 /// Why a transaction did not happen.
@@ -64,7 +65,7 @@ pub(super) fn create_tables(file: &Database) -> Result<(), FileError> {
     write(file, |transaction| {
         counters::create_tables(transaction)?;
         ledger::create_tables(transaction)?;
-        for table in [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES, SECRETS] {
+        for table in [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES, BURSTS, SECRETS] {
             transaction.open_table(table)?;
         }
         Ok(())
@@ -242,6 +243,32 @@ pub(super) fn revoke_node(
     change(file, NODES, id.as_str(), |node: &mut NodeRecord| {
         node.revoked_unix.get_or_insert(now_unix);
     })
+}
+
+pub(super) fn swap_burst(
+    file: &Database,
+    name: &str,
+    before: Option<&BurstRecord>,
+    after: Option<&BurstRecord>,
+) -> Result<bool, FileError> {
+    write(file, |transaction| {
+        if get::<BurstRecord>(transaction, BURSTS, name)?.as_ref() != before {
+            return Ok(false);
+        }
+        match after {
+            Some(after) => put(transaction, BURSTS, name, after)?,
+            None => drop(transaction.open_table(BURSTS)?.remove(name)?),
+        }
+        Ok(true)
+    })
+}
+
+pub(super) fn burst(file: &Database, name: &str) -> Result<Option<BurstRecord>, FileError> {
+    one(file, BURSTS, name)
+}
+
+pub(super) fn bursts(file: &Database) -> Result<Vec<BurstRecord>, FileError> {
+    all(file, BURSTS)
 }
 
 pub(super) fn secret(file: &Database, name: &str) -> Result<Secret<[u8; 32]>, FileError> {

@@ -104,6 +104,7 @@ fn put(transaction: &WriteTransaction, row: &Row) -> Result<(), FileError> {
         | Row::Denial(_)
         | Row::JoinToken(_)
         | Row::Node(_)
+        | Row::Burst(_)
         | Row::Secret { .. } => Err(StoreError::Corrupt("a record among the rows".into()).into()),
     }
 }

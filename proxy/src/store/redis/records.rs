@@ -17,8 +17,8 @@ use super::Redis;
 use super::seal::Seal;
 use super::watch::{channel, version};
 use crate::store::{
-    Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records, Redeemed,
-    Redemption, StoreError, UserRecord, local,
+    BurstRecord, Change, Changes, Denial, Denied, JoinToken, KeyRecord, NodeRecord, Records,
+    Redeemed, Redemption, StoreError, UserRecord, local,
 };
 
 /// Tries of a compare-and-set; each failure means that somebody else succeeded.
@@ -31,9 +31,10 @@ const USERS_INDEX: &str = "users_index";
 const DENIALS: &str = "denials";
 const JOIN_TOKENS: &str = "join_tokens";
 const NODES: &str = "nodes";
+const BURSTS: &str = "bursts";
 const SECRETS: &str = "secrets";
 /// What has seals.
-const SEALED: [&str; 5] = [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES];
+const SEALED: [&str; 6] = [KEYS, USERS, DENIALS, JOIN_TOKENS, NODES, BURSTS];
 
 impl Redis {
     fn secrets(&self) -> MutexGuard<'_, HashMap<String, Secret<[u8; 32]>>> {
@@ -456,6 +457,36 @@ impl Records for Redis {
             },
         )
         .await
+    }
+
+    async fn swap_burst(
+        &self,
+        name: &str,
+        before: Option<&BurstRecord>,
+        after: Option<&BurstRecord>,
+    ) -> Result<bool, StoreError> {
+        let text = self.text(BURSTS, name).await?;
+        let known = text.as_deref();
+        let known = known
+            .map(|text| self.parse::<BurstRecord>(BURSTS, name, text))
+            .transpose()?;
+        if known.as_ref() != before {
+            return Ok(false);
+        }
+        let after = match after {
+            Some(after) => self.sealed(BURSTS, name, after)?,
+            None => String::new(),
+        };
+        let text = text.unwrap_or_default();
+        self.replace((BURSTS, name), (&text, &after), None).await
+    }
+
+    async fn burst(&self, name: &str) -> Result<Option<BurstRecord>, StoreError> {
+        self.one(BURSTS, name).await
+    }
+
+    async fn bursts(&self) -> Result<Vec<BurstRecord>, StoreError> {
+        self.all(BURSTS).await
     }
 
     async fn secret(&self, name: &str) -> Result<Secret<[u8; 32]>, StoreError> {

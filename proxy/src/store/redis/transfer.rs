@@ -223,6 +223,7 @@ impl Transfer for Redis {
                 | Row::Denial(_)
                 | Row::JoinToken(_)
                 | Row::Node(_)
+                | Row::Burst(_)
                 | Row::Secret { .. } => {
                     return Err(StoreError::Corrupt("a record among the rows".into()));
                 }

@@ -12,7 +12,7 @@ use crate::store::contract::counting::{held, reservation, settlement, tokens};
 use crate::store::contract::{api_key, minute, now_ms};
 use crate::store::ledger::AuditAct;
 use crate::store::redis::tests::RedisServer;
-use crate::store::{Denied, Embedded, SecretHash};
+use crate::store::{BurstStage, Denied, Embedded, SecretHash};
 
 fn user(id: &str) -> UserRecord {
     UserRecord {
@@ -90,6 +90,13 @@ async fn records_of_a_house(store: &dyn Store) {
         .await
         .unwrap();
     store.put_node(&revoked_node()).await.unwrap();
+    let burst = BurstRecord {
+        name: "gpu".into(),
+        start: "a1".into(),
+        started_unix_ms: 1,
+        stage: BurstStage::Ready,
+    };
+    store.swap_burst("gpu", None, Some(&burst)).await.unwrap();
     for target in ["a", "b", "c"] {
         let act = AuditAct {
             at_unix_ms: 1,

@@ -82,7 +82,7 @@ fn a_due_probe_that_cannot_be_asked_makes_room_for_the_next() {
     for name in ["u", "v"] {
         trip(&mut router, name, Fast, now);
     }
-    router.drain_node(&backend("u", Fast).node);
+    router.hold_node(&backend("u", Fast).node, true);
     let due = now + Duration::from_secs(30);
     let route = plan(&router, &Target::Tier(Fast), due);
     assert_eq!(route.steps[0].backend, backend("v", Fast));
@@ -94,6 +94,17 @@ fn a_due_probe_that_cannot_be_asked_makes_room_for_the_next() {
         due,
     );
     assert!(nowhere.steps.is_empty());
+}
+
+#[test]
+fn who_is_heard_again_is_probed_at_once_however_many_others_there_are() {
+    let now = start();
+    let mut router = large(&["u"], now);
+    trip(&mut router, "u", Fast, now);
+    let soon = now + Duration::from_secs(1);
+    router.node_heard_again(&backend("u", Fast).node, soon);
+    let route = plan(&router, &Target::Tier(Fast), soon);
+    assert_eq!(route.steps[0].backend, backend("u", Fast));
 }
 
 #[test]
@@ -141,6 +152,7 @@ fn who_was_never_seen_to_read_is_believed_as_fast_as_its_twin() {
         needs: Needs::default(),
         fallback: false,
         past_queues: false,
+        past_waits: false,
         local_only: false,
         patience: Duration::from_mins(1),
         prompt: Prompt {

@@ -6,21 +6,24 @@ use proptest::prelude::*;
 
 use super::{ada, auto, busy, plan_for, router};
 use crate::identity::Principal;
-use crate::route::Target;
+use crate::route::{Ask, Needs, Prompt, SkipReason, Step, Target};
 use crate::router::{Outcome, Router, Ticket};
 use crate::testing::{backend, report, routing, start, tier};
 
 fn tier_reports() -> impl Strategy<Value = Vec<TierReport>> {
     let one = |which: Tier| {
+        let until = prop_oneof![1 => Just(0_u64), 3 => 1_u64..120_000];
         let state = prop_oneof![
-            4 => Just(TierState::Ready),
-            1 => Just(TierState::Loading),
-            1 => Just(TierState::Down),
+            4 => Just((TierState::Ready, 0)),
+            2 => until.clone().prop_map(|ms| (TierState::Loading, ms)),
+            1 => until.prop_map(|ms| (TierState::Sleeping, ms)),
+            1 => Just((TierState::Down, 0)),
         ];
         (state, 0_u32..6, 0_u32..70, 0.0_f64..100.0).prop_map(
-            move |(state, slots_busy, queue, speed)| {
+            move |((state, wakes_in_ms), slots_busy, queue, speed)| {
                 let mut report = busy(tier(which), slots_busy, queue);
                 report.state = state;
+                report.wakes_in_ms = wakes_in_ms;
                 report.tokens_per_second = speed;
                 report
             },
@@ -88,7 +91,9 @@ proptest! {
         prop_assert_eq!(seen.len(), count, "no backend twice");
         for step in &route.steps {
             let found = router.registry().backend(&step.backend).expect("it exists");
-            prop_assert!(found.tier.state == TierState::Ready && !found.node.draining);
+            let comes = found.tier.state == TierState::Loading && found.tier.wakes_in_ms > 0;
+            prop_assert!((found.tier.state.answers() || comes) && !found.node.draining);
+            prop_assert_eq!(step.cold, found.tier.state != TierState::Ready);
             prop_assert!(principal.may_use_tier(step.backend.tier));
             prop_assert!(router.begin(&step.backend, now).is_some(), "every step can be begun");
         }
@@ -100,6 +105,63 @@ proptest! {
         if route.steps.is_empty() {
             prop_assert!(route.refusal().retry_after().is_some_and(|wait| wait >= Duration::from_secs(1)));
         }
+    }
+
+    #[test]
+    fn whoever_waits_for_a_load_does_so_within_patience_or_after_all_that_is_warm(
+        house in houses(), target in targets(), patience in 0_u64..120,
+        trips in proptest::collection::vec((0_usize..5, 0_usize..3), 0..4), wait in 0_u64..90,
+    ) {
+        let now = start();
+        let mut router = Router::new(&routing(), Duration::from_secs(100), 100);
+        for report in house {
+            router.report("n", report, now).expect("a good report");
+        }
+        for (node, tier) in trips {
+            for _ in 0..3 {
+                if let Some(ticket) = router.begin(&backend(&node.to_string(), Tier::ALL[tier]), now) {
+                    router.settle(ticket, Outcome::ServerFault, now);
+                }
+            }
+        }
+        let now = now + Duration::from_secs(wait);
+        let (principal, patience) = (ada(), Duration::from_secs(patience));
+        let ask = |past_waits| Ask {
+            target: &target,
+            principal: &principal,
+            needs: Needs::default(),
+            fallback: true,
+            past_queues: past_waits,
+            past_waits,
+            local_only: false,
+            patience,
+            prompt: Prompt::default(),
+        };
+        let route = router.plan(&ask(false), now);
+        let is_late = |step: &Step| step.predicted.waking > patience;
+        let first_late = route.steps.iter().position(is_late).unwrap_or(route.steps.len());
+        prop_assert!(route.steps[first_late..].iter().all(is_late), "late ones come last: {:?}", route.steps);
+
+        let past = router.plan(&ask(true), now);
+        for (id, reason) in &route.skipped {
+            let tier = router.registry().backend(id).expect("it exists").tier;
+            if *reason == SkipReason::Loading {
+                prop_assert!(tier.state == TierState::Loading && tier.wakes_in_ms == 0);
+            }
+            if let SkipReason::Reloading { ready_in } = reason {
+                prop_assert!(tier.state == TierState::Loading && !ready_in.is_zero());
+                prop_assert!(*ready_in <= Duration::from_millis(tier.wakes_in_ms.max(250)));
+                prop_assert!(route.is_worth_waiting());
+            }
+            let is_left_out = past.skipped.iter().any(|(other, _)| other == id);
+            if reason.is_passing() && *reason != SkipReason::Loading {
+                prop_assert!(!is_left_out, "what passes does not hinder who waits: {reason:?}");
+            }
+        }
+        if route.steps.is_empty() && !route.is_worth_waiting() {
+            prop_assert!(past.steps.is_empty(), "who is refused at once could not have waited");
+        }
+        prop_assert!(past.steps.len() >= route.steps.len());
     }
 
     #[test]

@@ -107,6 +107,7 @@ fn play(seed: u64, known: bool) -> Played {
             needs: Needs::default(),
             fallback: true,
             past_queues: false,
+            past_waits: false,
             local_only: false,
             patience: Duration::from_mins(1),
             prompt,
