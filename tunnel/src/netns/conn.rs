@@ -21,8 +21,10 @@ const SILENCE_MAX: Duration = Duration::from_mins(5);
 /// So many bytes within [`BURST`] are a bulk transfer.
 const BULK_BYTES: u32 = 192 * 1024;
 const BURST: Duration = Duration::from_millis(250);
-/// What random loss does not slow down. Small requests fare better with the default.
+/// What random loss does not slow down.
 const BULK_CONGESTION: &[u8] = b"bbr";
+/// Small requests have no rate to measure: BBR, which many hosts have by default, paces each to that of the one before.
+const REQUEST_CONGESTION: &[u8] = b"cubic";
 
 /// A connection of the kernel.
 pub(crate) struct KernelConn {
@@ -74,6 +76,9 @@ impl KernelConn {
     fn prepare(&self) -> io::Result<()> {
         let socket = SockRef::from(&self.socket);
         socket.set_tcp_nodelay(true)?;
+        if let Err(error) = socket.set_tcp_congestion(REQUEST_CONGESTION) {
+            tracing::debug!(%error, "a new stream keeps the system's congestion control");
+        }
         // Dropped without a shutdown, the other side must see a reset, not an end.
         socket.set_linger(Some(Duration::ZERO))?;
         let probes = TcpKeepalive::new()
