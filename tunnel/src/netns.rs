@@ -14,6 +14,7 @@ mod helper;
 mod inbound;
 mod outbound;
 mod registry;
+mod route;
 mod sum;
 mod tun;
 mod virtio;
