@@ -23,8 +23,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use self::ledger::Ledger;
@@ -125,6 +125,8 @@ pub(crate) struct Core {
     quic: Arc<Setup>,
     /// `None`: TCP is done here.
     kernel: Option<Ground>,
+    /// Whose datagrams were handled last, while [`Core::settle`] is still to be called.
+    unsettled: Option<PeerId>,
     /// Room for one decrypted datagram.
     plain: Vec<u8>,
     /// Room for the doorbell's list.
@@ -172,6 +174,7 @@ impl Core {
             shared,
             quic,
             kernel,
+            unsettled: None,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
@@ -204,11 +207,25 @@ impl Core {
         self.windows.carriers.clear();
     }
 
-    /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens.
-    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
+    /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens. What else comes of it waits for the next
+    /// datagram of another peer or, after the last, for [`Core::settle`] at the same `now`.
+    pub(crate) fn handle_one_of_many(&mut self, source: Path, datagram: &[u8], now: Instant) {
         if let Err(reason) = self.receive(source, datagram, now) {
             self.windows.drops.count(reason);
             tracing::trace!(%source, bytes = datagram.len(), ?reason, "packet dropped");
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
+        self.handle_one_of_many(source, datagram, now);
+        self.settle(now);
+    }
+
+    /// Does what else comes of the datagrams handled last.
+    pub(crate) fn settle(&mut self, now: Instant) {
+        if let Some(id) = self.unsettled.take() {
+            self.follow_up(id, None, now);
         }
     }
 
@@ -380,8 +397,15 @@ impl Core {
         now: Instant,
     ) -> Result<(), DropReason> {
         let id = self.member_of(session_id);
+        if self.unsettled != Some(id) {
+            self.settle(now);
+        }
         let (outcome, promoted) = self.take((id, session_id), datagram, now)?;
-        self.follow_up(id, promoted, now);
+        self.unsettled = Some(id);
+        if promoted.is_some() {
+            self.unsettled = None;
+            self.follow_up(id, promoted, now);
+        }
         outcome
     }
 
@@ -496,18 +520,6 @@ impl Core {
         if self.by_key.get(&key) == Some(&session.id()) {
             self.by_key.remove(&key);
         }
-    }
-
-    /// Runs one peer's timers now: something about it has changed.
-    fn nudge(&mut self, id: PeerId, now: Instant) {
-        let jitter = self.random.random();
-        if let Some(member) = self.members.get_mut(&id) {
-            let wanted = member.inside.is_wanted();
-            member.session.tick(wanted, jitter, &mut self.outbox, now);
-            let due = member.due(now);
-            self.wheel.schedule(&mut member.place, id, due);
-        }
-        self.note_session(id, now);
     }
 
     /// Tells connections and board that a session came or went.

@@ -62,4 +62,16 @@ impl Core {
             self.forget_session(&old.0);
         }
     }
+
+    /// Runs one peer's timers now: something about it has changed.
+    pub(super) fn nudge(&mut self, id: PeerId, now: Instant) {
+        let jitter = self.random.random();
+        if let Some(member) = self.members.get_mut(&id) {
+            let wanted = member.inside.is_wanted();
+            member.session.tick(wanted, jitter, &mut self.outbox, now);
+            let due = member.due(now);
+            self.wheel.schedule(&mut member.place, id, due);
+        }
+        self.note_session(id, now);
+    }
 }
