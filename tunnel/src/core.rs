@@ -34,7 +34,7 @@ use crate::agenda::Agenda;
 use crate::board::Board;
 use crate::carrier::Carriers;
 use crate::drops::{DropReason, Drops};
-use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
+use crate::netns::{FRONT, Inbound, REFUSAL_BYTES, Registry, SLOT_BYTES, refusal, split};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::clock::Clock;
 use crate::netstack::conn::{ConnKey, End};
@@ -430,7 +430,15 @@ impl Core {
                 let length = plain.packet.len();
                 match check(&plain, member.session.peer().address, own) {
                     Err(reason) => Err(reason),
-                    Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
+                    Ok(segment) if member.inside.is_kernel() => {
+                        // The kernel may have more ports open than ours.
+                        if segment.opens && !is_open(&self.listeners, segment) {
+                            refuse(plain.packet, &mut member.session, (&mut self.outbox, now));
+                            Err(DropReason::ClosedPort)
+                        } else {
+                            keep(self.kernel.as_mut(), length)
+                        }
+                    }
                     Ok(segment) => {
                         let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
@@ -560,6 +568,19 @@ fn keep(kernel: Option<&mut Ground>, length: usize) -> Result<(), DropReason> {
         Ok(())
     } else {
         Err(DropReason::NotTcp)
+    }
+}
+
+/// Whether somebody listens on the port that a connection is asked for.
+fn is_open(listeners: &HashMap<u16, Arc<Backlog>>, segment: Segment) -> bool {
+    let backlog = listeners.get(&segment.ports.local);
+    backlog.is_some_and(|backlog| !backlog.is_closed())
+}
+
+/// Tells the peer that nobody listens there.
+fn refuse(packet: &[u8], session: &mut Session, (outbox, now): (&mut Outbox, Instant)) {
+    if let Some(mut reset) = refusal(packet) {
+        session.seal(&mut reset, REFUSAL_BYTES, outbox, now);
     }
 }
 

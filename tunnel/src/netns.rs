@@ -13,6 +13,7 @@ mod hello;
 mod helper;
 mod inbound;
 mod outbound;
+mod refusal;
 mod registry;
 mod sum;
 mod tun;
@@ -23,6 +24,7 @@ pub(crate) use entrance::{Entrance, Plan};
 pub use helper::helper_main;
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
 pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
+pub(crate) use refusal::{REFUSAL_BYTES, refusal};
 pub(crate) use registry::{Acceptor, Limits, Registry};
 pub(crate) use tun::Tun;
 

@@ -4,8 +4,14 @@
 #[path = "../it/carriers.rs"]
 mod carriers;
 #[cfg(test)]
+#[path = "../it/halfopen.rs"]
+mod halfopen;
+#[cfg(test)]
 #[path = "../it/hostile.rs"]
 mod hostile;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod ladder;
 #[cfg(test)]
 mod namespace;
 #[cfg(test)]
