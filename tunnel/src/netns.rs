@@ -12,6 +12,8 @@ mod entrance;
 mod hello;
 mod helper;
 mod inbound;
+#[cfg(test)]
+mod offload;
 mod outbound;
 mod refusal;
 mod registry;
