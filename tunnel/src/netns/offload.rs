@@ -111,7 +111,12 @@ fn begun(packet: &[u8]) -> u16 {
 }
 
 fn parts() -> impl Strategy<Value = Parts> {
-    let head = (any::<[u8; 3]>(), any::<u8>(), any::<[u8; 32]>(), any::<[u8; 4]>());
+    let head = (
+        any::<[u8; 3]>(),
+        any::<u8>(),
+        any::<[u8; 32]>(),
+        any::<[u8; 4]>(),
+    );
     let tcp = (
         any::<u32>(),
         any::<u32>(),
@@ -126,19 +131,21 @@ fn parts() -> impl Strategy<Value = Parts> {
         any::<u16>(),
         (0usize..=10).prop_flat_map(|words| proptest::collection::vec(any::<u8>(), words * 4)),
     );
-    (head, tcp).prop_map(|((label, hops, ends, ports), (sequence, acknowledged, flags, window, options))| Parts {
-        first: [0x60 | label[0] >> 4, label[0], label[1], label[2]],
-        hops,
-        ends,
-        ports,
-        sequence,
-        acknowledged,
-        flags,
-        window,
-        urgent: [0, 0],
-        options,
-        payload: Vec::new(),
-    })
+    (head, tcp).prop_map(
+        |((label, hops, ends, ports), (sequence, acknowledged, flags, window, options))| Parts {
+            first: [0x60 | label[0] >> 4, label[0], label[1], label[2]],
+            hops,
+            ends,
+            ports,
+            sequence,
+            acknowledged,
+            flags,
+            window,
+            urgent: [0, 0],
+            options,
+            payload: Vec::new(),
+        },
+    )
 }
 
 /// As the kernel hands it over: virtio header, packet with a begun checksum, room behind it.
@@ -249,9 +256,12 @@ struct Next {
 }
 
 fn next() -> impl Strategy<Value = Next> {
-    (0usize..3, prop_oneof![Just(1_000usize), 0usize..1_200], 0u8..24).prop_map(|(flow, size, change)| {
-        Next { flow, size, change }
-    })
+    (
+        0usize..3,
+        prop_oneof![Just(1_000usize), 0usize..1_200],
+        0u8..24,
+    )
+        .prop_map(|(flow, size, change)| Next { flow, size, change })
 }
 
 /// Three flows of packets with what may happen in one: another window, acknowledgement or option, a gap, a push, an end, a mark.
@@ -290,7 +300,9 @@ fn packets(story: &[Next]) -> Vec<Parts> {
         }
         flow.payload = vec![u8::try_from(number % 251).unwrap(); next.size];
         all.push(flow.clone());
-        flow.sequence = flow.sequence.wrapping_add(u32::try_from(next.size).unwrap());
+        flow.sequence = flow
+            .sequence
+            .wrapping_add(u32::try_from(next.size).unwrap());
     }
     all
 }
@@ -323,8 +335,14 @@ fn taken_apart(pieces: &[IoSlice<'_>]) -> Vec<Parts> {
     assert!(count > 1, "one packet is no super-segment");
     let cut = got.payload.chunks(segment).enumerate();
     cut.map(|(at, payload)| Parts {
-        sequence: got.sequence.wrapping_add(u32::try_from(at * segment).unwrap()),
-        flags: if at + 1 < count { got.flags & !(PSH | FIN) } else { got.flags },
+        sequence: got
+            .sequence
+            .wrapping_add(u32::try_from(at * segment).unwrap()),
+        flags: if at + 1 < count {
+            got.flags & !(PSH | FIN)
+        } else {
+            got.flags
+        },
         payload: payload.to_vec(),
         ..got.clone()
     })

@@ -156,6 +156,34 @@ mod stories {
         Tunnel::start(settings).await.expect("a tunnel")
     }
 
+    /// One side begins a handshake, whatever runs.
+    async fn renew(hub: &Hub, node: &Node, is_hub: bool) {
+        let asked = hub.aged().await;
+        if is_hub {
+            hub.tunnel.handshake_now(NODE).await.expect("a handshake");
+        } else {
+            node.renew(hub).await;
+        }
+        hub.renewed("a renewal", asked).await;
+    }
+
+    /// Bytes in both directions; under each transfer one side renews the keys.
+    async fn converse(hub: &Hub, node: &Node, bytes: u64) {
+        let ends = node.ends(hub);
+        for is_down in [true, false] {
+            let moving = tokio::spawn(carry(ends.clone(), is_down, bytes));
+            renew(hub, node, is_down).await;
+            let carried = tokio::time::timeout(PATIENCE * 3, moving).await;
+            carried.expect("a transfer that ends").expect("whole bytes");
+        }
+        // And the hub begins with a node that cannot.
+        if let Node::Stock(stock) = node {
+            stock.wait_for_a_call(hub).await;
+            renew(hub, node, true).await;
+            carry(ends, true, LITTLE).await;
+        }
+    }
+
     /// One pair of ends under one set of circumstances; gives the stock node back for the next.
     async fn story(
         (hub, kind): (Backend, Kind),
@@ -169,35 +197,15 @@ mod stories {
         node.dial(&hub).await;
         hub.renewed("the node's handshake", began).await;
 
-        // Under each transfer one side renews its keys.
-        let ends = node.ends(&hub);
-        for is_down in [true, false] {
-            let moving = tokio::spawn(carry(ends.clone(), is_down, bytes));
-            let asked = hub.aged().await;
-            if is_down {
-                hub.tunnel.handshake_now(NODE).await.expect("a handshake");
-                hub.renewed("the hub's handshake", asked).await;
-            } else {
-                node.renew(&hub).await;
-                hub.renewed("the node's second handshake", asked).await;
-            }
-            let carried = tokio::time::timeout(PATIENCE * 3, moving).await;
-            carried.expect("a transfer that ends").expect("whole bytes");
-        }
-        // And the hub begins with a node that cannot.
-        if let Node::Stock(stock) = &node {
-            stock.wait_for_a_call(&hub).await;
-            let asked = hub.aged().await;
-            hub.tunnel.handshake_now(NODE).await.expect("a handshake");
-            hub.renewed("the node's answer", asked).await;
-            carry(ends, true, LITTLE).await;
-        }
+        converse(&hub, &node, bytes).await;
         let counters = hub.tunnel.counters();
         assert_eq!(counters.bad_mac + counters.malformed, 0, "{counters:?}");
         hub.tunnel.shutdown().await;
         let took = began.elapsed();
         let psk = if is_shared { "psk" } else { "no psk" };
-        tell(&format!("{kind:?} over {outer}, {psk}, {bytes} bytes each way: {took:?}"));
+        tell(&format!(
+            "{kind:?} over {outer}, {psk}, {bytes} bytes each way: {took:?}"
+        ));
         match node {
             Node::Ours(node) => {
                 node.shutdown().await;
@@ -225,7 +233,8 @@ mod stories {
             stock = story(pair, (v4, true, MUCH), stock).await;
             let others = [(v4, false), (v6, true), (v6, false)];
             if stock.is_none() {
-                let all = others.map(|(outer, is_shared)| story(pair, (outer, is_shared, LITTLE), None));
+                let all =
+                    others.map(|(outer, is_shared)| story(pair, (outer, is_shared, LITTLE), None));
                 futures_util::future::join_all(all).await;
                 return;
             }

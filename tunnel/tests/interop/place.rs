@@ -30,7 +30,10 @@ pub(crate) fn inside(test: &str) -> bool {
         .expect("it is installed");
     if !probe.status.success() {
         let said = String::from_utf8_lossy(&probe.stderr);
-        tell(&format!("{test}: this machine gives no namespaces: {}", said.trim()));
+        tell(&format!(
+            "{test}: this machine gives no namespaces: {}",
+            said.trim()
+        ));
         return false;
     }
     let status = Command::new("unshare")

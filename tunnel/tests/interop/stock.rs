@@ -1,12 +1,13 @@
 //! wireguard-go as a node: its device, its addresses, and what it is told over its configuration socket.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
-use tunnel::{PrivateKey, PublicKey};
+use tunnel::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::stories::{HUB, Hub, NODE, PORT};
 use crate::traffic::serve_host;
@@ -53,7 +54,9 @@ impl Stock {
         ip(&["link", "set", DEVICE, "mtu", "1280", "up"]);
         ip(&["-6", "route", "add", &hub, "dev", DEVICE]);
         let private = hex(&stock.key.to_bytes());
-        stock.say(&format!("private_key={private}\nlisten_port=0\n")).await;
+        stock
+            .say(&format!("private_key={private}\nlisten_port=0\n"))
+            .await;
         let own = SocketAddr::from((NODE, PORT));
         serve_host(TcpListener::bind(own).await.expect("its own address"));
         stock
@@ -77,7 +80,7 @@ impl Stock {
 
     async fn know(&self, hub: &Hub, lines: &str) {
         let public = hex(&hub.tunnel.public_key().to_bytes());
-        let psk = hub.psk.as_ref().map_or([0; 32], |psk| psk.to_bytes());
+        let psk = hub.psk.as_ref().map_or([0; 32], PresharedKey::to_bytes);
         let psk = hex(&psk);
         self.say(&format!(
             "replace_peers=true\npublic_key={public}\npreshared_key={psk}\n{lines}replace_allowed_ips=true\nallowed_ip={HUB}/128\n"
@@ -97,11 +100,17 @@ impl Stock {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+        text
+    })
 }
 
 fn ip(words: &[&str]) {
-    let done = Command::new("ip").args(words).output().expect("it is installed");
+    let done = Command::new("ip")
+        .args(words)
+        .output()
+        .expect("it is installed");
     let said = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "ip {words:?}: {said}");
 }

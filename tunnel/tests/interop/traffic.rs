@@ -27,18 +27,15 @@ pub(crate) async fn carry(ends: Ends, is_down: bool, bytes: u64) {
         send(stream.expect("the node's port"), bytes).await;
         return;
     }
-    match ends.node {
-        Some(node) => {
-            let stream = node.connect(HUB, PORT, PATIENCE).await;
-            send(stream.expect("the hub's port"), bytes).await;
-        }
-        None => {
-            let to = SocketAddr::from((HUB, PORT));
-            let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(to)).await;
-            let stream = stream.expect("no silence").expect("the hub's port");
-            send(stream, bytes).await;
-        }
+    if let Some(node) = ends.node {
+        let stream = node.connect(HUB, PORT, PATIENCE).await;
+        send(stream.expect("the hub's port"), bytes).await;
+        return;
     }
+    let to = SocketAddr::from((HUB, PORT));
+    let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(to)).await;
+    let stream = stream.expect("no silence").expect("the hub's port");
+    send(stream, bytes).await;
 }
 
 /// Blocks that differ everywhere.

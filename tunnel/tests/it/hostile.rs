@@ -177,9 +177,15 @@ fn forbidden(own: Ipv6Addr, other: Ipv6Addr) -> Vec<(String, Vec<u8>, &'static s
     // Neighbours, routers and redirects (RFC 4861) are spoken of to nobody.
     for kind in [1u8, 2, 133, 134, 135, 136, 137] {
         let what = format!("ICMPv6 type {kind}");
-        add(&what, packet(hub, 58, &[kind, 0, 0, 0, 0, 0, 0, 0]), "not_tcp");
+        add(
+            &what,
+            packet(hub, 58, &[kind, 0, 0, 0, 0, 0, 0, 0]),
+            "not_tcp",
+        );
     }
-    let mut ipv4 = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let mut ipv4 = vec![
+        0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ];
     ipv4.extend_from_slice(&syn(own, HUB, 6)[40..]);
     add("IPv4", ipv4, "not_tcp");
     add("half a TCP header", packet(hub, 6, &[0; 10]), "not_tcp");
@@ -192,7 +198,10 @@ async fn whatever_is_no_tcp_to_a_port_of_ours_is_dropped_and_counted() {
     let _listener = hub.listen(9000).await.unwrap();
     let own = node_address(1);
     let mut rogue = Rogue::join(&hub, own).await;
-    until("the session", || hub.peer_status(own).unwrap().since_heard.is_some()).await;
+    until("the session", || {
+        hub.peer_status(own).unwrap().since_heard.is_some()
+    })
+    .await;
     let mut expected = hub.counters().each();
     for (what, packet, reason) in forbidden(own, node_address(2)) {
         rogue.send(&packet).await;

@@ -145,7 +145,12 @@ async fn works(hub: &Tunnel) {
     tokio::spawn(echo(hub.listen(9000).await.unwrap()));
     let stream = node.connect(HUB, 9000, PATIENCE).await.unwrap();
     let bytes = pattern(200_000, 19);
-    assert!(soon("the echo", exchange(stream, bytes.clone())).await.unwrap() == bytes);
+    assert!(
+        soon("the echo", exchange(stream, bytes.clone()))
+            .await
+            .unwrap()
+            == bytes
+    );
     // Whatever else listens where the kernel's TCP is, a peer reaches only ports of ours.
     let refused = soon("a refusal", node.connect(HUB, 22, PATIENCE)).await;
     assert!(refused.is_err());
@@ -209,9 +214,8 @@ async fn network_administration_alone_is_enough_for_a_device_beside_the_machines
     if !has_tun() || !can("network administration", &probe) {
         return;
     }
-    let how = format!(
-        "exec {AS_ROOT_OF_ITS_OWN} sh -c '{NO_MORE_USERS}; exec {only} \"$0\" \"$@\"'"
-    );
+    let how =
+        format!("exec {AS_ROOT_OF_ITS_OWN} sh -c '{NO_MORE_USERS}; exec {only} \"$0\" \"$@\"'");
     let (backend, said) = choose(&place.lesser(&how)).await;
     assert_eq!(backend, Backend::Netns, "{said}");
     assert!(said.contains("beside the host's own"), "{said}");

@@ -18,30 +18,41 @@ use super::house::{HUB, House, Node, PORT};
 const STUCK_MAX: usize = 64 << 20;
 
 /// One thing that happens.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// A node's path is away.
-    Outage,
     HubRestart,
-    NodeRestart,
-    /// A NAT gives a node another port.
+    ToPath(ToPath),
+    ToNode(ToNode),
+}
+
+/// What happens to the path of a node, for a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ToPath {
+    Outage,
+    /// A NAT gives the node another port.
     Move,
-    /// Somebody repeats what a node has said.
+    Weather,
+    /// It carries less, and nobody is told.
+    Narrow,
+}
+
+/// What happens to a node, or in its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ToNode {
+    Restart,
+    /// Somebody repeats what it has said.
     Replay,
     /// Strangers begin handshakes.
     Flood,
     /// Datagrams that are none.
     Garbage,
-    Weather,
-    /// The path carries less, and nobody is told.
-    Narrow,
     Renewal,
     /// Both sides begin handshakes with everybody at once.
     Storm,
     /// A client reads nothing, and goes.
     Stall,
     Revocation,
-    /// The same node is told of many times at once.
+    /// It is told of many times at once.
     Introductions,
     /// A client goes while its request is under way.
     HangUp,
@@ -49,20 +60,20 @@ pub(crate) enum Event {
 
 /// Restarts of the hub are rarer than anything else: everybody notices them.
 const OFTEN: [Event; 14] = [
-    Event::Outage,
-    Event::NodeRestart,
-    Event::Move,
-    Event::Replay,
-    Event::Flood,
-    Event::Garbage,
-    Event::Weather,
-    Event::Narrow,
-    Event::Renewal,
-    Event::Storm,
-    Event::Stall,
-    Event::Revocation,
-    Event::Introductions,
-    Event::HangUp,
+    Event::ToPath(ToPath::Outage),
+    Event::ToPath(ToPath::Move),
+    Event::ToPath(ToPath::Weather),
+    Event::ToPath(ToPath::Narrow),
+    Event::ToNode(ToNode::Restart),
+    Event::ToNode(ToNode::Replay),
+    Event::ToNode(ToNode::Flood),
+    Event::ToNode(ToNode::Garbage),
+    Event::ToNode(ToNode::Renewal),
+    Event::ToNode(ToNode::Storm),
+    Event::ToNode(ToNode::Stall),
+    Event::ToNode(ToNode::Revocation),
+    Event::ToNode(ToNode::Introductions),
+    Event::ToNode(ToNode::HangUp),
 ];
 
 impl Event {
@@ -70,54 +81,66 @@ impl Event {
         if random.random_ratio(1, 40) {
             return Self::HubRestart;
         }
-        OFTEN.choose(random).copied().unwrap_or(Self::Move)
+        OFTEN.choose(random).copied().unwrap_or(Self::HubRestart)
     }
 
     /// Happens to the node with this place in the list.
     pub(crate) async fn happen(self, house: Arc<House>, place: usize, seed: u64) {
-        if self == Self::HubRestart {
-            house.restart_hub().await;
-            return;
-        }
-        let _hub_is_there = house.presence.read().await;
-        let Some(node) = house.nodes.get(place) else {
-            return;
-        };
+        let node = &house.nodes[place];
         let mut random = StdRng::seed_from_u64(seed);
-        let while_ = Duration::from_millis(random.random_range(50..800));
         match self {
-            Self::Outage => {
-                node.wire.set_cut(true);
-                tokio::time::sleep(while_ * 2).await;
-                node.wire.set_cut(false);
+            Self::HubRestart => house.restart_hub().await,
+            Self::ToPath(event) => event.happen(node, &mut random).await,
+            Self::ToNode(event) => {
+                let _hub_is_there = house.presence.read().await;
+                event.happen(&house, node, &mut random).await;
             }
-            Self::HubRestart | Self::NodeRestart => house.restart_node(node, while_).await,
-            Self::Move => node.wire.move_away(),
-            Self::Replay => replay(&house, node).await,
-            Self::Flood => flood(&house).await,
-            Self::Garbage => garbage(&house, node, &mut random).await,
-            Self::Weather => {
-                node.wire.set_weather(random.random_range(5..100), 100);
-                tokio::time::sleep(while_ * 2).await;
-                node.wire.set_weather(0, 0);
-            }
-            Self::Narrow => {
-                node.wire.set_width(*[1_400, 1_360, 1_280].choose(&mut random).unwrap_or(&1_280));
-                tokio::time::sleep(while_ * 2).await;
-                node.wire.set_width(usize::MAX);
-            }
-            Self::Renewal => house.renew(node).await,
-            Self::Storm => storm(&house).await,
-            Self::Stall => stall(&house, node, while_).await,
-            Self::Revocation => house.revoke(node, while_).await,
-            Self::Introductions => house.introduce_often(node).await,
-            Self::HangUp => hang_up(&house, node).await,
         }
     }
 }
 
+impl ToPath {
+    async fn happen(self, node: &Node, random: &mut StdRng) {
+        match self {
+            Self::Outage => node.wire.set_cut(true),
+            Self::Move => node.wire.move_away(),
+            Self::Weather => node.wire.set_weather(random.random_range(5..100), 100),
+            Self::Narrow => {
+                let widths = [1_400, 1_360, 1_280];
+                let width = widths.choose(random).copied();
+                node.wire.set_width(width.unwrap_or(1_280));
+            }
+        }
+        tokio::time::sleep(a_while(random) * 2).await;
+        node.wire.heal();
+    }
+}
+
+impl ToNode {
+    async fn happen(self, house: &House, node: &Node, random: &mut StdRng) {
+        match self {
+            Self::Restart => house.restart_node(node, a_while(random)).await,
+            Self::Replay => replay(house, node).await,
+            Self::Flood => flood(house).await,
+            Self::Garbage => garbage(house, node, random).await,
+            Self::Renewal => house.renew(node).await,
+            Self::Storm => storm(house).await,
+            Self::Stall => stall(house, node, a_while(random)).await,
+            Self::Revocation => house.revoke(node, a_while(random)).await,
+            Self::Introductions => house.introduce_often(node).await,
+            Self::HangUp => hang_up(house, node).await,
+        }
+    }
+}
+
+fn a_while(random: &mut StdRng) -> Duration {
+    Duration::from_millis(random.random_range(50..800))
+}
+
 async fn stranger() -> UdpSocket {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket")
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a socket")
 }
 
 async fn replay(house: &House, node: &Node) {
@@ -169,7 +192,7 @@ async fn stall(house: &House, node: &Node, while_: Duration) {
     let Ok(mut stream) = dialled.await else {
         return;
     };
-    let piece = [1; 16 * 1024];
+    let piece = vec![1; 16 * 1024];
     let mut taken = 0;
     let pause = Duration::from_millis(200);
     while let Ok(Ok(wrote)) = tokio::time::timeout(pause, stream.write(&piece)).await {

@@ -140,8 +140,14 @@ impl House {
     /// Tells both sides of each other.
     async fn introduce(&self, node: &Node, keys: &Keys) {
         let hub = self.hub_as_peer(node, keys);
-        self.hub().set_peer(node.as_peer(keys)).await.expect("the hub is there");
-        node.tunnel().set_peer(hub).await.expect("the node is there");
+        self.hub()
+            .set_peer(node.as_peer(keys))
+            .await
+            .expect("the hub is there");
+        node.tunnel()
+            .set_peer(hub)
+            .await
+            .expect("the node is there");
     }
 
     /// The power fails, and the node comes back with other keys.

@@ -15,7 +15,7 @@ use super::house::{Ground, HUB, House, PORT, exchange};
 /// Everybody is back so long after the last event.
 const BACK_MAX: Duration = Duration::from_secs(30);
 /// Requests break while things happen; one that neither ends nor breaks for so long is stuck.
-const REQUEST_MAX: Duration = Duration::from_secs(60);
+const REQUEST_MAX: Duration = Duration::from_mins(1);
 /// Events under way at once.
 const EVENTS_MAX: usize = 12;
 /// A helper of the kernel's TCP is asked for so many sockets at once, ahead of need.
@@ -69,8 +69,14 @@ pub(crate) async fn live(plan: Plan) -> String {
         read(&counts.events),
         read(&counts.whole),
         read(&counts.broken),
-        calms.iter().map(|calm| calm.descriptors).collect::<Vec<_>>(),
-        calms.iter().map(|calm| calm.resident >> 20).collect::<Vec<_>>(),
+        calms
+            .iter()
+            .map(|calm| calm.descriptors)
+            .collect::<Vec<_>>(),
+        calms
+            .iter()
+            .map(|calm| calm.resident >> 20)
+            .collect::<Vec<_>>(),
     );
     check(&calms, &line);
     assert!(read(&counts.whole) > 0, "nothing worked: {line}");
@@ -127,7 +133,12 @@ fn join(done: Option<Result<(), tokio::task::JoinError>>) {
 }
 
 /// Requests to a node and from it, one after the other. One may break; none may bring other bytes than were sent.
-async fn work(house: Arc<House>, place: usize, (counts, over): (Arc<Counts>, Arc<AtomicBool>), seed: u64) {
+async fn work(
+    house: Arc<House>,
+    place: usize,
+    (counts, over): (Arc<Counts>, Arc<AtomicBool>),
+    seed: u64,
+) {
     let mut random = StdRng::seed_from_u64(seed);
     while !over.load(Ordering::Relaxed) {
         let is_whole = tokio::time::timeout(REQUEST_MAX, request(&house, place, &mut random)).await;
@@ -187,7 +198,11 @@ async fn rest(house: &Arc<House>) -> Calm {
         // A stream whose other end is gone without a word is asked after by itself.
         let patience = Instant::now() + BACK_MAX * 3;
         while hub.streams_now(node.address()).await.unwrap_or(0) > 0 {
-            assert!(Instant::now() < patience, "a stream is left with {}", node.address());
+            assert!(
+                Instant::now() < patience,
+                "a stream is left with {}",
+                node.address()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -141,7 +141,9 @@ impl State {
         *random ^= *random << 13;
         *random ^= *random >> 7;
         *random ^= *random << 17;
-        let is = |per_mille: &AtomicU32, bits: u64| bits % 1_000 < u64::from(per_mille.load(Ordering::Relaxed));
+        let is = |per_mille: &AtomicU32, bits: u64| {
+            bits % 1_000 < u64::from(per_mille.load(Ordering::Relaxed))
+        };
         let is_lost = self.cut.load(Ordering::Relaxed)
             || length > self.width.load(Ordering::Relaxed)
             || is(&self.lost_per_mille, *random);

@@ -137,7 +137,7 @@ fn another_preshared_key_is_another_state_and_what_was_said_under_the_first_is_u
 fn no_word_about_a_peer_tells_its_preshared_key() {
     let one = peer(1, true);
     let told = format!("{one:?} {one:#?}");
-    let secret = one.preshared_key.clone().unwrap().to_bytes();
+    let secret = one.preshared_key.unwrap().to_bytes();
     let decimal = format!("{secret:?}");
     assert!(!told.contains(decimal.trim_matches(['[', ']'])), "{told}");
     assert!(!told.contains("0303"), "{told}");
