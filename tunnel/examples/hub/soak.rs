@@ -1,6 +1,9 @@
 //! A house of fifty nodes to which everything happens for as long as one likes. Everybody must be back in every calm, and nothing may have grown.
 
+use std::alloc::System;
 use std::time::Duration;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 use tunnel::Backend;
 
@@ -18,11 +21,20 @@ mod wire;
 use house::Ground;
 use life::{Plan, live};
 
+/// Counts what the heap holds, in some nanoseconds an allocation.
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
 const NODES: u16 = 50;
 /// Things happen for so long between two calms.
 const ROUND: Duration = Duration::from_secs(10);
 /// A round with its calm.
 const ROUND_SECONDS: u32 = 15;
+
+fn held() -> u64 {
+    let stats = HEAP.stats();
+    (stats.bytes_allocated - stats.bytes_deallocated) as u64
+}
 
 /// `seed`: of a story that is to be repeated.
 pub(crate) async fn run(seconds: u32, seed: Option<u64>) {
@@ -37,6 +49,7 @@ pub(crate) async fn run(seconds: u32, seed: Option<u64>) {
         rounds: (seconds / ROUND_SECONDS).max(2),
         round: ROUND,
         seed,
+        held,
     };
     print(&live(plan).await);
 }

@@ -379,6 +379,63 @@ async fn oversized_and_truncated_packets_of_a_real_peer_are_survived() {
     .await;
 }
 
+/// A kernel hands over at once what came at once: sixteen datagrams of one size and a short one.
+#[tokio::test]
+async fn of_datagrams_that_come_in_one_piece_each_is_judged_by_itself() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    until("the session", || {
+        hub.peer_status(own).unwrap().since_heard.is_some()
+    })
+    .await;
+    let before = hub.counters();
+    let mut piece = Vec::new();
+    let mut segment = 0;
+    for number in 0..16u8 {
+        // Counted when it is decrypted, and not before.
+        let mut datagram = rogue.seal(&syn(node_address(9), HUB, 6));
+        segment = datagram.len();
+        match number % 4 {
+            1 => *datagram.last_mut().unwrap() ^= 1,
+            2 => datagram[0] = 9,
+            3 => datagram[5] ^= 0x55,
+            _ => {}
+        }
+        piece.extend_from_slice(&datagram);
+    }
+    piece.extend_from_slice(&[4, 0, 0, 0, 1]);
+    let socket = rogue.socket.into_std().unwrap();
+    let state = quinn_udp::UdpSocketState::new((&socket).into()).unwrap();
+    let together = if state.max_gso_segments() >= 17 {
+        17
+    } else {
+        1
+    };
+    for contents in piece.chunks(segment * together) {
+        let transmit = quinn_udp::Transmit {
+            destination: hub.local_addr(),
+            ecn: None,
+            contents,
+            segment_size: (contents.len() > segment).then_some(segment),
+            src_ip: None,
+        };
+        state.try_send((&socket).into(), &transmit).unwrap();
+    }
+    let more = |now: u64, then: u64| now - then;
+    until("all seventeen", || {
+        let now = hub.counters();
+        let sum = |counters: Counters| counters.each().iter().map(|one| one.1).sum::<u64>();
+        more(sum(now), sum(before)) >= 17
+    })
+    .await;
+    let now = hub.counters();
+    assert_eq!(more(now.foreign_source, before.foreign_source), 4);
+    assert_eq!(more(now.unauthentic, before.unauthentic), 4);
+    assert_eq!(more(now.malformed, before.malformed), 5);
+    assert_eq!(more(now.unknown_peer, before.unknown_peer), 4);
+}
+
 #[tokio::test]
 async fn one_peer_cannot_fill_the_backlog_with_half_open_connections() {
     let bounds = Bounds {

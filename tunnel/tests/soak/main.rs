@@ -13,13 +13,24 @@ mod wire;
 
 #[cfg(test)]
 mod stories {
+    use std::alloc::System;
     use std::io::Write as _;
     use std::time::Duration;
 
     use tunnel::Backend;
 
+    use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
     use crate::house::Ground;
     use crate::life::{Plan, live};
+
+    #[global_allocator]
+    static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+    fn held() -> u64 {
+        let stats = HEAP.stats();
+        (stats.bytes_allocated - stats.bytes_deallocated) as u64
+    }
 
     /// The seed is another one every time, and said: `HEARTH_SEED` repeats a story, as far as threads and sockets let it.
     fn plan(backend: Backend, nodes: u16) -> Plan {
@@ -36,6 +47,7 @@ mod stories {
             rounds: 3,
             round: Duration::from_secs(2),
             seed,
+            held,
         }
     }
 

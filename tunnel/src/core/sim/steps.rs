@@ -169,6 +169,39 @@ fn a_stream_lives_on_when_the_hubs_clock_leaps_an_hour_and_when_keys_are_dated_b
     assert_eq!(drops, [0, 0], "no date is compared with another's");
 }
 
+#[test]
+fn keys_that_change_every_five_seconds_for_ten_minutes_make_no_token_wait() {
+    let mut sim = up(34);
+    let (near, far) = sim.connect();
+    for round in 0..120u8 {
+        let now = sim.now;
+        let fresh = PrivateKey::from_bytes([100 + round; 32]);
+        let psk = Some(PresharedKey::from_bytes([round; 32]));
+        let node = Peer {
+            public_key: fresh.public_key(),
+            preshared_key: psk.clone(),
+            ..peer(0, false)
+        };
+        let hub = Peer {
+            preshared_key: psk,
+            ..peer(1, true)
+        };
+        sim.cores[1].renew_peer(node, None, now).unwrap();
+        sim.cores[0].renew_peer(hub, Some(fresh), now).unwrap();
+        let down = tokens(&mut sim, (&far, &near), 25);
+        let up = tokens(&mut sim, (&near, &far), 25);
+        assert!(down.max(up) <= Duration::from_millis(50), "round {round}");
+    }
+    for me in [0, 1] {
+        let drops = sim.drops(me);
+        assert_eq!(drops.unauthentic + drops.bad_mac, 0, "{drops:?}");
+        let core = &sim.cores[me];
+        assert!(core.aliases.len() <= 2, "what is old is forgotten");
+        assert_eq!(core.members.len(), 1);
+    }
+    assert!(sim.cores[1].by_key.len() <= 3);
+}
+
 /// A thousand nodes, each a bare boringtun, at the hub's other end.
 struct Crowd {
     tunns: Vec<Tunn>,
