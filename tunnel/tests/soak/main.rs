@@ -44,7 +44,7 @@ mod stories {
                 helper: Some(env!("CARGO_BIN_EXE_hearth-netns").into()),
             },
             nodes,
-            rounds: 3,
+            rounds: 2,
             round: Duration::from_secs(2),
             seed,
             held,
