@@ -27,6 +27,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
+use self::inside::{check, is_open, refuse};
 use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
@@ -34,13 +35,12 @@ use crate::agenda::Agenda;
 use crate::board::Board;
 use crate::carrier::Carriers;
 use crate::drops::{DropReason, Drops};
-use crate::netns::{FRONT, Inbound, REFUSAL_BYTES, Registry, SLOT_BYTES, refusal, split};
+use crate::netns::{FRONT, Inbound, Registry, SLOT_BYTES, split};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::clock::Clock;
 use crate::netstack::conn::{ConnKey, End};
 use crate::netstack::doorbell::Doorbell;
 use crate::netstack::link::Link;
-use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
 use crate::path::{CarrierId, Path};
@@ -51,7 +51,7 @@ use crate::wg::bench::{Bench, Hands};
 use crate::wg::budget::{Budget, Rate};
 use crate::wg::gate::Gate;
 use crate::wg::message::Message;
-use crate::wg::session::{Datagram, Plain, Session};
+use crate::wg::session::{Datagram, Session};
 use crate::wheel::{Due, Wheel};
 
 /// While packets come, the board is told that they do so often.
@@ -571,34 +571,9 @@ fn keep(kernel: Option<&mut Ground>, length: usize) -> Result<(), DropReason> {
     }
 }
 
-/// Whether somebody listens on the port that a connection is asked for.
-fn is_open(listeners: &HashMap<u16, Arc<Backlog>>, segment: Segment) -> bool {
-    let backlog = listeners.get(&segment.ports.local);
-    backlog.is_some_and(|backlog| !backlog.is_closed())
-}
-
-/// Tells the peer that nobody listens there.
-fn refuse(packet: &[u8], session: &mut Session, (outbox, now): (&mut Outbox, Instant)) {
-    if let Some(mut reset) = refusal(packet) {
-        session.seal(&mut reset, REFUSAL_BYTES, outbox, now);
-    }
-}
-
 /// Whether a datagram, decrypted, fits a place of [`Inbound`].
 fn fits_slot(datagram: &[u8]) -> bool {
     datagram.len() <= SLOT_BYTES
-}
-
-/// Checks who an overlay packet is from and to. Peers never reach each other through us.
-fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, DropReason> {
-    if plain.source != peer {
-        return Err(DropReason::ForeignSource);
-    }
-    let segment = Segment::parse(plain.packet)?;
-    if segment.destination != own {
-        return Err(DropReason::ForeignDestination);
-    }
-    Ok(segment)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::agenda::Agenda;
 use crate::drops::DropReason;
-use crate::netns::Registry;
+use crate::netns::{REFUSAL_BYTES, Registry, refusal};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::link::Link;
@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::quic::Quic;
 use crate::settings::MTU_MAX;
 use crate::wg::PeerId;
-use crate::wg::session::Session;
+use crate::wg::session::{Plain, Session};
 
 /// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
 const HELD_MAX: usize = 16;
@@ -253,4 +253,33 @@ impl Kernel {
             session.seal(&mut packet, length, outbox, now);
         }
     }
+}
+
+/// Whether somebody listens on the port that a connection is asked for.
+pub(super) fn is_open(listeners: &HashMap<u16, Arc<Backlog>>, segment: Segment) -> bool {
+    let backlog = listeners.get(&segment.ports.local);
+    backlog.is_some_and(|backlog| !backlog.is_closed())
+}
+
+/// Tells the peer that nobody listens there.
+pub(super) fn refuse(packet: &[u8], session: &mut Session, (outbox, now): (&mut Outbox, Instant)) {
+    if let Some(mut reset) = refusal(packet) {
+        session.seal(&mut reset, REFUSAL_BYTES, outbox, now);
+    }
+}
+
+/// Checks who an overlay packet is from and to. Peers never reach each other through us.
+pub(super) fn check(
+    plain: &Plain<'_>,
+    peer: Ipv6Addr,
+    own: Ipv6Addr,
+) -> Result<Segment, DropReason> {
+    if plain.source != peer {
+        return Err(DropReason::ForeignSource);
+    }
+    let segment = Segment::parse(plain.packet)?;
+    if segment.destination != own {
+        return Err(DropReason::ForeignDestination);
+    }
+    Ok(segment)
 }

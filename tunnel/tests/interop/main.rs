@@ -267,14 +267,20 @@ mod stories {
 
     #[test]
     fn an_embedded_hub_and_wireguard_go_understand_each_other() {
-        if inside("stories::an_embedded_hub_and_wireguard_go_understand_each_other") {
+        if inside(
+            "stories::an_embedded_hub_and_wireguard_go_understand_each_other",
+            &["wireguard-go"],
+        ) {
             pair(Backend::Embedded, Kind::Stock);
         }
     }
 
     #[test]
     fn a_hub_with_the_kernels_tcp_and_wireguard_go_understand_each_other() {
-        if inside("stories::a_hub_with_the_kernels_tcp_and_wireguard_go_understand_each_other") {
+        if inside(
+            "stories::a_hub_with_the_kernels_tcp_and_wireguard_go_understand_each_other",
+            &["wireguard-go"],
+        ) {
             pair(Backend::Auto, Kind::Stock);
         }
     }

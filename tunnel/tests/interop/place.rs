@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 const INSIDE: &str = "HEARTH_TEST_INSIDE";
 const PREPARE: &str = "ip link set lo up && mount -t tmpfs none /run && mkdir -p /run/wireguard && exec \"$0\" \"$@\"";
 
-/// True inside. Outside it starts this test inside, waits for its end, and is false; also where the machine cannot do that, which is said.
-pub(crate) fn inside(test: &str) -> bool {
+/// True inside, where these programs are too. Outside it starts this test inside, waits for its end, and is false; also where the machine cannot do that, which is said.
+pub(crate) fn inside(test: &str, programs: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    for program in ["wireguard-go", "ip", "unshare"] {
+    for program in ["ip", "unshare"].iter().chain(programs) {
         if !is_installed(program) {
             tell(&format!("{test}: this machine has no {program}"));
             return false;

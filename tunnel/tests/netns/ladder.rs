@@ -8,12 +8,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use tunnel::{Backend, PrivateKey, Tunnel};
 
+use crate::place::inside;
 use crate::support::{
     HUB, PATIENCE, echo, exchange, hub_as_peer, node_address, node_as_peer, pattern, settings,
     soon, tell,
@@ -219,6 +221,51 @@ async fn network_administration_alone_is_enough_for_a_device_beside_the_machines
     let (backend, said) = choose(&place.lesser(&how)).await;
     assert_eq!(backend, Backend::Netns, "{said}");
     assert!(said.contains("beside the host's own"), "{said}");
+}
+
+/// Where the device stands beside another program's sockets, a peer must not reach them.
+#[test]
+fn a_port_of_another_program_beside_the_device_is_not_reached_through_the_tunnel() {
+    const NAME: &str =
+        "ladder::a_port_of_another_program_beside_the_device_is_not_reached_through_the_tunnel";
+    if !inside(NAME, &["setpriv"]) {
+        return;
+    }
+    std::fs::write("/proc/sys/user/max_user_namespaces", "0").expect("it is ours");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let place = Place::new("beside");
+        let helper =
+            place.lesser("exec setpriv --bounding-set=-all,+net_admin --inh-caps=-all,+net_admin");
+        let other = tokio::net::TcpListener::bind("[::]:2222").await.unwrap();
+        let mut own = settings(PrivateKey::generate(), HUB);
+        own.backend = Backend::Netns;
+        own.helper = Some(helper);
+        let hub = Tunnel::start(own).await.unwrap();
+        // The machine itself reaches it at that address.
+        let known = tokio::net::TcpStream::connect((HUB, 2222)).await;
+        assert!(known.is_ok(), "{known:?}");
+        soon("the machine's own", other.accept()).await.unwrap();
+
+        works(&hub).await;
+        let mut peer = settings(PrivateKey::generate(), node_address(2));
+        peer.backend = Backend::Embedded;
+        peer.quic = false;
+        let node = Tunnel::start(peer).await.unwrap();
+        hub.set_peer(node_as_peer(&node, None)).await.unwrap();
+        node.set_peer(hub_as_peer(&hub, hub.local_addr(), None))
+            .await
+            .unwrap();
+        let before = hub.counters().closed_port;
+        let refused = soon("a refusal", node.connect(HUB, 2222, PATIENCE)).await;
+        assert!(refused.is_err(), "another program's port was reached");
+        assert_eq!(hub.counters().closed_port, before + 1);
+        let nobody = tokio::time::timeout(Duration::from_millis(100), other.accept()).await;
+        assert!(nobody.is_err(), "nobody came");
+    });
 }
 
 #[tokio::test]

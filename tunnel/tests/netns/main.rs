@@ -18,6 +18,10 @@ mod namespace;
 #[path = "../it/narrow.rs"]
 mod narrow;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+#[path = "../interop/place.rs"]
+mod place;
+#[cfg(test)]
 #[path = "../it/relay.rs"]
 mod relay;
 #[cfg(test)]
