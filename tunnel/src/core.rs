@@ -45,7 +45,7 @@ use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
 use crate::path::{CarrierId, Path};
 use crate::quic::{Setup, is_ours};
-use crate::settings::{MTU_MAX, Settings};
+use crate::settings::{MTU_MAX, MTU_MIN, Settings};
 use crate::wg::PeerId;
 use crate::wg::bench::{Bench, Hands};
 use crate::wg::budget::{Budget, Rate};
@@ -237,9 +237,13 @@ impl Core {
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
         let limit = session.mtu();
+        let is_alone = length <= FRONT + MTU_MAX;
         split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
+            }
+            if is_alone && length > MTU_MIN {
+                kernel.note_wide(&packet[..length]);
             }
             if established {
                 session.seal(packet, length, outbox, now);
@@ -467,6 +471,7 @@ impl Core {
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
+        member.heal(&mut self.outbox, now);
         let due = member.due(now);
         self.wheel.schedule(&mut member.place, id, due);
         let is_heard = member.session.last_heard() == Some(now);

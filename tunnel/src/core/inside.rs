@@ -22,6 +22,9 @@ use crate::wg::session::{Plain, Session};
 /// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
 const HELD_MAX: usize = 16;
 
+/// Packets kept because they were as large as the path seemed to be wide: the last of each of a few connections that repeat themselves.
+const WIDE_MAX: usize = 4;
+
 /// The connections with one peer.
 pub(super) struct Inside {
     tcp: Tcp,
@@ -70,6 +73,13 @@ pub(super) struct Kernel {
     registry: Arc<Registry>,
     address: Ipv6Addr,
     held: VecDeque<Vec<u8>>,
+    wide: Option<Box<Wide>>,
+}
+
+/// Packets that a narrower path would lose. Apart, because an idle peer has none.
+#[derive(Default)]
+struct Wide {
+    packets: VecDeque<Vec<u8>>,
 }
 
 impl Kernel {
@@ -79,22 +89,53 @@ impl Kernel {
             registry,
             address,
             held: VecDeque::new(),
+            wide: None,
         }
     }
 
     /// Keeps a packet that the peer cannot have got, or may not have got.
     pub(super) fn hold(&mut self, packet: &[u8]) {
-        if packet.len() > MTU_MAX {
-            return;
+        keep(&mut self.held, HELD_MAX, packet);
+    }
+
+    /// Keeps a packet that came alone, as repeated ones do, and that a path which has become narrower would lose.
+    pub(super) fn note_wide(&mut self, packet: &[u8]) {
+        let wide = self.wide.get_or_insert_default();
+        keep(&mut wide.packets, WIDE_MAX, packet);
+    }
+
+    /// Sends again what was too large for the path, cut to what it carries.
+    pub(super) fn say_again(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
+        if let Some(mut wide) = self.wide.take() {
+            send_all(&mut wide.packets, session, outbox, now);
         }
-        let mut room = if self.held.len() >= HELD_MAX {
-            self.held.pop_front().unwrap_or_default()
-        } else {
-            Vec::with_capacity(MTU_MAX + 16)
-        };
-        room.clear();
-        room.extend_from_slice(packet);
-        self.held.push_back(room);
+    }
+}
+
+fn keep(queue: &mut VecDeque<Vec<u8>>, max: usize, packet: &[u8]) {
+    if packet.len() > MTU_MAX {
+        return;
+    }
+    let mut room = if queue.len() >= max {
+        queue.pop_front().unwrap_or_default()
+    } else {
+        Vec::with_capacity(MTU_MAX + 16)
+    };
+    room.clear();
+    room.extend_from_slice(packet);
+    queue.push_back(room);
+}
+
+fn send_all(
+    queue: &mut VecDeque<Vec<u8>>,
+    session: &mut Session,
+    outbox: &mut Outbox,
+    now: Instant,
+) {
+    for mut packet in queue.drain(..) {
+        let length = packet.len();
+        packet.resize(length.next_multiple_of(16), 0);
+        session.seal(&mut packet, length, outbox, now);
     }
 }
 
@@ -247,11 +288,7 @@ impl Kernel {
     }
 
     fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
-        for mut packet in self.held.drain(..) {
-            let length = packet.len();
-            packet.resize(length.next_multiple_of(16), 0);
-            session.seal(&mut packet, length, outbox, now);
-        }
+        send_all(&mut self.held, session, outbox, now);
     }
 }
 

@@ -42,6 +42,7 @@ impl Core {
         let carriers = &self.windows.carriers;
         let own = self.settings.address;
         member.tend(carriers, (own, jitter), (&mut self.outbox, now));
+        member.heal(&mut self.outbox, now);
         let is_lost = wanted && member.session.sessionless(now) >= SESSIONLESS_MAX;
         let established = member.session.is_established();
         if established && !member.open {

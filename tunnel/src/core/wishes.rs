@@ -76,6 +76,7 @@ impl Core {
             open: false,
             pulse: Pulse::new(now),
             pmtu,
+            narrowed: false,
             race: None,
             posted_at: now,
             expected: None,
