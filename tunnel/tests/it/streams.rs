@@ -215,11 +215,11 @@ async fn thousands_of_dials_in_a_row_find_fresh_ports() {
             stream.shutdown().await.unwrap();
         }
     });
-    // Only the ports of our own TCP are counted here, and there are 16,384; streams of QUIC have none, and the kernel looks after its own.
+    // More than a peer may have at once: those that are over must make room.
     let times = if is_kernels(&hub) || crate::QUIC {
-        2_000
+        3_000
     } else {
-        20_000
+        6_000
     };
     let slowest = dial_often(&hub, node.address(), times).await;
     assert!(slowest < Duration::from_secs(1), "a dial took {slowest:?}");
