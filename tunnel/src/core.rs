@@ -27,6 +27,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
+use self::inside::{check, is_open, refuse};
 use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
@@ -40,18 +41,17 @@ use crate::netstack::clock::Clock;
 use crate::netstack::conn::{ConnKey, End};
 use crate::netstack::doorbell::Doorbell;
 use crate::netstack::link::Link;
-use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
 use crate::path::{CarrierId, Path};
 use crate::quic::{Setup, is_ours};
-use crate::settings::{MTU_MAX, Settings};
+use crate::settings::{MTU_MAX, MTU_MIN, Settings};
 use crate::wg::PeerId;
 use crate::wg::bench::{Bench, Hands};
 use crate::wg::budget::{Budget, Rate};
 use crate::wg::gate::Gate;
 use crate::wg::message::Message;
-use crate::wg::session::{Datagram, Plain, Session};
+use crate::wg::session::{Datagram, Session};
 use crate::wheel::{Due, Wheel};
 
 /// While packets come, the board is told that they do so often.
@@ -254,9 +254,13 @@ impl Core {
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
         let limit = session.mtu();
+        let is_alone = length <= FRONT + MTU_MAX;
         split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
+            }
+            if is_alone && length > MTU_MIN {
+                kernel.note_wide(&packet[..length]);
             }
             if established {
                 session.seal(packet, length, outbox, now);
@@ -454,7 +458,15 @@ impl Core {
                 let length = plain.packet.len();
                 match check(&plain, member.session.peer().address, own) {
                     Err(reason) => Err(reason),
-                    Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
+                    Ok(segment) if member.inside.is_kernel() => {
+                        // The kernel may have more ports open than ours.
+                        if segment.opens && !is_open(&self.listeners, segment) {
+                            refuse(plain.packet, &mut member.session, (&mut self.outbox, now));
+                            Err(DropReason::ClosedPort)
+                        } else {
+                            keep(self.kernel.as_mut(), length)
+                        }
+                    }
                     Ok(segment) => {
                         let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
@@ -483,6 +495,7 @@ impl Core {
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
+        member.heal(&mut self.outbox, now);
         let due = member.due(now);
         self.wheel.schedule(&mut member.place, id, due);
         let is_heard = member.session.last_heard() == Some(now);
@@ -578,18 +591,6 @@ fn keep(kernel: Option<&mut Ground>, length: usize) -> Result<(), DropReason> {
 /// Whether a datagram, decrypted, fits a place of [`Inbound`].
 fn fits_slot(datagram: &[u8]) -> bool {
     datagram.len() <= SLOT_BYTES
-}
-
-/// Checks who an overlay packet is from and to. Peers never reach each other through us.
-fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, DropReason> {
-    if plain.source != peer {
-        return Err(DropReason::ForeignSource);
-    }
-    let segment = Segment::parse(plain.packet)?;
-    if segment.destination != own {
-        return Err(DropReason::ForeignDestination);
-    }
-    Ok(segment)
 }
 
 #[cfg(test)]

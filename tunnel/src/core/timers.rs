@@ -31,7 +31,7 @@ impl Core {
         };
         let wanted = member.inside.is_wanted();
         // Whoever finds the budget empty comes again with the next slot.
-        let is_put_off = member.session.calls(wanted, jitter, now) && !self.calls.take(now);
+        let is_put_off = member.session.calls(wanted, now) && !self.calls.take(now);
         if !is_put_off {
             member.session.tick(wanted, jitter, &mut self.outbox, now);
         }
@@ -42,6 +42,7 @@ impl Core {
         let carriers = &self.windows.carriers;
         let own = self.settings.address;
         member.tend(carriers, (own, jitter), (&mut self.outbox, now));
+        member.heal(&mut self.outbox, now);
         let is_lost = wanted && member.session.sessionless(now) >= SESSIONLESS_MAX;
         let established = member.session.is_established();
         if established && !member.open {
