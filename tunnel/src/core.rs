@@ -23,10 +23,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
+use self::inside::{check, is_open, refuse};
 use self::ledger::Ledger;
 use self::member::{Member, Promoted};
 use self::pulse::is_echo;
@@ -40,18 +41,17 @@ use crate::netstack::clock::Clock;
 use crate::netstack::conn::{ConnKey, End};
 use crate::netstack::doorbell::Doorbell;
 use crate::netstack::link::Link;
-use crate::netstack::segment::Segment;
 use crate::netstack::stack::{Sizes, Surroundings};
 use crate::outbox::{Batch, Outbox};
 use crate::path::{CarrierId, Path};
 use crate::quic::{Setup, is_ours};
-use crate::settings::{MTU_MAX, Settings};
+use crate::settings::{MTU_MAX, MTU_MIN, Settings};
 use crate::wg::PeerId;
 use crate::wg::bench::{Bench, Hands};
 use crate::wg::budget::{Budget, Rate};
 use crate::wg::gate::Gate;
 use crate::wg::message::Message;
-use crate::wg::session::{Datagram, Plain, Session};
+use crate::wg::session::{Datagram, Session};
 use crate::wheel::{Due, Wheel};
 
 /// While packets come, the board is told that they do so often.
@@ -125,6 +125,8 @@ pub(crate) struct Core {
     quic: Arc<Setup>,
     /// `None`: TCP is done here.
     kernel: Option<Ground>,
+    /// Whose datagrams were handled last, while [`Core::settle`] is still to be called.
+    unsettled: Option<PeerId>,
     /// Room for one decrypted datagram.
     plain: Vec<u8>,
     /// Room for the doorbell's list.
@@ -172,6 +174,7 @@ impl Core {
             shared,
             quic,
             kernel,
+            unsettled: None,
             plain: vec![0; DATAGRAM_BYTES_MAX],
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
@@ -204,11 +207,25 @@ impl Core {
         self.windows.carriers.clear();
     }
 
-    /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens.
-    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
+    /// Takes one datagram off the wire. Whatever is in it, nothing worse than a count happens. What else comes of it waits for the next
+    /// datagram of another peer or, after the last, for [`Core::settle`] at the same `now`.
+    pub(crate) fn handle_one_of_many(&mut self, source: Path, datagram: &[u8], now: Instant) {
         if let Err(reason) = self.receive(source, datagram, now) {
             self.windows.drops.count(reason);
             tracing::trace!(%source, bytes = datagram.len(), ?reason, "packet dropped");
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn handle_datagram(&mut self, source: Path, datagram: &[u8], now: Instant) {
+        self.handle_one_of_many(source, datagram, now);
+        self.settle(now);
+    }
+
+    /// Does what else comes of the datagrams handled last.
+    pub(crate) fn settle(&mut self, now: Instant) {
+        if let Some(id) = self.unsettled.take() {
+            self.follow_up(id, None, now);
         }
     }
 
@@ -237,9 +254,13 @@ impl Core {
         let doubtful = session.unanswered(now) >= DOUBT_AFTER;
         let outbox = &mut self.outbox;
         let limit = session.mtu();
+        let is_alone = length <= FRONT + MTU_MAX;
         split(buffer, (length, limit), |packet, length| {
             if doubtful || !established {
                 kernel.hold(&packet[..length]);
+            }
+            if is_alone && length > MTU_MIN {
+                kernel.note_wide(&packet[..length]);
             }
             if established {
                 session.seal(packet, length, outbox, now);
@@ -380,8 +401,15 @@ impl Core {
         now: Instant,
     ) -> Result<(), DropReason> {
         let id = self.member_of(session_id);
+        if self.unsettled != Some(id) {
+            self.settle(now);
+        }
         let (outcome, promoted) = self.take((id, session_id), datagram, now)?;
-        self.follow_up(id, promoted, now);
+        self.unsettled = Some(id);
+        if promoted.is_some() {
+            self.unsettled = None;
+            self.follow_up(id, promoted, now);
+        }
         outcome
     }
 
@@ -430,7 +458,15 @@ impl Core {
                 let length = plain.packet.len();
                 match check(&plain, member.session.peer().address, own) {
                     Err(reason) => Err(reason),
-                    Ok(_) if member.inside.is_kernel() => keep(self.kernel.as_mut(), length),
+                    Ok(segment) if member.inside.is_kernel() => {
+                        // The kernel may have more ports open than ours.
+                        if segment.opens && !is_open(&self.listeners, segment) {
+                            refuse(plain.packet, &mut member.session, (&mut self.outbox, now));
+                            Err(DropReason::ClosedPort)
+                        } else {
+                            keep(self.kernel.as_mut(), length)
+                        }
+                    }
                     Ok(segment) => {
                         let mtu = self.settings.bounds.mtu_max;
                         let session = &mut member.session;
@@ -459,6 +495,7 @@ impl Core {
             let mut link = Link::idle(&mut member.session, &mut self.outbox, mtu, now);
             member.inside.peer_returned(&mut link, &mut self.agenda);
         }
+        member.heal(&mut self.outbox, now);
         let due = member.due(now);
         self.wheel.schedule(&mut member.place, id, due);
         let is_heard = member.session.last_heard() == Some(now);
@@ -496,18 +533,6 @@ impl Core {
         if self.by_key.get(&key) == Some(&session.id()) {
             self.by_key.remove(&key);
         }
-    }
-
-    /// Runs one peer's timers now: something about it has changed.
-    fn nudge(&mut self, id: PeerId, now: Instant) {
-        let jitter = self.random.random();
-        if let Some(member) = self.members.get_mut(&id) {
-            let wanted = member.inside.is_wanted();
-            member.session.tick(wanted, jitter, &mut self.outbox, now);
-            let due = member.due(now);
-            self.wheel.schedule(&mut member.place, id, due);
-        }
-        self.note_session(id, now);
     }
 
     /// Tells connections and board that a session came or went.
@@ -566,18 +591,6 @@ fn keep(kernel: Option<&mut Ground>, length: usize) -> Result<(), DropReason> {
 /// Whether a datagram, decrypted, fits a place of [`Inbound`].
 fn fits_slot(datagram: &[u8]) -> bool {
     datagram.len() <= SLOT_BYTES
-}
-
-/// Checks who an overlay packet is from and to. Peers never reach each other through us.
-fn check(plain: &Plain<'_>, peer: Ipv6Addr, own: Ipv6Addr) -> Result<Segment, DropReason> {
-    if plain.source != peer {
-        return Err(DropReason::ForeignSource);
-    }
-    let segment = Segment::parse(plain.packet)?;
-    if segment.destination != own {
-        return Err(DropReason::ForeignDestination);
-    }
-    Ok(segment)
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ impl Driver {
         };
         for _ in 0..RECEIVES_PER_ROUND {
             let more = socket.receive(|source, datagram| {
-                core.handle_datagram(Path::Udp(source), datagram, now);
+                core.handle_one_of_many(Path::Udp(source), datagram, now);
                 if core.is_inbound_full() {
                     hand_over(core);
                 }
@@ -214,14 +214,15 @@ impl Driver {
             hand_over(core);
             match more {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => break,
                 Err(error) => {
                     // An ICMP error of an earlier datagram; the socket itself is well.
                     tracing::debug!(%error, "receive failed");
-                    return;
+                    break;
                 }
             }
         }
+        core.settle(now);
     }
 
     /// Works on what carriers have brought.
@@ -232,18 +233,19 @@ impl Driver {
         let mut next = Some(first);
         let mut count = 0;
         while let Some((id, datagram)) = next {
-            core.handle_datagram(Path::Carried(id), &datagram, now);
+            core.handle_one_of_many(Path::Carried(id), &datagram, now);
             count += 1;
             if let Some(tun) = tun
-                && (core.is_inbound_full() || count == CARRIED_PER_ROUND)
+                && core.is_inbound_full()
             {
                 core.empty_inbound(|pieces| tun.write(pieces));
             }
-            if count == CARRIED_PER_ROUND {
-                return;
-            }
-            next = carried.as_mut().and_then(|carried| carried.try_recv().ok());
+            next = carried
+                .as_mut()
+                .filter(|_| count < CARRIED_PER_ROUND)
+                .and_then(|carried| carried.try_recv().ok());
         }
+        core.settle(now);
         if let Some(tun) = tun {
             core.empty_inbound(|pieces| tun.write(pieces));
         }

@@ -16,6 +16,7 @@ pub(crate) enum DropReason {
     ForeignSource,
     ForeignDestination,
     NotTcp,
+    ClosedPort,
     TooManyStreams,
     BacklogFull,
     CarrierFull,
@@ -45,6 +46,7 @@ impl Drops {
             foreign_source: of(DropReason::ForeignSource),
             foreign_destination: of(DropReason::ForeignDestination),
             not_tcp: of(DropReason::NotTcp),
+            closed_port: of(DropReason::ClosedPort),
             too_many_streams: of(DropReason::TooManyStreams),
             backlog_full: of(DropReason::BacklogFull),
             carrier_full: of(DropReason::CarrierFull),
@@ -76,6 +78,8 @@ pub struct Counters {
     pub foreign_destination: u64,
     /// Overlay packets that are not plain TCP over IPv6 (fragments and extension headers included).
     pub not_tcp: u64,
+    /// Attempts to connect to a port that nobody here listens on; they are refused.
+    pub closed_port: u64,
     /// Connection attempts over the peer's stream maximum.
     pub too_many_streams: u64,
     /// Connection attempts over a listener's backlog.
@@ -86,7 +90,7 @@ pub struct Counters {
 
 impl Counters {
     /// Each by its name.
-    pub const fn each(&self) -> [(&'static str, u64); 13] {
+    pub const fn each(&self) -> [(&'static str, u64); 14] {
         [
             ("malformed", self.malformed),
             ("unknown_peer", self.unknown_peer),
@@ -98,6 +102,7 @@ impl Counters {
             ("foreign_source", self.foreign_source),
             ("foreign_destination", self.foreign_destination),
             ("not_tcp", self.not_tcp),
+            ("closed_port", self.closed_port),
             ("too_many_streams", self.too_many_streams),
             ("backlog_full", self.backlog_full),
             ("carrier_full", self.carrier_full),

@@ -42,6 +42,8 @@
 //! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer keeps 94 % or more of its throughput.
 //! - `-- shards 4`: the same peers on two hubs carry 1.0 to 1.4 times as much as on one, which takes 1.3 to 1.6 CPU-seconds per gigabyte.
 //!   That is why the driver is not sharded: a core of it carries more than the line of any home.
+//! - `-- soak 270`: 2,900 events with 50 nodes, 40,000 requests meanwhile, 4 % of them broken by the events; in every calm all nodes are back, the
+//!   descriptors are as many as at first, and the heap holds 111 to 118 MB from the first calm to the eighteenth.
 //! - The data path takes nothing from the heap: 9 allocations for 4,000 tokens or for 21,000 packets, both ends together
 //!   (`cargo nextest run -p tunnel --test allocations`).
 //!
@@ -60,7 +62,8 @@
 //!   whose pause has doubled meanwhile. New connections do not wait for it, and QUIC asks at once.
 //! - The renewal of a running session is answered in the driver, 0.2 ms each, because its state cannot be in two places; so is an answer
 //!   to our own call.
-//! - Handshakes that we begin are paced, 250 at once and 1,000 a second: a hub with 10,000 remembered nodes has called all after 10 s.
+//! - Handshakes that we begin are paced, 250 at once and 1,000 a second: a hub with 10,000 remembered nodes has called all after 10 s. Those that
+//!   boringtun begins by itself, with peers that have owed an answer for 15 s, are not.
 //! - One driver serves all peers; it is not sharded over cores. See above for what that costs.
 //! - An open stream of smoltcp holds two buffers of `tcp_buffer_bytes`, used or not; one of QUIC at most four in each direction, of what waits.
 //! - A hub with several addresses should bind one of them: replies leave by the route's own source.

@@ -12,8 +12,12 @@ mod entrance;
 mod hello;
 mod helper;
 mod inbound;
+#[cfg(test)]
+mod offload;
 mod outbound;
+mod refusal;
 mod registry;
+mod route;
 mod sum;
 mod tun;
 mod virtio;
@@ -23,6 +27,7 @@ pub(crate) use entrance::{Entrance, Plan};
 pub use helper::helper_main;
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
 pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
+pub(crate) use refusal::{REFUSAL_BYTES, refusal};
 pub(crate) use registry::{Acceptor, Limits, Registry};
 pub(crate) use tun::Tun;
 

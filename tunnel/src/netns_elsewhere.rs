@@ -16,6 +16,8 @@ use crate::netstack::conn::End;
 mod inbound;
 #[path = "netns/outbound.rs"]
 mod outbound;
+#[path = "netns/refusal.rs"]
+mod refusal;
 #[path = "netns/sum.rs"]
 mod sum;
 #[path = "netns/virtio.rs"]
@@ -23,6 +25,7 @@ mod virtio;
 
 pub(crate) use inbound::{FRONT, Inbound, SLOT_BYTES};
 pub(crate) use outbound::{PADDING_ROOM, cut_to, split};
+pub(crate) use refusal::{REFUSAL_BYTES, refusal};
 
 /// This system has no helper: always `None`.
 pub fn helper_main() -> Option<ExitCode> {

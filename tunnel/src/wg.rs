@@ -8,7 +8,7 @@ pub(crate) mod bench;
 pub(crate) mod budget;
 pub(crate) mod gate;
 pub(crate) mod message;
-mod noise;
+pub(crate) mod noise;
 pub(crate) mod paths;
 pub(crate) mod retry;
 pub(crate) mod session;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::agenda::Agenda;
 use crate::drops::DropReason;
-use crate::netns::Registry;
+use crate::netns::{REFUSAL_BYTES, Registry, refusal};
 use crate::netstack::backlog::Backlog;
 use crate::netstack::conn::{Conn, End};
 use crate::netstack::link::Link;
@@ -17,10 +17,13 @@ use crate::outbox::Outbox;
 use crate::quic::Quic;
 use crate::settings::MTU_MAX;
 use crate::wg::PeerId;
-use crate::wg::session::Session;
+use crate::wg::session::{Plain, Session};
 
 /// Packets kept for a peer that cannot be reached, so that it need not wait for the kernel's next attempt when it is back.
 const HELD_MAX: usize = 16;
+
+/// Packets kept because they were as large as the path seemed to be wide: the last of each of a few connections that repeat themselves.
+const WIDE_MAX: usize = 4;
 
 /// The connections with one peer.
 pub(super) struct Inside {
@@ -70,6 +73,13 @@ pub(super) struct Kernel {
     registry: Arc<Registry>,
     address: Ipv6Addr,
     held: VecDeque<Vec<u8>>,
+    wide: Option<Box<Wide>>,
+}
+
+/// Packets that a narrower path would lose. Apart, because an idle peer has none.
+#[derive(Default)]
+struct Wide {
+    packets: VecDeque<Vec<u8>>,
 }
 
 impl Kernel {
@@ -79,22 +89,53 @@ impl Kernel {
             registry,
             address,
             held: VecDeque::new(),
+            wide: None,
         }
     }
 
     /// Keeps a packet that the peer cannot have got, or may not have got.
     pub(super) fn hold(&mut self, packet: &[u8]) {
-        if packet.len() > MTU_MAX {
-            return;
+        keep(&mut self.held, HELD_MAX, packet);
+    }
+
+    /// Keeps a packet that came alone, as repeated ones do, and that a path which has become narrower would lose.
+    pub(super) fn note_wide(&mut self, packet: &[u8]) {
+        let wide = self.wide.get_or_insert_default();
+        keep(&mut wide.packets, WIDE_MAX, packet);
+    }
+
+    /// Sends again what was too large for the path, cut to what it carries.
+    pub(super) fn say_again(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
+        if let Some(mut wide) = self.wide.take() {
+            send_all(&mut wide.packets, session, outbox, now);
         }
-        let mut room = if self.held.len() >= HELD_MAX {
-            self.held.pop_front().unwrap_or_default()
-        } else {
-            Vec::with_capacity(MTU_MAX + 16)
-        };
-        room.clear();
-        room.extend_from_slice(packet);
-        self.held.push_back(room);
+    }
+}
+
+fn keep(queue: &mut VecDeque<Vec<u8>>, max: usize, packet: &[u8]) {
+    if packet.len() > MTU_MAX {
+        return;
+    }
+    let mut room = if queue.len() >= max {
+        queue.pop_front().unwrap_or_default()
+    } else {
+        Vec::with_capacity(MTU_MAX + 16)
+    };
+    room.clear();
+    room.extend_from_slice(packet);
+    queue.push_back(room);
+}
+
+fn send_all(
+    queue: &mut VecDeque<Vec<u8>>,
+    session: &mut Session,
+    outbox: &mut Outbox,
+    now: Instant,
+) {
+    for mut packet in queue.drain(..) {
+        let length = packet.len();
+        packet.resize(length.next_multiple_of(16), 0);
+        session.seal(&mut packet, length, outbox, now);
     }
 }
 
@@ -247,10 +288,35 @@ impl Kernel {
     }
 
     fn let_go(&mut self, session: &mut Session, outbox: &mut Outbox, now: Instant) {
-        for mut packet in self.held.drain(..) {
-            let length = packet.len();
-            packet.resize(length.next_multiple_of(16), 0);
-            session.seal(&mut packet, length, outbox, now);
-        }
+        send_all(&mut self.held, session, outbox, now);
     }
+}
+
+/// Whether somebody listens on the port that a connection is asked for.
+pub(super) fn is_open(listeners: &HashMap<u16, Arc<Backlog>>, segment: Segment) -> bool {
+    let backlog = listeners.get(&segment.ports.local);
+    backlog.is_some_and(|backlog| !backlog.is_closed())
+}
+
+/// Tells the peer that nobody listens there.
+pub(super) fn refuse(packet: &[u8], session: &mut Session, (outbox, now): (&mut Outbox, Instant)) {
+    if let Some(mut reset) = refusal(packet) {
+        session.seal(&mut reset, REFUSAL_BYTES, outbox, now);
+    }
+}
+
+/// Checks who an overlay packet is from and to. Peers never reach each other through us.
+pub(super) fn check(
+    plain: &Plain<'_>,
+    peer: Ipv6Addr,
+    own: Ipv6Addr,
+) -> Result<Segment, DropReason> {
+    if plain.source != peer {
+        return Err(DropReason::ForeignSource);
+    }
+    let segment = Segment::parse(plain.packet)?;
+    if segment.destination != own {
+        return Err(DropReason::ForeignDestination);
+    }
+    Ok(segment)
 }

@@ -37,6 +37,8 @@ pub(super) struct Member {
     pub(super) pulse: Pulse,
     /// How large its packets may be.
     pub(super) pmtu: Pmtu,
+    /// The path has become narrower: what was too large for it is lost.
+    pub(super) narrowed: bool,
     /// Whether a carrier is wanted; only for a peer that we keep a session with.
     pub(super) race: Option<Box<Race>>,
     /// When the board was told last.

@@ -7,8 +7,11 @@
 mod clock;
 mod hostile;
 mod many;
-
 mod quic;
+mod replay;
+#[cfg(mock_clock)]
+mod steps;
+mod traps;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,6 +50,11 @@ struct Sim {
     weather: Weather,
     /// Everything that was sent, once somebody listens.
     recorded: Option<Vec<(usize, Vec<u8>)>>,
+    /// How far ahead of the other the clock of each is that boringtun reads, and whose it reads now.
+    #[cfg(mock_clock)]
+    ahead: [Duration; 2],
+    #[cfg(mock_clock)]
+    inside: usize,
 }
 
 const CLEAR: Weather = Weather {
@@ -117,6 +125,10 @@ impl Sim {
             random: StdRng::seed_from_u64(seed),
             weather,
             recorded: None,
+            #[cfg(mock_clock)]
+            ahead: [Duration::ZERO; 2],
+            #[cfg(mock_clock)]
+            inside: 0,
         }
     }
 
@@ -146,6 +158,8 @@ impl Sim {
     /// Lets both cores work, moves what they send onto the wire, and goes on to what comes next.
     fn step(&mut self) {
         for me in [0, 1] {
+            #[cfg(mock_clock)]
+            self.enter(me);
             self.cores[me].handle_ring();
             self.cores[me].work(self.now);
             while let Some(batch) = self.cores[me].poll_transmit() {
@@ -168,10 +182,14 @@ impl Sim {
         {
             let (to, datagram) = first.remove();
             let from = Path::Udp(address(1 - to));
+            #[cfg(mock_clock)]
+            self.enter(to);
             self.cores[to].handle_datagram(from, &datagram, self.now);
         }
-        for core in &mut self.cores {
-            core.handle_timeout(self.now);
+        for me in [0, 1] {
+            #[cfg(mock_clock)]
+            self.enter(me);
+            self.cores[me].handle_timeout(self.now);
         }
     }
 

@@ -31,7 +31,7 @@ impl Core {
         };
         let wanted = member.inside.is_wanted();
         // Whoever finds the budget empty comes again with the next slot.
-        let is_put_off = member.session.calls(wanted, jitter, now) && !self.calls.take(now);
+        let is_put_off = member.session.calls(wanted, now) && !self.calls.take(now);
         if !is_put_off {
             member.session.tick(wanted, jitter, &mut self.outbox, now);
         }
@@ -42,6 +42,7 @@ impl Core {
         let carriers = &self.windows.carriers;
         let own = self.settings.address;
         member.tend(carriers, (own, jitter), (&mut self.outbox, now));
+        member.heal(&mut self.outbox, now);
         let is_lost = wanted && member.session.sessionless(now) >= SESSIONLESS_MAX;
         let established = member.session.is_established();
         if established && !member.open {
@@ -61,5 +62,17 @@ impl Core {
         if let Some(old) = expired {
             self.forget_session(&old.0);
         }
+    }
+
+    /// Runs one peer's timers now: something about it has changed.
+    pub(super) fn nudge(&mut self, id: PeerId, now: Instant) {
+        let jitter = self.random.random();
+        if let Some(member) = self.members.get_mut(&id) {
+            let wanted = member.inside.is_wanted();
+            member.session.tick(wanted, jitter, &mut self.outbox, now);
+            let due = member.due(now);
+            self.wheel.schedule(&mut member.place, id, due);
+        }
+        self.note_session(id, now);
     }
 }

@@ -73,6 +73,15 @@ impl Member {
         }
     }
 
+    /// Says again what a path that has become narrower has lost: the kernel would only after a pause, which doubles.
+    pub(super) fn heal(&mut self, outbox: &mut Outbox, now: Instant) {
+        if std::mem::take(&mut self.narrowed)
+            && let Some(kernel) = self.inside.kernel_mut()
+        {
+            kernel.say_again(&mut self.session, outbox, now);
+        }
+    }
+
     /// When [`Member::tend`] has something to do, if nothing happens until then.
     pub(super) fn ways_due(&self, now: Instant) -> Option<Instant> {
         let paths = self.session.paths();
@@ -176,6 +185,7 @@ impl Member {
             let peer = self.session.peer().address;
             tracing::debug!(%peer, from = before, to = size, "the path to the peer carries packets of another size");
             self.session.set_mtu(size);
+            self.narrowed |= size < before;
         }
     }
 }

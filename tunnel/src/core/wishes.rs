@@ -76,6 +76,7 @@ impl Core {
             open: false,
             pulse: Pulse::new(now),
             pmtu,
+            narrowed: false,
             race: None,
             posted_at: now,
             expected: None,
@@ -257,7 +258,7 @@ impl Core {
         let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        if !member.session.calls(false, 1.0, now) || self.calls.take(now) {
+        if !member.session.calls(false, now) || self.calls.take(now) {
             self.nudge(id, now);
             return;
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -18,11 +18,12 @@ use crate::netstack::conn::End;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A peer that acknowledges nothing for this long has lost the connection.
 const SILENCE_MAX: Duration = Duration::from_mins(5);
-/// So many bytes within [`BURST`] are a bulk transfer.
-const BULK_BYTES: u32 = 192 * 1024;
-const BURST: Duration = Duration::from_millis(250);
-/// What random loss does not slow down. Small requests fare better with the default.
+/// A stream that has not found the kernel's buffer full for this long is no bulk transfer any more.
+const QUIET: Duration = Duration::from_secs(2);
+/// What random loss does not slow down.
 const BULK_CONGESTION: &[u8] = b"bbr";
+/// Small requests have no rate to measure: BBR, which many hosts have by default, paces each to that of the one before.
+const REQUEST_CONGESTION: &[u8] = b"cubic";
 
 /// A connection of the kernel.
 pub(crate) struct KernelConn {
@@ -36,10 +37,8 @@ pub(crate) struct KernelConn {
     /// Its place among the peer's connections.
     pub(super) number: u64,
     born: Instant,
-    /// When the burst began, in milliseconds since birth, and its bytes.
-    burst_at: AtomicU64,
-    burst_bytes: AtomicU32,
-    bulk: AtomicBool,
+    /// When the stream was bulk last, in milliseconds since birth; zero while it is not.
+    bulk_at: AtomicU64,
 }
 
 impl KernelConn {
@@ -63,9 +62,7 @@ impl KernelConn {
             registry,
             number,
             born: Instant::now(),
-            burst_at: AtomicU64::new(0),
-            burst_bytes: AtomicU32::new(0),
-            bulk: AtomicBool::new(false),
+            bulk_at: AtomicU64::new(0),
         };
         conn.prepare()?;
         Ok(conn)
@@ -74,6 +71,7 @@ impl KernelConn {
     fn prepare(&self) -> io::Result<()> {
         let socket = SockRef::from(&self.socket);
         socket.set_tcp_nodelay(true)?;
+        self.congestion(REQUEST_CONGESTION);
         // Dropped without a shutdown, the other side must see a reset, not an end.
         socket.set_linger(Some(Duration::ZERO))?;
         let probes = TcpKeepalive::new()
@@ -129,11 +127,9 @@ impl KernelConn {
             }
             ready!(self.socket.poll_write_ready(context))?;
             match self.socket.try_write_vectored(from) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.note_full(),
                 outcome => {
-                    if let Ok(taken) = outcome {
-                        self.note_burst(taken);
-                    }
+                    self.note_write();
                     return Poll::Ready(self.explain(outcome));
                 }
             }
@@ -165,28 +161,36 @@ impl KernelConn {
         }
     }
 
-    /// A stream that sends much at once is bulk from then on.
-    fn note_burst(&self, taken: usize) {
-        if self.bulk.load(Ordering::Relaxed) {
+    /// The kernel has as much as it takes: from here on the path decides how fast this stream is, and random loss must not.
+    fn note_full(&self) {
+        let was_bulk = self.bulk_at.swap(self.age(), Ordering::Relaxed) > 0;
+        if !was_bulk {
+            self.congestion(BULK_CONGESTION);
+        }
+    }
+
+    /// A stream of requests again, as a pooled connection is after an upload.
+    fn note_write(&self) {
+        let bulk_at = self.bulk_at.load(Ordering::Relaxed);
+        if bulk_at == 0 {
             return;
         }
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let began = self.burst_at.load(Ordering::Relaxed);
-        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
-        if u128::from(now.saturating_sub(began)) > BURST.as_millis() {
-            self.burst_at.store(now, Ordering::Relaxed);
-            self.burst_bytes.store(taken, Ordering::Relaxed);
-            return;
+        let quiet = Duration::from_millis(self.age().saturating_sub(bulk_at));
+        if quiet >= QUIET {
+            self.bulk_at.store(0, Ordering::Relaxed);
+            self.congestion(REQUEST_CONGESTION);
         }
-        let before = self.burst_bytes.load(Ordering::Relaxed);
-        let sum = before.saturating_add(taken);
-        self.burst_bytes.store(sum, Ordering::Relaxed);
-        if sum >= BULK_BYTES {
-            self.bulk.store(true, Ordering::Relaxed);
-            // A kernel without it keeps its own.
-            if let Err(error) = SockRef::from(&self.socket).set_tcp_congestion(BULK_CONGESTION) {
-                tracing::debug!(%error, "no BBR for a bulk stream");
-            }
+    }
+
+    /// Milliseconds since birth, never zero.
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).map_or(u64::MAX, |age| age.max(1))
+    }
+
+    /// A kernel without it keeps its own.
+    fn congestion(&self, name: &[u8]) {
+        if let Err(error) = SockRef::from(&self.socket).set_tcp_congestion(name) {
+            tracing::debug!(%error, name = %String::from_utf8_lossy(name), "a stream keeps the congestion control it has");
         }
     }
 }
@@ -218,3 +222,80 @@ fn plain(address: SocketAddrV6) -> SocketAddrV6 {
 pub(super) type Kept = Weak<KernelConn>;
 /// What a stream keeps of it.
 pub(super) type Held = Arc<KernelConn>;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::Ipv6Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A stream and its other end, which reads nothing.
+    async fn pair() -> (KernelConn, TcpStream) {
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (other, _) = listener.accept().await.unwrap();
+        let conn = KernelConn::new(dialled.unwrap(), 1, Weak::new()).unwrap();
+        (conn, other)
+    }
+
+    /// What the system lets us choose, and what it leaves as it was.
+    fn expected(socket: &TcpStream, name: &[u8]) -> Vec<u8> {
+        drop(SockRef::from(socket).set_tcp_congestion(name));
+        in_use(socket)
+    }
+
+    fn in_use(socket: &TcpStream) -> Vec<u8> {
+        let name = SockRef::from(socket).tcp_congestion().unwrap();
+        name.into_iter().take_while(|byte| *byte != 0).collect()
+    }
+
+    async fn write(conn: &KernelConn, bytes: &[u8]) {
+        let from = [IoSlice::new(bytes)];
+        poll_fn(|context| conn.poll_write(context, &from))
+            .await
+            .unwrap();
+    }
+
+    /// Writes until the kernel takes no more.
+    async fn fill(conn: &KernelConn) {
+        let piece = vec![7; 64 * 1024];
+        let from = [IoSlice::new(&piece)];
+        let is_taken =
+            || poll_fn(|context| Poll::Ready(conn.poll_write(context, &from).is_ready()));
+        while is_taken().await {}
+    }
+
+    #[tokio::test]
+    async fn requests_are_not_paced_and_bulk_does_not_yield_to_loss() {
+        let (conn, other) = pair().await;
+        let requests = expected(&other, REQUEST_CONGESTION);
+        assert_eq!(in_use(&conn.socket), requests);
+        write(&conn, &[7; 8 * 1024]).await;
+        assert_eq!(in_use(&conn.socket), requests);
+        fill(&conn).await;
+        assert_eq!(in_use(&conn.socket), expected(&other, BULK_CONGESTION));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_was_bulk_carries_requests_again_later() {
+        let (mut conn, other) = pair().await;
+        let requests = in_use(&conn.socket);
+        fill(&conn).await;
+        conn.born = conn.born.checked_sub(QUIET * 2).unwrap();
+        let mut room = vec![0; 1 << 20];
+        let draining = async {
+            loop {
+                other.readable().await.unwrap();
+                let _nothing_yet = other.try_read(&mut room);
+            }
+        };
+        tokio::select! {
+            () = draining => {}
+            () = write(&conn, &[7; 100]) => {}
+        }
+        assert_eq!(in_use(&conn.socket), requests);
+    }
+}

@@ -145,7 +145,11 @@ impl Line {
             .stderr(Stdio::null())
             // A terminal's interrupt is for us: the helper ends when we have closed the line.
             .process_group(0)
-            .spawn()?;
+            .spawn()
+            .map_err(|error| {
+                let tried = format!("starting the helper {}: {error}", program.display());
+                io::Error::new(error.kind(), tried)
+            })?;
         Ok(Self {
             socket: watched(ours, Interest::READABLE)?,
             child: Some(child),

@@ -24,12 +24,16 @@ const EVERYTHING: u8 = 0;
 /// Beside the host's own routes only our overlay is: its addresses share this much.
 const OVERLAY: u8 = 48;
 /// What the kernel's TCP is told in the namespace. Where the system does not let us, its defaults stay.
-const TUNING: [(&str, &str); 6] = [
+const TUNING: [(&str, &str); 7] = [
     // Buffers grow to this, in each direction: 4 Gbit/s at 8 ms, 100 Mbit/s at 300 ms.
-    ("ipv4/tcp_rmem", "4096 131072 4194304"),
-    ("ipv4/tcp_wmem", "4096 65536 4194304"),
+    // What they begin with must not make a sender wait that knows how fast the path is.
+    ("ipv4/tcp_rmem", "4096 1048576 4194304"),
+    // What fits the first size to send is a request, more is bulk: a prompt of 64,000 tokens is 256 KiB.
+    ("ipv4/tcp_wmem", "4096 262144 4194304"),
     // A pooled connection keeps its speed over a pause.
     ("ipv4/tcp_slow_start_after_idle", "0"),
+    // A lost last packet is repeated after this and a round trip; the delay of acknowledgements follows it (since Linux 6.11).
+    ("ipv4/tcp_rto_min_us", "40000"),
     // One stream's loss says nothing about the next.
     ("ipv4/tcp_no_metrics_save", "1"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -165,6 +169,10 @@ fn device(address: Ipv6Addr, mtu: u16, prefix: u8) -> io::Result<SyncDevice> {
         .mtu(mtu)
         .build_sync()?;
     device.add_address_v6(address, prefix)?;
+    if prefix == EVERYTHING {
+        // Speed, not correctness.
+        drop(device.if_index().and_then(super::route::widen));
+    }
     await_address(address)?;
     Ok(device)
 }

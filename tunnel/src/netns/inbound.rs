@@ -293,6 +293,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
         #[test]
         fn what_is_cut_and_merged_again_is_what_it_was(
             payload in proptest::collection::vec(any::<u8>(), 1..60_000),

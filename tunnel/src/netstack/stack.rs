@@ -171,7 +171,12 @@ impl Stack {
         let Some(entry) = self.conns.get_mut(&segment.ports) else {
             self.interface
                 .poll_ingress_single(at, link, &mut self.nobody);
-            return Ok(());
+            // smoltcp has refused it.
+            return if segment.opens {
+                Err(DropReason::ClosedPort)
+            } else {
+                Ok(())
+            };
         };
         self.interface
             .poll_ingress_single(at, link, &mut entry.conn.lock().sockets);

@@ -483,7 +483,7 @@ fn admit_one(
         }
         Some((_, Room::Closed)) | None => {
             road.refuse(number);
-            Ok(())
+            Err(DropReason::ClosedPort)
         }
     }
 }

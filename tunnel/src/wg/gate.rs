@@ -278,6 +278,26 @@ mod tests {
     }
 
     #[test]
+    fn a_source_that_floods_puts_nobody_else_into_need_of_a_cookie() {
+        let now = Instant::now();
+        let mut gate = gate(250, now);
+        let mut flooder = stranger(&gate, 9);
+        let flood = initiation(&mut flooder);
+        let mut honest = stranger(&gate, 10);
+        let mut examined = 0;
+        for millisecond in 0..5_000u32 {
+            let at = now + Duration::from_millis(u64::from(millisecond));
+            examined += usize::from(is_examined(&gate.admit(v4(7, 1), &flood, (0, at))));
+            if millisecond % 100 == 99 {
+                let home = v4(0x0b00_0000 + millisecond, 40_000);
+                let verdict = gate.admit(home, &initiation(&mut honest), (0, at));
+                assert!(is_examined(&verdict), "{verdict:?} after {millisecond} ms");
+            }
+        }
+        assert!(examined <= 128 + 50 * 5 + 1, "{examined} of the flood");
+    }
+
+    #[test]
     fn one_real_address_with_a_cookie_has_a_budget_too() {
         let now = Instant::now();
         let mut gate = gate(0, now);

@@ -81,6 +81,8 @@ impl Retry {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng as _, SeedableRng as _};
 
     use super::*;
 
@@ -103,6 +105,32 @@ mod tests {
         }
         retry.done();
         assert!(retry.is_due(now) && !retry.is_active());
+    }
+
+    #[test]
+    fn nodes_that_lost_their_hub_together_come_back_one_by_one() {
+        let began = Instant::now();
+        let mut random = StdRng::seed_from_u64(8);
+        let mut slots = std::collections::HashMap::new();
+        for _ in 0..1_000 {
+            let mut retry = Retry::default();
+            let mut now = began;
+            while now < began + Duration::from_mins(3) {
+                retry.sent(random.random(), now);
+                now = retry.next_at().unwrap();
+                *slots.entry((now - began).as_millis() / 50).or_insert(0u32) += 1;
+            }
+        }
+        let most = |from: Duration| {
+            let late = slots
+                .iter()
+                .filter(|(slot, _)| **slot * 50 >= from.as_millis());
+            late.map(|(_, count)| *count).max().unwrap()
+        };
+        // 200 ms hold all first repeats; a hub answers as many in 50 ms.
+        assert!(most(Duration::ZERO) <= 350, "{}", most(Duration::ZERO));
+        let later = most(Duration::from_secs(20));
+        assert!(later <= 60, "{later} of 1000 in 50 ms");
     }
 
     proptest! {

@@ -17,6 +17,9 @@ use crate::support::{
 /// Back to UDP within a minute of its working.
 const BACK_MAX: Duration = Duration::from_mins(1);
 
+/// Once is enough for what takes half a minute and has nothing to do with who does TCP.
+const RETURNS: bool = crate::QUIC && matches!(crate::BACKEND, tunnel::Backend::Embedded);
+
 /// A hub's front: every connection is a carrier, and so would be a WebSocket whose upgrade is done.
 struct Front {
     address: SocketAddr,
@@ -149,6 +152,9 @@ async fn udp_blocked_in_the_middle_costs_seconds_and_no_stream_and_when_it_is_ba
     ping(&mut stream).await.unwrap();
     tell(&format!("UDP cut in a session: carried after {took:?}"));
     assert!(took < Duration::from_secs(6), "{took:?}");
+    if !RETURNS {
+        return;
+    }
     relay.set_cut(false);
     let took = ping_until(&mut stream, &node, PathKind::Udp).await;
     tell(&format!("UDP back: used after {took:?}"));

@@ -127,6 +127,96 @@ async fn a_peer_can_speak_only_for_itself_and_only_to_us() {
     );
 }
 
+/// Any IPv6 packet of one peer's, with this much behind its header.
+fn packet(ends: (Ipv6Addr, Ipv6Addr), next_header: u8, rest: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend_from_slice(&u16::try_from(rest.len()).unwrap().to_be_bytes());
+    packet.extend_from_slice(&[next_header, 64]);
+    packet.extend_from_slice(&ends.0.octets());
+    packet.extend_from_slice(&ends.1.octets());
+    packet.extend_from_slice(rest);
+    packet
+}
+
+/// What an inner firewall must not let through, and the reason that it is counted by.
+fn forbidden(own: Ipv6Addr, other: Ipv6Addr) -> Vec<(String, Vec<u8>, &'static str)> {
+    let hub = (own, HUB);
+    let mut all: Vec<(String, Vec<u8>, &'static str)> = Vec::new();
+    let mut add = |what: &str, packet: Vec<u8>, reason| all.push((what.to_owned(), packet, reason));
+    for source in [other, HUB, Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED] {
+        add("a spoofed source", syn(source, HUB, 6), "foreign_source");
+        let echo = packet((source, HUB), 58, &[128, 0, 0, 0, 0, 1, 0, 1]);
+        add("a spoofed echo", echo, "foreign_source");
+    }
+    let multicast = "ff02::1".parse().unwrap();
+    for destination in [other, Ipv6Addr::LOCALHOST, multicast] {
+        let to_another = syn(own, destination, 6);
+        add("another destination", to_another, "foreign_destination");
+        let echo = packet((own, destination), 58, &[128, 0, 0, 0, 0, 1, 0, 1]);
+        add("another one's echo", echo, "foreign_destination");
+    }
+    let mut port = syn(own, HUB, 6);
+    port[42..44].copy_from_slice(&22u16.to_be_bytes());
+    add("a port of somebody else", port, "closed_port");
+    // Extension headers (RFC 8200, section 4), their TCP behind them, and protocols that are none of ours.
+    for header in [0u8, 43, 44, 50, 51, 60, 135, 139, 140, 253] {
+        let mut rest = vec![6, 0, 0, 0, 0, 0, 0, 0];
+        rest.extend_from_slice(&syn(own, HUB, 6)[40..]);
+        let what = format!("extension header {header}");
+        add(&what, packet(hub, header, &rest), "not_tcp");
+    }
+    for fragment in [1u8, 0xf9] {
+        let mut rest = vec![6, 0, 0, fragment, 0, 0, 0, 7];
+        rest.extend_from_slice(&syn(own, HUB, 6)[40..]);
+        add("a fragment", packet(hub, 44, &rest), "not_tcp");
+    }
+    for protocol in [1u8, 2, 4, 17, 41, 47, 59, 89, 132] {
+        let what = format!("protocol {protocol}");
+        add(&what, packet(hub, protocol, &[0; 32]), "not_tcp");
+    }
+    // Neighbours, routers and redirects (RFC 4861) are spoken of to nobody.
+    for kind in [1u8, 2, 133, 134, 135, 136, 137] {
+        let what = format!("ICMPv6 type {kind}");
+        add(
+            &what,
+            packet(hub, 58, &[kind, 0, 0, 0, 0, 0, 0, 0]),
+            "not_tcp",
+        );
+    }
+    let mut ipv4 = vec![
+        0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+    ];
+    ipv4.extend_from_slice(&syn(own, HUB, 6)[40..]);
+    add("IPv4", ipv4, "not_tcp");
+    add("half a TCP header", packet(hub, 6, &[0; 10]), "not_tcp");
+    all
+}
+
+#[tokio::test]
+async fn whatever_is_no_tcp_to_a_port_of_ours_is_dropped_and_counted() {
+    let hub = hub().await;
+    let _listener = hub.listen(9000).await.unwrap();
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    until("the session", || {
+        hub.peer_status(own).unwrap().since_heard.is_some()
+    })
+    .await;
+    let mut expected = hub.counters().each();
+    for (what, packet, reason) in forbidden(own, node_address(2)) {
+        rogue.send(&packet).await;
+        for one in &mut expected {
+            one.1 += u64::from(one.0 == reason);
+        }
+        let total = |counts: &[(&str, u64)]| counts.iter().map(|one| one.1).sum::<u64>();
+        until(&what, || total(&hub.counters().each()) >= total(&expected)).await;
+        assert_eq!(hub.counters().each(), expected, "{what}");
+    }
+    assert_eq!(hub.streams_now(own).await.unwrap(), 0);
+    let rejected = hub.peer_status(own).unwrap().rejected;
+    assert!(rejected.closed_port > 0, "told of the peer: {rejected:?}");
+}
+
 #[tokio::test]
 async fn a_replayed_packet_neither_counts_twice_nor_moves_the_endpoint() {
     let hub = hub().await;
@@ -287,6 +377,63 @@ async fn oversized_and_truncated_packets_of_a_real_peer_are_survived() {
             .is_some_and(|status| status.since_handshake.is_some())
     })
     .await;
+}
+
+/// A kernel hands over at once what came at once: sixteen datagrams of one size and a short one.
+#[tokio::test]
+async fn of_datagrams_that_come_in_one_piece_each_is_judged_by_itself() {
+    let hub = hub().await;
+    let own = node_address(1);
+    let mut rogue = Rogue::join(&hub, own).await;
+    until("the session", || {
+        hub.peer_status(own).unwrap().since_heard.is_some()
+    })
+    .await;
+    let before = hub.counters();
+    let mut piece = Vec::new();
+    let mut segment = 0;
+    for number in 0..16u8 {
+        // Counted when it is decrypted, and not before.
+        let mut datagram = rogue.seal(&syn(node_address(9), HUB, 6));
+        segment = datagram.len();
+        match number % 4 {
+            1 => *datagram.last_mut().unwrap() ^= 1,
+            2 => datagram[0] = 9,
+            3 => datagram[5] ^= 0x55,
+            _ => {}
+        }
+        piece.extend_from_slice(&datagram);
+    }
+    piece.extend_from_slice(&[4, 0, 0, 0, 1]);
+    let socket = rogue.socket.into_std().unwrap();
+    let state = quinn_udp::UdpSocketState::new((&socket).into()).unwrap();
+    let together = if state.max_gso_segments() >= 17 {
+        17
+    } else {
+        1
+    };
+    for contents in piece.chunks(segment * together) {
+        let transmit = quinn_udp::Transmit {
+            destination: hub.local_addr(),
+            ecn: None,
+            contents,
+            segment_size: (contents.len() > segment).then_some(segment),
+            src_ip: None,
+        };
+        state.try_send((&socket).into(), &transmit).unwrap();
+    }
+    let more = |now: u64, then: u64| now - then;
+    until("all seventeen", || {
+        let now = hub.counters();
+        let sum = |counters: Counters| counters.each().iter().map(|one| one.1).sum::<u64>();
+        more(sum(now), sum(before)) >= 17
+    })
+    .await;
+    let now = hub.counters();
+    assert_eq!(more(now.foreign_source, before.foreign_source), 4);
+    assert_eq!(more(now.unauthentic, before.unauthentic), 4);
+    assert_eq!(more(now.malformed, before.malformed), 5);
+    assert_eq!(more(now.unknown_peer, before.unknown_peer), 4);
 }
 
 #[tokio::test]

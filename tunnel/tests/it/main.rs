@@ -5,6 +5,8 @@ mod carriers;
 #[cfg(test)]
 mod flood;
 #[cfg(test)]
+mod halfopen;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod narrow;

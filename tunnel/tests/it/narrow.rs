@@ -63,21 +63,25 @@ async fn a_path_that_narrows_in_a_transfer_is_healed() {
     // whenever the path was healed.
     let is_smoltcp = !is_kernels(&node) && !crate::QUIC;
     let allowed = Duration::from_secs(if is_smoltcp { 35 } else { 6 });
-    for (width, expected) in [(1_400, 1_280), (1_300, 1_200), (1_280, 1_200)] {
-        let width_payload = width - HEADERS;
-        relay.set_width(width_payload);
+    // Datagrams larger than this vanish.
+    for (width, expected) in [(1_400, 1_360), (1_360, 1_280), (1_280, 1_200)] {
+        relay.set_width(width);
         let began = Instant::now();
         let mut longest = Duration::ZERO;
         let mut last = began;
-        while began.elapsed() < Duration::from_secs(5) {
+        let mut healed = None;
+        // What was under way arrives for a moment; a stream that flows on after the path is known has not stalled.
+        while healed.is_none_or(|at: Instant| at.elapsed() < Duration::from_millis(500)) {
             let read = tokio::time::timeout(allowed, reader.read(&mut buffer)).await;
             assert!(read.expect("no stall").expect("a stream that lives") > 0);
             longest = longest.max(last.elapsed());
             last = Instant::now();
-            if mtu(&node) <= expected && last.duration_since(began) > Duration::from_millis(3_500) {
-                break;
+            assert!(began.elapsed() < allowed, "{} on {width}", mtu(&node));
+            if healed.is_none() && mtu(&node) <= expected {
+                healed = Some(last);
             }
         }
+        // A busy machine answers late, which looks like a narrower path for a while.
         assert!(mtu(&node) <= expected, "{} on {width}", mtu(&node));
         tell(&format!(
             "narrowed to {width}: longest pause {longest:?}, now {}",

@@ -24,6 +24,7 @@ fn settings(key: &PrivateKey, address: &str) -> Settings {
     let bind = "127.0.0.1:0".parse().unwrap();
     let mut settings = Settings::new(bind, key.clone(), address.parse().unwrap());
     settings.backend = crate::BACKEND;
+    settings.helper = Some(env!("CARGO_BIN_EXE_hearth-netns").into());
     settings
 }
 

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::{Bounds, Error, Peer, PresharedKey, PrivateKey, Tunnel};
 
 use crate::relay::Relay;
 use crate::support::{
-    HUB, PATIENCE, echo, exchange, has_session, hub, hub_as_peer, hub_with, loopback, node,
-    node_address, node_as_peer, pair, pattern, ping, settings, soon, until,
+    HUB, PATIENCE, echo, exchange, has_session, hub, hub_as_peer, hub_with, is_kernels, loopback,
+    node, node_address, node_as_peer, pair, pattern, ping, settings, soon, tell, until,
 };
 
 #[tokio::test]
@@ -58,10 +58,10 @@ async fn a_lost_first_initiation_costs_about_a_second() {
     let hub = hub().await;
     let relay = Relay::start(hub.local_addr(), 0, 1).await;
     relay.set_cut(true);
-    let began = Instant::now();
     let node = node(&hub, 1, relay.address).await;
     until("the first initiation", || relay.lost() > 0).await;
     relay.set_cut(false);
+    let began = Instant::now();
     until("a session", || has_session(&node, HUB)).await;
     assert!(
         began.elapsed() < Duration::from_secs(2),
@@ -301,6 +301,60 @@ async fn a_restarted_hub_that_remembers_the_endpoint_is_back_in_a_round_trip() {
         "{:?}",
         began.elapsed()
     );
+}
+
+/// A token every 20 ms until the stream breaks.
+async fn stream_until_broken(mut stream: tunnel::Stream) -> Instant {
+    let mut room = [0; 5];
+    loop {
+        let sent = stream.write_all(b"token").await;
+        if sent.is_err() || stream.read_exact(&mut room).await.is_err() {
+            return Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_streams_to_a_hub_that_crashed_notices_and_goes_on_with_the_next() {
+    let key = PrivateKey::generate();
+    let first = restartable(&key, loopback()).await;
+    let bind = first.local_addr();
+    let relay = Relay::start(bind, 0, 1).await;
+    let node = node(&first, 1, relay.address).await;
+    until("a session", || has_session(&first, node.address())).await;
+    tokio::spawn(echo(first.listen(9000).await.unwrap()));
+    let stream = node.connect(HUB, 9000, PATIENCE).await.unwrap();
+    let streaming = tokio::spawn(stream_until_broken(stream));
+    until("tokens", || relay.passed() > 50).await;
+    let endpoint = first.peer_status(node.address()).unwrap().endpoint;
+    // A crash: nothing that the hub says on its way out arrives.
+    relay.set_cut(true);
+    first.shutdown().await;
+    drop(first);
+
+    let second = restartable(&key, bind).await;
+    tokio::spawn(echo(second.listen(9000).await.unwrap()));
+    relay.set_cut(false);
+    let back = Instant::now();
+    let peer = Peer {
+        endpoint,
+        initiates: true,
+        ..node_as_peer(&node, Some(PresharedKey::from_bytes([7; 32])))
+    };
+    second.set_peer(peer).await.unwrap();
+    let broken = soon("the stream's end", streaming).await.unwrap();
+    let noticed = broken.saturating_duration_since(back);
+    let mut stream = node.connect(HUB, 9000, PATIENCE).await.unwrap();
+    soon("an answer", ping(&mut stream)).await.unwrap();
+    let took = back.elapsed();
+    tell(&format!(
+        "a crash noticed after {noticed:?}, going on after {took:?}"
+    ));
+    // smoltcp repeats what nobody has acknowledged after 1 s, and then after 2.
+    let is_smoltcp = !is_kernels(&node) && !crate::QUIC;
+    let allowed = if is_smoltcp { 4_500 } else { 1_500 };
+    assert!(took <= Duration::from_millis(allowed), "{took:?}");
 }
 
 #[tokio::test]

@@ -200,7 +200,7 @@ async fn a_stalled_stream_does_not_slow_the_others() {
 }
 
 #[tokio::test]
-async fn twenty_thousand_dials_in_a_row_find_fresh_ports() {
+async fn thousands_of_dials_in_a_row_find_fresh_ports() {
     // Small buffers: the test is about ports, and zeroing memory would take most of its time.
     let bounds = Bounds {
         tcp_buffer_bytes: 4096,
@@ -215,7 +215,13 @@ async fn twenty_thousand_dials_in_a_row_find_fresh_ports() {
             stream.shutdown().await.unwrap();
         }
     });
-    let slowest = dial_often(&hub, node.address(), 20_000).await;
+    // More than a peer may have at once: those that are over must make room.
+    let times = if is_kernels(&hub) || crate::QUIC {
+        3_000
+    } else {
+        6_000
+    };
+    let slowest = dial_often(&hub, node.address(), times).await;
     assert!(slowest < Duration::from_secs(1), "a dial took {slowest:?}");
 }
 

@@ -4,13 +4,23 @@
 #[path = "../it/carriers.rs"]
 mod carriers;
 #[cfg(test)]
+#[path = "../it/halfopen.rs"]
+mod halfopen;
+#[cfg(test)]
 #[path = "../it/hostile.rs"]
 mod hostile;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod ladder;
 #[cfg(test)]
 mod namespace;
 #[cfg(test)]
 #[path = "../it/narrow.rs"]
 mod narrow;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+#[path = "../interop/place.rs"]
+mod place;
 #[cfg(test)]
 #[path = "../it/relay.rs"]
 mod relay;

@@ -1,11 +1,12 @@
 //! What only the kernel's TCP can be asked.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::{Backend, Error, PrivateKey, Tunnel};
 
+use crate::relay::Relay;
 use crate::support::{HUB, PATIENCE, echo, hub, node, pair, pattern, ping, settings, soon, until};
 
 #[tokio::test]
@@ -153,4 +154,43 @@ async fn a_helper_that_is_killed_is_replaced_and_streams_go_on() {
         soon("an answer", ping(stream)).await.unwrap();
     }
     assert!(node.listen(8081).await.is_ok());
+}
+
+/// The kernel's own least is 200 ms, of which a chat's short requests feel each.
+#[tokio::test]
+async fn what_is_lost_last_is_repeated_before_anybody_notices() {
+    const TRIES: usize = 8;
+    const LONG: Duration = Duration::from_millis(150);
+    let hub = hub().await;
+    let relay = Relay::start(hub.local_addr(), 0, 1).await;
+    let node = node(&hub, 1, relay.address).await;
+    until("a session", || {
+        crate::support::has_session(&hub, node.address())
+    })
+    .await;
+    let is_tunable = Path::new("/proc/sys/net/ipv4/tcp_rto_min_us").exists();
+    if hub.backend() == Backend::Embedded || !is_tunable {
+        return;
+    }
+    tokio::spawn(echo(node.listen(8080).await.unwrap()));
+    let mut stream = hub.connect(node.address(), 8080, PATIENCE).await.unwrap();
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        soon("an answer", ping(&mut stream)).await.unwrap();
+        let before = relay.lost();
+        relay.set_cut(true);
+        let began = Instant::now();
+        let asking = ping(&mut stream);
+        let clearing = async {
+            until("a loss", || relay.lost() > before).await;
+            relay.set_cut(false);
+        };
+        let (answered, ()) = soon("a repeated request", async {
+            tokio::join!(asking, clearing)
+        })
+        .await;
+        answered.unwrap();
+        quickest = quickest.min(began.elapsed());
+    }
+    assert!(quickest < LONG, "the quickest of {TRIES} took {quickest:?}");
 }

@@ -4,6 +4,9 @@
 #[path = "../it/carriers.rs"]
 mod carriers;
 #[cfg(test)]
+#[path = "../it/halfopen.rs"]
+mod halfopen;
+#[cfg(test)]
 #[path = "../it/narrow.rs"]
 mod narrow;
 #[cfg(test)]

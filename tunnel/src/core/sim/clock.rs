@@ -15,12 +15,12 @@ fn leap(time: Duration) {
     MockClock::advance(time);
 }
 
-fn has_session(sim: &Sim, me: usize) -> bool {
+pub(super) fn has_session(sim: &Sim, me: usize) -> bool {
     sim.status(me).since_handshake.is_some()
 }
 
 /// Waits until both have heard each other in a session; says how long it took.
-fn until_up(sim: &mut Sim, limit: Duration) -> Duration {
+pub(super) fn until_up(sim: &mut Sim, limit: Duration) -> Duration {
     let began = sim.now;
     sim.until(limit, |sim| {
         let is_up = |me: usize| {
@@ -33,13 +33,13 @@ fn until_up(sim: &mut Sim, limit: Duration) -> Duration {
     sim.now - began
 }
 
-fn up(seed: u64) -> Sim {
+pub(super) fn up(seed: u64) -> Sim {
     let mut sim = Sim::new(seed, CLEAR);
     until_up(&mut sim, Duration::from_secs(2));
     sim
 }
 
-fn works(sim: &mut Sim) {
+pub(super) fn works(sim: &mut Sim) {
     let (near, far) = sim.connect();
     assert!(sim.carry(&near, &far, b"works") == b"works");
     sim.cores[1].listeners.clear();
@@ -134,7 +134,7 @@ fn an_idle_session_is_renewed_for_hours_and_never_missing() {
 }
 
 #[test]
-fn a_session_in_use_is_renewed_after_two_minutes_and_no_byte_waits() {
+fn a_session_in_use_is_renewed_within_two_minutes_and_no_byte_waits() {
     let mut sim = up(5);
     let (near, far) = sim.connect();
     let ends = sim.now + Duration::from_mins(10);
@@ -154,7 +154,7 @@ fn a_session_in_use_is_renewed_after_two_minutes_and_no_byte_waits() {
         sim.pass(Duration::from_millis(500));
     }
     let oldest = ages.into_iter().max().unwrap();
-    assert!(oldest <= Duration::from_secs(135), "{oldest:?}");
+    assert!(oldest <= Duration::from_secs(120), "{oldest:?}");
 }
 
 #[test]

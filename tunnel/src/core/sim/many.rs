@@ -2,9 +2,9 @@
 
 use super::*;
 
-const CROWD: u16 = 1_000;
+pub(super) const CROWD: u16 = 1_000;
 
-fn of_crowd(number: u16) -> Peer {
+pub(super) fn of_crowd(number: u16) -> Peer {
     let mut secret = [9; 32];
     secret[8..10].copy_from_slice(&number.to_le_bytes());
     Peer {

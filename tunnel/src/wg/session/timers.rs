@@ -8,13 +8,12 @@ use super::{Session, UNANSWERED_MAX};
 use crate::outbox::{Outbox, ROOM_MIN};
 use crate::wg::message::Message;
 
-/// `REKEY_AFTER_TIME` of the paper. boringtun rekeys only when it sends data; we also do when idle.
-const REKEY_AFTER: Duration = Duration::from_mins(2);
+/// A session in which something was sent is renewed before boringtun does it by itself, 120 s (`REKEY_AFTER_TIME` of the paper) after it was
+/// made to the second: sessions that were made together would be renewed together for ever.
+const REKEY_AFTER: Duration = Duration::from_secs(108);
 /// A session that nothing goes through is renewed later: ten thousand idle peers would otherwise keep a core busy with nothing else.
 /// Leaves five attempts before `REJECT_AFTER_TIME`, 180 s, ends it.
 const REKEY_IDLE_AFTER: Duration = Duration::from_secs(150);
-/// Nothing has gone through a session for so long: it is idle.
-const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// Spreads rekeys of peers that started together.
 const REKEY_SPREAD: Duration = Duration::from_secs(10);
 /// A session through which something went this lately is looked at every quarter second.
@@ -38,7 +37,7 @@ impl Session {
         if self.forced && !self.peer.initiates && self.retry.is_old(now) {
             self.forced = false;
         }
-        if self.wants_handshake(wanted, jitter, now) {
+        if self.wants_handshake(wanted, now) {
             if self.retry.is_due(now) {
                 self.initiate(jitter, outbox, now);
             }
@@ -49,8 +48,8 @@ impl Session {
     }
 
     /// Whether [`Session::tick`] would begin a handshake.
-    pub(crate) fn calls(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
-        self.wants_handshake(wanted, jitter, now) && self.retry.is_due(now)
+    pub(crate) fn calls(&self, wanted: bool, now: Instant) -> bool {
+        self.wants_handshake(wanted, now) && self.retry.is_due(now)
     }
 
     /// When [`Session::tick`] has something to do, if nothing happens until then; `now` for the next occasion.
@@ -77,6 +76,8 @@ impl Session {
             keepalive.map(|after| self.last_sent + after),
             passive.filter(|at| *at > now),
             age.map(|age| now + REJECT_AFTER.saturating_sub(age)),
+            age.filter(|_| self.peer.initiates)
+                .map(|age| now + self.renewed_after(age, now).saturating_sub(age)),
         ];
         let first = dates.into_iter().flatten().min();
         first.map_or(now + latest, |at| at.min(now + latest))
@@ -117,7 +118,19 @@ impl Session {
         self.refresh(now);
     }
 
-    fn wants_handshake(&self, wanted: bool, jitter: f64, now: Instant) -> bool {
+    /// How old a session of this age becomes. Peers differ in it, by the random bits of their ids.
+    fn renewed_after(&self, age: Duration, now: Instant) -> Duration {
+        let moved = self.last_moved.map(|at| now.duration_since(at));
+        let is_used = moved.is_some_and(|since| since <= age);
+        let after = if is_used {
+            REKEY_AFTER
+        } else {
+            REKEY_IDLE_AFTER
+        };
+        after + REKEY_SPREAD.mul_f64(f64::from(self.id.index() & 0xff) / 256.0)
+    }
+
+    fn wants_handshake(&self, wanted: bool, now: Instant) -> bool {
         if self.paths.current().is_none() {
             return false;
         }
@@ -131,14 +144,7 @@ impl Session {
             .unanswered_since
             .is_some_and(|since| now.duration_since(since) >= UNANSWERED_MAX);
         let age = self.since_handshake().unwrap_or_default();
-        let moved = self.last_moved.map(|at| now.duration_since(at));
-        let is_idle = moved.is_none_or(|since| since >= IDLE_AFTER);
-        let after = if is_idle {
-            REKEY_IDLE_AFTER
-        } else {
-            REKEY_AFTER
-        };
-        let stale = age >= after + REKEY_SPREAD.mul_f64(jitter);
+        let stale = age >= self.renewed_after(age, now);
         // A young session with a schedule still running: the peer's own initiation made it.
         let unfinished = self.retry.is_active() && age >= UNANSWERED_MAX;
         unanswered || stale || unfinished
