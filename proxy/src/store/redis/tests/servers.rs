@@ -154,8 +154,16 @@ impl RedisServer {
 
     /// One command, its words separated by blanks.
     pub(crate) async fn command<T: redis::FromRedisValue>(&self, words: &str) -> T {
-        let mut client = self.client().await.unwrap();
-        command(words).query_async(&mut client).await.unwrap()
+        self.try_command(words).await.unwrap()
+    }
+
+    /// The same of a server that may close its connections, as one does that changes its role.
+    pub(crate) async fn try_command<T: redis::FromRedisValue>(
+        &self,
+        words: &str,
+    ) -> Result<T, redis::RedisError> {
+        let mut client = self.client().await?;
+        command(words).query_async(&mut client).await
     }
 
     pub(crate) fn url(&self) -> String {
