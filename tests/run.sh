@@ -160,11 +160,10 @@ run_counted "of SDKs and page" deploy/quickstart.sh --check --no-install --profi
 say "the administration API against its description"
 run_counted "of the administration API" tests/.venv/schemathesis/bin/python tests/admin/check.py
 
-# At random and by the clock: until it has passed a hundred seeds it is asked for, and does not stand in anybody's way.
-if [ -n "${HEARTH_CHAOS:-}" ]; then
-  say "chaos, for half a minute"
-  HEARTH_CHAOS_STEP=${HEARTH_CHAOS_STEP:-8} HEARTH_CHAOS_KILLS=${HEARTH_CHAOS_KILLS:-2} run_counted "of chaos" tests/chaos.sh 30
-fi
+# One seed, so that a failure comes again: `tests/chaos.sh` alone draws another one every time, and takes five minutes.
+say "chaos, for half a minute"
+HEARTH_CHAOS_SEED=${HEARTH_CHAOS_SEED:-1} HEARTH_CHAOS_STEP=${HEARTH_CHAOS_STEP:-8} HEARTH_CHAOS_KILLS=${HEARTH_CHAOS_KILLS:-2} \
+  run_counted "of chaos" tests/chaos.sh 30
 
 say "the quickstart, as a stranger runs it"
 deploy/quickstart.sh --check --no-install --profile dev

@@ -60,6 +60,7 @@ impl Town {
                 .tunnel("heartbeat_secs = 1")
                 .log("info,proxy=debug")
                 .counting_in(&redis)
+                .patient_with_redis(5_000)
                 .start()
         };
         let proxies = [build(ports[0]).await, build(ports[1]).await];

@@ -100,6 +100,14 @@ impl Builder {
         self
     }
 
+    /// Waits so long for Redis before it counts as away: where everybody is short of processors and disks, that is no failure.
+    #[must_use]
+    pub fn patient_with_redis(mut self, ms: u32) -> Self {
+        let patient = format!("timeout_ms = {ms}");
+        self.store = self.store.replace("timeout_ms = 1000", &patient);
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub async fn start(self) -> Proxy {
         // The stories' own traffic comes from one address: only the stories about limits want them low.
