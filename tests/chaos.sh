@@ -11,8 +11,8 @@ tests/chaos.sh [SECONDS]
   Then: an answer whose worker is killed after each of its tokens, every form of answer killed at random, 500 streams at once.
 
   HEARTH_CHAOS_SEED=N       the same chaos again
-  HEARTH_CHAOS_STEP=N       only every Nth token is killed at (1)
-  HEARTH_CHAOS_KILLS=N      so many deaths for each form of answer (6)
+  HEARTH_CHAOS_STEP=N       only every Nth token is killed at (4); after a death a worker's next start takes up to half a minute
+  HEARTH_CHAOS_KILLS=N      so many deaths for each form of answer (2)
   HEARTH_STREAMS_SECS=N     so long the 500 streams last (60; 10 where SECONDS is below 60)
 HELP
 }

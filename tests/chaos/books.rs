@@ -20,6 +20,9 @@ const FILES_MAX: usize = 50 + 24;
 const RSS_KIB_MAX: u64 = 64 * 1024;
 /// Between the last word of an answer and its line in the books, when all wait for a processor.
 const UNWRITTEN_MAX: Duration = Duration::from_secs(2);
+/// One answer in so many may part from the unbroken one at a tie: whoever goes on reads in one batch what was made token by token, and
+/// rounding differs. Seen once in three thousand.
+const TIES_PER: usize = 200;
 /// Complaints that are shown.
 const SHOWN_MAX: usize = 12;
 
@@ -34,6 +37,7 @@ impl Verdict {
     /// Every answer is the unbroken one, or says that it is not.
     pub(crate) fn answers(&mut self, told: &[Told], deeds: &[Deed], questions: &[Question]) {
         let mut counts: HashMap<&str, usize> = HashMap::new();
+        let mut ties = 0;
         for told in told {
             let question = &questions[told.question];
             let is_excused = || {
@@ -58,6 +62,10 @@ impl Verdict {
             let count = counts.entry(kind).or_default();
             *count += 1;
             let is_prefix = question.answer.starts_with(&told.text);
+            if !is_prefix && parts_at_tie(told, question) {
+                ties += 1;
+                continue;
+            }
             if !is_right || !is_prefix {
                 let at = told.text.len();
                 self.wrong.push(format!(
@@ -81,9 +89,13 @@ impl Verdict {
         counts.sort_unstable();
         let moved = told.iter().filter(|told| told.attempts > 1).count();
         self.notes.push(format!(
-            "{} streams: {counts:?}, {moved} over more than one node",
+            "{} streams: {counts:?}, {moved} over more than one node, {ties} went another way where two tokens were as likely",
             told.len()
         ));
+        if ties * TIES_PER > told.len() {
+            self.wrong
+                .push(format!("{ties} answers parted at ties, of {}", told.len()));
+        }
     }
 
     /// The books say what was delivered, request by request, and nothing stays reserved.
@@ -222,6 +234,11 @@ impl Verdict {
 fn same_bytes(one: &str, other: &str) -> usize {
     let pairs = one.bytes().zip(other.bytes());
     pairs.take_while(|(one, other)| one == other).count()
+}
+
+/// Whether an answer goes another way from a token on that was as likely as another: rounding decides there, and who else is in the batch.
+pub(crate) fn parts_at_tie(told: &Told, question: &Question) -> bool {
+    question.is_tie(same_bytes(&told.text, &question.answer))
 }
 
 /// Where two answers part.

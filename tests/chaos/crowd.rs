@@ -53,6 +53,46 @@ pub(crate) struct Question {
     pub(crate) body: Value,
     pub(crate) answer: String,
     pub(crate) tokens: (u64, u64),
+    /// Where each token ends, in bytes, and by how much it was more likely than the next best one, in nats.
+    pub(crate) leads: Vec<(usize, f64)>,
+}
+
+/// Below this a choice is one of rounding: how many others were in the batch, and what was read at once, move a logit by as much.
+const TIE: f64 = 0.05;
+
+impl Question {
+    /// Whether the token at this byte might as well have been another one.
+    pub(crate) fn is_tie(&self, at: usize) -> bool {
+        let token = self.leads.iter().find(|(end, _)| at < *end);
+        token.is_some_and(|(_, lead)| *lead < TIE)
+    }
+}
+
+/// How sure the model is of each token of an answer.
+pub(crate) async fn leads(door: &Client, body: &Value, answer: &str) -> Vec<(usize, f64)> {
+    let mut body = body.clone();
+    body["stream"] = json!(false);
+    body["logprobs"] = json!(true);
+    body["top_logprobs"] = json!(2);
+    if let Some(members) = body.as_object_mut() {
+        members.remove("stream_options");
+    }
+    let reply = door.complete(body).await;
+    if reply.text() != answer {
+        return Vec::new();
+    }
+    let told = reply.json()["choices"][0]["logprobs"]["content"].clone();
+    let mut end = 0;
+    let told = told.as_array().cloned().unwrap_or_default();
+    let lead = |token: &Value| {
+        let of = |at: usize| token["top_logprobs"][at]["logprob"].as_f64();
+        end += token["bytes"].as_array().map_or(0, Vec::len);
+        let lead = of(0)
+            .zip(of(1))
+            .map_or(f64::MAX, |(best, next)| best - next);
+        (end, lead)
+    };
+    told.iter().map(lead).collect()
 }
 
 /// Greedy: the answer is the same from every machine.

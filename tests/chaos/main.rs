@@ -87,8 +87,10 @@ async fn questions(door: &Client) -> Vec<Question> {
     for body in crowd::bodies(TOKENS) {
         let told = crowd::ask(door, &body, (0, 0)).await;
         assert_eq!(told.end, End::Whole, "{body}");
+        let leads = crowd::leads(door, &body, &told.text).await;
         questions.push(Question {
             body,
+            leads,
             answer: told.text,
             tokens: told.tokens.expect("usage was asked for"),
         });
@@ -119,7 +121,8 @@ async fn warm(
         for told in &told {
             assert_eq!(told.end, End::Whole, "in calm weather: {told:?}");
             let question = &questions[told.question];
-            assert_eq!(told.text, question.answer, "{told:?}");
+            let may_part = books::parts_at_tie(told, question);
+            assert!(told.text == question.answer || may_part, "{told:?}");
         }
         streams += told.len();
     }
