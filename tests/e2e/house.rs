@@ -212,13 +212,7 @@ async fn an_idle_node_is_back_shortly_after_its_proxy_was_killed_and_started_aga
     let _home = Node::named("den").tier("fast").join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
-    let endpoints = proxy.config().with_file_name("state");
-    let endpoints = endpoints.join("endpoints.json");
-    until("where it was heard is on the disk", SOON, || async {
-        let text = std::fs::read_to_string(&endpoints).unwrap_or_default();
-        text.contains("127.0.0.1:").then_some(())
-    })
-    .await;
+    proxy.remembers_its_nodes().await;
     proxy.kill();
     proxy.restart().await;
     let began = Instant::now();

@@ -425,6 +425,23 @@ async fn the_doctor_asks_a_real_question_and_leaves_nothing_behind() {
     assert_eq!(left.count(), 0, "its keys are taken back: {keys}");
 }
 
+/// Takes seconds: a path is measured every five.
+#[tokio::test]
+async fn the_way_to_a_node_is_known_before_anybody_has_asked_it_anything() {
+    let proxy = Proxy::start().await;
+    let _home = Node::named("den").tier("fast").join(&proxy);
+    proxy.serves(&proxy.friend(), &["fast"]).await;
+    // Unmeasured it counts as 30 ms; on loopback it is one or two.
+    until("it was measured", Duration::from_secs(30), || async {
+        let told = done(&proxy, &["route", "explain", "Hello", "--json"]);
+        let told: Value = serde_json::from_str(&told).expect("JSON");
+        let predicted = &told["route"]["steps"][0]["predicted"];
+        let trip = predicted["round_trip_ms"].as_u64().expect("it is told");
+        (trip < 30).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_doctor_of_a_stopped_proxy_says_how_to_start_it() {
     let mut proxy = Proxy::start().await;

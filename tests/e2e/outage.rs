@@ -131,13 +131,7 @@ async fn a_proxy_that_is_killed_in_a_stream_finds_its_node_again_and_the_node_st
         .join(&proxy);
     let friend = proxy.friend();
     proxy.serves(&friend, &["fast"]).await;
-    let endpoints = proxy.config().with_file_name("state");
-    let endpoints = endpoints.join("endpoints.json");
-    until("where it was heard is on the disk", SOON, || async {
-        let text = std::fs::read_to_string(&endpoints).unwrap_or_default();
-        text.contains("127.0.0.1:").then_some(())
-    })
-    .await;
+    proxy.remembers_its_nodes().await;
     let mut stream = friend.stream("fast", "Go on").await;
     for _ in 0..5 {
         stream.data().await.expect("it streams");

@@ -324,6 +324,20 @@ impl Proxy {
         .await;
     }
 
+    /// Waits until it has written down where its nodes are: from then on it calls them after a crash.
+    pub async fn remembers_its_nodes(&self) {
+        let endpoints = self.folder.path().join("state/endpoints.json");
+        until(
+            "where nodes were heard is on the disk",
+            Duration::from_secs(20),
+            || async {
+                let text = fs::read_to_string(&endpoints).unwrap_or_default();
+                text.contains("127.0.0.1:").then_some(())
+            },
+        )
+        .await;
+    }
+
     /// One sample of `/metrics`: the sum over the series whose line starts with the prefix.
     pub async fn metric(&self, prefix: &str) -> f64 {
         self.try_metric(prefix).await.expect("metrics answer")

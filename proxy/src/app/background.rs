@@ -148,18 +148,21 @@ impl Background {
         }
     }
 
-    /// Asks every node for an echo: its answer tells the round trip, and the answers that fail to come tell the loss.
+    /// Asks every node for an echo: its answer tells the round trip, and the answers that fail to come tell the loss. So the first request
+    /// after a quiet night knows how far each of them is.
     async fn measure_paths(&self) {
         let mut ticks = ticks(MEASURE_EVERY);
         loop {
             ticks.tick().await;
             for member in self.members.all() {
-                let status = self.tunnel.peer_status(member.address);
-                let is_there = status.is_some_and(|status| {
-                    status.since_handshake.is_some()
-                        && status.since_heard.is_some_and(|heard| heard < SILENT_MAX)
-                });
-                if is_there {
+                let Some(status) = self.tunnel.peer_status(member.address) else {
+                    continue;
+                };
+                if let Some(round_trip) = status.round_trip {
+                    self.fleet.took(&member.id, round_trip);
+                }
+                let is_heard = status.since_heard.is_some_and(|heard| heard < SILENT_MAX);
+                if is_heard && status.since_handshake.is_some() {
                     // An error: it has just left the tunnel.
                     let _asked = self.tunnel.echo(member.address).await;
                 }

@@ -133,7 +133,7 @@ async fn proxy(reach: &mut Reach, settings: &Settings) -> Vec<Check> {
         Check::new(
             "store",
             Verdict::Ok,
-            format!("{kind}, answers; {} keys", status.keys),
+            format!("{kind}, answers; keys: {}", status.keys),
         )
     } else {
         let said = format!(
