@@ -127,17 +127,7 @@ async fn any_server_behind_a_stock_wireguard_is_a_node_until_it_is_revoked() {
     );
 
     // The hub knows its key and where it was: nobody at the machine does anything.
-    let folder = proxy.config();
-    let endpoints = folder.with_file_name("state").join("endpoints.json");
-    until(
-        "the hub has noted where it is",
-        Duration::from_secs(20),
-        || async {
-            let noted = std::fs::read_to_string(&endpoints).unwrap_or_default();
-            noted.contains("127.0.0.1").then_some(())
-        },
-    )
-    .await;
+    proxy.remembers_its_nodes().await;
     proxy.restart().await;
     proxy.serves(&friend, &["heavy"]).await;
     let streamed = friend
