@@ -420,7 +420,7 @@ tunnel() {
   examples="${CARGO_TARGET_DIR:-$PWD/target}/release/examples"
   build_rathole
   start_places
-  local mib=${MIB:-256} pings=${PINGS:-3000} kind figures name
+  local pings=${PINGS:-3000} kind figures name
   local kinds=(netns embedded wireguard_go plain)
   if [ -n "$rathole" ]; then
     kinds+=(rathole)
@@ -432,10 +432,13 @@ tunnel() {
   for kind in "${kinds[@]}"; do until_ready drive "$kind" clean --pings 1; done
   for _ in $(seq "$rounds"); do
     for kind in "${kinds[@]}"; do
-      figures=$(drive "$kind" clean --mib "$mib" --pings "$pings" --tokens 100)
+      figures=$(drive "$kind" clean --mib 65536 --bulk-secs "$each" --pings "$pings" --tokens 100)
       say "clean link: $kind $figures"
       record "$kind" clean "$figures"
     done
+    figures=$("$examples/link" crypto)
+    say "the cipher alone: $figures"
+    record cipher clean "$figures"
   done
   if [ -n "$rathole" ]; then stop_rathole; fi
   local seed=${SEED:-1} round
@@ -451,7 +454,7 @@ tunnel() {
       start_wires --mbit 100 --delay-ms 20 --queue-kb 500 --seed "$((seed + round))" "${weather[@]}"
       for kind in "${kinds[@]}"; do until_ready drive "$kind" home --pings 1; done
       for kind in "${kinds[@]}"; do
-        figures=$(drive "$kind" home --mib 48 --down-only 1 --bulk-secs 8 --requests "${REQUESTS:-200}" --tokens 150)
+        figures=$(drive "$kind" home --mib 65536 --down-only 1 --bulk-secs 8 --requests "${REQUESTS:-200}" --tokens 150)
         say "100 Mbit/s, 40 ms, $name: $kind $figures"
         record "$kind" "$name" "$figures"
       done
@@ -473,9 +476,9 @@ tunnel() {
   value() { if [ -f "$work/$1" ]; then median < "$work/$1"; else echo null; fi; }
   say "the peer is $(dpkg-query -W -f='${Package} ${Version}' wireguard-go 2> /dev/null || echo wireguard-go), which has no GSO; a current one is several times faster"
   local all={}
-  for kind in "${kinds[@]}"; do
+  for kind in "${kinds[@]}" cipher; do
     for name in clean loss0 loss01 loss1 reorder1 burst1 narrow; do
-      for field in down_mbit up_mbit cpu_s_per_gb ping_p50_us ping_p99_us request_p50_us request_p99_us token_p99_us beside_p50_us beside_p99_us; do
+      for field in down_mbit up_mbit cpu_s_per_gb crypto_s_per_gb ping_p50_us ping_p99_us request_p50_us request_p99_us token_p99_us beside_p50_us beside_p99_us; do
         all=$(jq -c --arg k "$kind" --arg n "$name" --arg f "$field" --argjson v "$(value "$kind.$name.$field")" 'if $v == null then . else .[$k][$n][$f] = $v end' <<< "$all")
       done
     done
@@ -485,7 +488,7 @@ tunnel() {
   jq -nc --argjson all "$all" --argjson gap "$netns_gap" --argjson embedded_gap "$embedded_gap" '
     ($all.netns.clean) as $h | ($all.wireguard_go.clean) as $w | ($all.plain.clean) as $p
     | {area: "tunnel", bulk_vs_wireguard_go: (($h.down_mbit + $h.up_mbit) / ($w.down_mbit + $w.up_mbit) * 100 | round / 100),
-      cpu_s_per_gb: $h.cpu_s_per_gb, added_p50_us: ($h.ping_p50_us - $p.ping_p50_us), added_p99_us: ($h.ping_p99_us - $p.ping_p99_us),
+      cpu_s_per_gb: $h.cpu_s_per_gb, floor_cpu_s_per_gb: (($all.cipher.clean.crypto_s_per_gb + $p.cpu_s_per_gb) * 100 | round / 100), added_p50_us: ($h.ping_p50_us - $p.ping_p50_us), added_p99_us: ($h.ping_p99_us - $p.ping_p99_us),
       home_link_1pct_loss_mbit: $all.netns.loss1.down_mbit,
       request_p99_vs_plain_1pct: ($all.netns.loss1.request_p99_us / $all.plain.loss1.request_p99_us * 100 | round / 100),
       embedded_request_p99_ms_1pct: ($all.embedded.loss1.request_p99_us / 1000 | round),

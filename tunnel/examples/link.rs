@@ -2,7 +2,7 @@
 //!
 //! `link serve KIND LISTEN [NODE]` (with the node's address the hub calls it by itself, as one that was restarted does) and `link drive KIND ADDRESS [--name value]…`. KIND is `netns` or `embedded` (Hearth's tunnel; LISTEN and ADDRESS are
 //! the hub's UDP addresses) or `tcp` (whatever carries TCP: a kernel, another tunnel). `drive` prints one JSON line. The figures are those
-//! of processes on one machine: their clocks and `/proc` are shared.
+//! of processes on one machine: their clocks and `/proc` are shared. `link crypto` prints what encryption alone costs at both ends.
 //!
 //! Options of `drive`: `--mib N` per direction (64; 0: none), `--requests N` of 8 KiB answered with 200 B (0), `--pings N` of 64 B (0), `--tokens N`
 //! one each 20 ms (0), `--beside 1` tokens beside a bulk upload (0), `--pids A,B` whose CPU time counts too (none), `--down-only 1` no upload (0),
@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tunnel::{Backend, Peer, PrivateKey, Settings, Tunnel};
@@ -24,6 +25,10 @@ const PIECE: usize = 64 * 1024;
 const REQUEST: usize = 8 * 1024;
 const ANSWER: usize = 200;
 const TOKEN: usize = 64;
+/// The largest packet inside a session over IPv4, and what IPv6 and TCP take of it.
+const PACKET: usize = 1_440;
+const HEADERS: usize = 60;
+const PACKETS: u64 = 2_000_000;
 const TOKEN_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A transfer that takes longer is measured by what it has moved.
@@ -53,8 +58,35 @@ fn main() -> Result<(), Failure> {
         [role, kind, at, options @ ..] if role == "drive" => {
             runtime.block_on(drive(kind, at.parse()?, &Options::read(options)?))
         }
-        _ => Err("link serve KIND LISTEN, or link drive KIND ADDRESS [--name value]…".into()),
+        [role] if role == "crypto" => crypto(),
+        _ => Err(
+            "link serve KIND LISTEN, link drive KIND ADDRESS [--name value]…, or link crypto"
+                .into(),
+        ),
     }
+}
+
+/// CPU seconds to seal and open a gigabyte of a stream, cut into packets as on Ethernet over IPv4: what no tunnel of this cipher goes below.
+fn crypto() -> Result<(), Failure> {
+    let failed = |_| "the cipher refused its own packet";
+    let key = UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).map_err(failed)?;
+    let key = LessSafeKey::new(key);
+    let nonce = || Nonce::assume_unique_for_key([0; 12]);
+    let mut packet = vec![7; PACKET + CHACHA20_POLY1305.tag_len()];
+    let here = [std::process::id()];
+    let before = cpu_seconds(&here);
+    for _ in 0..PACKETS {
+        let tag = key
+            .seal_in_place_separate_tag(nonce(), Aad::empty(), &mut packet[..PACKET])
+            .map_err(failed)?;
+        packet[PACKET..].copy_from_slice(tag.as_ref());
+        key.open_in_place(nonce(), Aad::empty(), &mut packet)
+            .map_err(failed)?;
+    }
+    let spent = cpu_seconds(&here) - before;
+    let moved = gigabytes(PACKETS * (PACKET - HEADERS) as u64);
+    show(&[format!("\"crypto_s_per_gb\":{:.2}", spent / moved)]);
+    Ok(())
 }
 
 struct Options(HashMap<String, String>);

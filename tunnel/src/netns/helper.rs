@@ -24,14 +24,17 @@ const EVERYTHING: u8 = 0;
 /// Beside the host's own routes only our overlay is: its addresses share this much.
 const OVERLAY: u8 = 48;
 /// What the kernel's TCP is told in the namespace. Where the system does not let us, its defaults stay.
-const TUNING: [(&str, &str); 7] = [
+const TUNING: [(&str, &str); 8] = [
     // Buffers grow to this, in each direction: 4 Gbit/s at 8 ms, 100 Mbit/s at 300 ms.
-    // What they begin with must not make a sender wait that knows how fast the path is.
-    ("ipv4/tcp_rmem", "4096 1048576 4194304"),
+    // What they begin with must not make a sender wait that knows how fast the path is, nor one whose first burst has lost a packet: all that
+    // comes behind it is kept until then.
+    ("ipv4/tcp_rmem", "4096 3145728 4194304"),
     // What fits the first size to send is a request, more is bulk: a prompt of 64,000 tokens is 256 KiB.
     ("ipv4/tcp_wmem", "4096 262144 4194304"),
     // A pooled connection keeps its speed over a pause.
     ("ipv4/tcp_slow_start_after_idle", "0"),
+    // 12 bytes of 1,380. What they guard against, old packets whose numbers fit again (RFC 7323, section 5), a session lets nobody replay.
+    ("ipv4/tcp_timestamps", "0"),
     // A lost last packet is repeated after this and a round trip; the delay of acknowledgements follows it (since Linux 6.11).
     ("ipv4/tcp_rto_min_us", "40000"),
     // One stream's loss says nothing about the next.
