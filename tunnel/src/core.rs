@@ -15,7 +15,7 @@ mod timers;
 mod ways;
 mod wishes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::io::IoSlice;
 use std::net::Ipv6Addr;
@@ -133,8 +133,8 @@ pub(crate) struct Core {
     rung: Vec<ConnKey>,
     random: StdRng,
     wheel: Wheel,
-    /// Room for what comes off the wheel.
-    due: Vec<Due>,
+    /// What has come off the wheel and waits to be looked at.
+    due: VecDeque<Due>,
     /// What peers were sent and received before they were forgotten.
     ledger: Ledger,
 }
@@ -179,7 +179,7 @@ impl Core {
             rung: Vec::new(),
             random: StdRng::seed_from_u64(seed),
             wheel: Wheel::new(now),
-            due: Vec::new(),
+            due: VecDeque::new(),
         }
     }
 
@@ -313,7 +313,7 @@ impl Core {
         self.rung = rung;
     }
 
-    /// Runs every timer that is due.
+    /// Runs timers that are due.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some(key) = self.agenda.next_due(now) {
             if let Some(member) = self.members.get_mut(&key.peer) {
@@ -339,9 +339,9 @@ impl Core {
         }
     }
 
-    /// Whether [`Core::work`] has more to do.
+    /// Whether [`Core::work`] or [`Core::handle_timeout`] has more to do at once.
     pub(crate) fn has_work(&self) -> bool {
-        self.agenda.has_ready()
+        self.agenda.has_ready() || !self.due.is_empty()
     }
 
     /// The next datagrams for the wire.

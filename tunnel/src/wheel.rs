@@ -4,6 +4,7 @@
 //! something is due; putting it into an earlier one leaves its old entry behind, which is recognised as stale when its slot comes.
 //! The wheel decides nothing and reads no clock.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::wg::PeerId;
@@ -61,7 +62,7 @@ impl Wheel {
     }
 
     /// Moves everything whose time has come into `due`, stale entries included: see [`Place::came`].
-    pub(crate) fn turn(&mut self, now: Instant, due: &mut Vec<Due>) {
+    pub(crate) fn turn(&mut self, now: Instant, due: &mut VecDeque<Due>) {
         let reached = self.passed(now);
         if reached <= self.turned {
             return;
@@ -70,7 +71,7 @@ impl Wheel {
         let first = (self.turned + 1).max(reached.saturating_sub(SLOTS - 1));
         for at in first..=reached {
             for id in self.slots[index(at)].drain(..) {
-                due.push(Due { id, slot: at });
+                due.push_back(Due { id, slot: at });
             }
         }
         self.turned = reached;
@@ -135,7 +136,7 @@ mod tests {
         wheel.schedule(&mut place, id(1), now + Duration::from_secs(1));
         wheel.schedule(&mut place, id(1), now + Duration::from_secs(2));
         assert_eq!(wheel.next_at(), Some(now + Duration::from_secs(1)));
-        let mut due = Vec::new();
+        let mut due = VecDeque::new();
         wheel.turn(now + Duration::from_secs(1), &mut due);
         assert_eq!(due.len(), 1);
         assert!(place.came(due[0]));
@@ -153,7 +154,7 @@ mod tests {
         for micros in 0..1_000 {
             wheel.schedule(&mut place, id(1), now + Duration::from_micros(micros));
         }
-        let mut due = Vec::new();
+        let mut due = VecDeque::new();
         wheel.turn(now + TICK, &mut due);
         assert_eq!(due.len(), 1);
     }
@@ -176,7 +177,7 @@ mod tests {
             }
             let mut now = began;
             let ends = now + Duration::from_mins(1);
-            let mut due = Vec::new();
+            let mut due = VecDeque::new();
             let mut step = steps.iter().cycle();
             while now < ends {
                 now += Duration::from_millis(*step.next().unwrap());

@@ -161,6 +161,7 @@ impl Sim {
             #[cfg(mock_clock)]
             self.enter(me);
             self.cores[me].handle_ring();
+            self.cores[me].handle_timeout(self.now);
             self.cores[me].work(self.now);
             while let Some(batch) = self.cores[me].poll_transmit() {
                 for datagram in batch.contents().chunks(batch.segment) {

@@ -9,18 +9,23 @@ use crate::netstack::conn::End;
 use crate::netstack::link::Link;
 use crate::wg::PeerId;
 
+/// So that what waits to be sent fits into the buffers that are kept.
+const LOOKS_PER_ROUND: usize = 8;
+
 impl Core {
-    /// Looks at every peer whose time has come.
+    /// Looks at peers whose time has come, a few at a time: each may want to send a whole survey of its path, to an address of its own. The rest
+    /// is [work](Core::has_work).
     pub(super) fn turn(&mut self, now: Instant) {
-        let mut due = std::mem::take(&mut self.due);
-        self.wheel.turn(now, &mut due);
-        for one in due.drain(..) {
+        self.wheel.turn(now, &mut self.due);
+        for _ in 0..LOOKS_PER_ROUND {
+            let Some(one) = self.due.pop_front() else {
+                return;
+            };
             let member = self.members.get_mut(&one.id);
             if member.is_some_and(|member| member.place.came(one)) {
                 self.look(one.id, now);
             }
         }
-        self.due = due;
     }
 
     /// Runs one peer's timers, and says when to look again.

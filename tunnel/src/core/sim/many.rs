@@ -28,6 +28,20 @@ fn sent(core: &mut Core) -> Vec<SocketAddr> {
     all
 }
 
+/// Everybody whose time has come gets it, as in the driver: what is sent at once fits into the buffers that are kept.
+fn looked_at(core: &mut Core, now: Instant) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    loop {
+        core.handle_timeout(now);
+        let some = sent(core);
+        assert!(some.len() <= 32, "{} datagrams in one round", some.len());
+        all.extend(some);
+        if !core.has_work() {
+            return all;
+        }
+    }
+}
+
 #[test]
 fn a_restarted_hub_calls_a_thousand_nodes_one_after_the_other_and_leaves_none_out() {
     let began = Instant::now();
@@ -41,8 +55,7 @@ fn a_restarted_hub_calls_a_thousand_nodes_one_after_the_other_and_leaves_none_ou
     // The first has not been called twice before the last is called once.
     while now < began + Duration::from_millis(1_200) && called.len() < usize::from(CROWD) {
         now = core.poll_timeout().unwrap();
-        core.handle_timeout(now);
-        let more = sent(&mut core);
+        let more = looked_at(&mut core, now);
         assert!(more.len() <= 260, "{} in a quarter second", more.len());
         called.extend(more);
     }
@@ -55,8 +68,7 @@ fn a_restarted_hub_calls_a_thousand_nodes_one_after_the_other_and_leaves_none_ou
     );
     while now < began + Duration::from_secs(4) {
         now = core.poll_timeout().unwrap();
-        core.handle_timeout(now);
-        called.extend(sent(&mut core));
+        called.extend(looked_at(&mut core, now));
     }
     called.sort();
     called.dedup();
@@ -79,11 +91,10 @@ fn peers_that_only_wait_are_looked_at_every_fifteen_seconds() {
     let mut now = began;
     while now < began + Duration::from_mins(1) {
         now = core.poll_timeout().unwrap();
-        core.handle_timeout(now);
+        assert!(looked_at(&mut core, now).is_empty());
         wakes += 1;
     }
     assert!(wakes <= 6, "woken {wakes} times in a minute");
-    assert!(sent(&mut core).is_empty());
 }
 
 #[test]
