@@ -291,6 +291,11 @@ impl Crowd {
             MockClock::advance(next - self.now);
             self.now = next;
             hub.handle_timeout(next);
+            while hub.has_work() {
+                self.carry(hub);
+                hub.handle_timeout(next);
+                hub.work(next);
+            }
             if next >= self.tended_at + Duration::from_secs(1) {
                 self.tended_at = next;
                 self.tend(hub);
