@@ -243,6 +243,11 @@ impl Worker {
         self.link.exited().await
     }
 
+    /// Whether it has brought an answer to its end since it started.
+    pub fn has_answered(&self) -> bool {
+        self.link.has_answered()
+    }
+
     /// The process, for the operating system's tools.
     pub fn pid(&self) -> Option<u32> {
         self.pid

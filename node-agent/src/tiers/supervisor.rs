@@ -22,7 +22,7 @@ use crate::models::{self, Gguf};
 
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A worker that lived this long has proved that it can.
+/// A worker that lived this long has proved that it can, also if nobody asked it anything.
 const PROVEN: Duration = Duration::from_mins(1);
 
 /// What all lives of a tier share.
@@ -38,8 +38,12 @@ enum End {
     Stopped,
     /// Nobody needed it, or somebody else needed its memory.
     Asleep,
-    /// It ended by itself after it had answered.
-    Crashed(String),
+    /// It ended by itself after it had been ready.
+    Crashed {
+        reason: String,
+        /// It had brought an answer to its end.
+        proven: bool,
+    },
     /// It would not start.
     Broken(String),
 }
@@ -67,19 +71,19 @@ pub(super) async fn supervise(
             wanted = true;
         }
         let began = Instant::now();
-        let (reason, crashed) = match live(&room, &house, &stop, wanted).await {
+        let (reason, crashed, proven) = match live(&room, &house, &stop, wanted).await {
             End::Stopped => return,
             End::Asleep => continue,
-            End::Crashed(reason) => (reason, true),
-            End::Broken(reason) => (reason, false),
+            End::Crashed { reason, proven } => (reason, true, proven),
+            End::Broken(reason) => (reason, false, false),
         };
         wanted = false;
-        if began.elapsed() >= PROVEN {
+        if proven || began.elapsed() >= PROVEN {
             pause = PAUSE_MIN;
         }
         tracing::warn!(tier = %room.tier(), %reason, again_in_ms = pause.as_millis(), "a tier is down");
         room.enter(if crashed && pause == PAUSE_MIN {
-            // It could answer until now: it is on its way back, and whoever asks waits for it. One that does it again is down.
+            // It could answer until now: it is on its way back, and whoever asks waits for it. One that answers nothing in between is down.
             Phase::Loading { wanted: false }
         } else {
             Phase::Down {
@@ -136,7 +140,10 @@ async fn live(room: &Arc<TierRoom>, house: &House, stop: &CancellationToken, wan
     loop {
         let keep_alive = room.settings().keep_alive;
         select! {
-            reason = ready.worker.exited() => return End::Crashed(reason),
+            reason = ready.worker.exited() => {
+                let proven = ready.worker.has_answered();
+                return End::Crashed { reason, proven };
+            }
             () = stop.cancelled() => {
                 room.enter(Phase::Down { reason: "the node is shutting down".to_owned() });
                 join(put_down(ready), retired.put_down()).await;

@@ -177,6 +177,29 @@ async fn a_crash_before_the_first_token_is_a_clean_503_and_the_tier_comes_back()
 }
 
 #[tokio::test]
+async fn a_worker_that_answers_between_its_crashes_is_waited_for_each_time() {
+    let script = json!({"say": "fine", "crash_on": "please crash"});
+    let node = Node::ready(vec![scripted(Tier::Fast, &script)]).await;
+    let mut client = node.client().await;
+    let room = node.tiers.room(Tier::Fast).expect("configured");
+    for crashes in 1..=4 {
+        assert_eq!(client.chat(&say("hello")).await.text(), "fine");
+        let answer = client.chat(&say("please crash")).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        let mut phases = room.phases();
+        let gone = phases.wait_for(|phase| !matches!(phase, Phase::Ready(_)));
+        drop(timeout(PATIENCE, gone).await.expect("ends").expect("lives"));
+        assert!(
+            matches!(room.phase(), Phase::Loading { .. }),
+            "after {crashes} crashes: {:?}",
+            room.phase()
+        );
+    }
+    assert_eq!(client.chat(&say("hello")).await.text(), "fine");
+    assert_eq!(room.starts(), 5);
+}
+
+#[tokio::test]
 async fn a_crash_within_a_stream_is_an_error_event_and_no_done() {
     let script =
         json!({"say": "a long answer that never ends well", "crash_after_tokens": 8, "step_ms": 5});

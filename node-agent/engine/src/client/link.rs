@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -57,6 +59,8 @@ pub(super) struct Link {
     stats: watch::Sender<Stats>,
     held: watch::Sender<Arc<[u64]>>,
     exited: watch::Sender<Option<String>>,
+    /// It has brought an answer to its end.
+    answered: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +96,7 @@ impl Link {
             stats: watch::Sender::new(stats),
             held: watch::Sender::new(Arc::default()),
             exited: watch::Sender::new(None),
+            answered: AtomicBool::new(false),
         }
     }
 
@@ -172,6 +177,10 @@ impl Link {
         }
     }
 
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// The refusal for everybody who asks a worker that has ended.
     pub(super) fn gone(&self) -> Refusal {
         let reason = self.exited.borrow().clone();
@@ -212,7 +221,11 @@ impl Link {
     }
 
     fn deliver_event(&self, job: u64, event: Event) {
-        let last = matches!(event, Event::Done { .. } | Event::Refused(_));
+        let done = matches!(event, Event::Done { .. });
+        if done {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+        let last = done || matches!(event, Event::Refused(_));
         let mut table = self.lock();
         let sender = match table.jobs.get(&job) {
             None => return,
