@@ -27,7 +27,7 @@ pub struct Node {
     pub name: String,
     /// Identity key and registration. Default `~/.local/share/hearth-node`, or `/var/lib/hearth-node` as root.
     pub state_dir: PathBuf,
-    /// Local UDP address. Default `0.0.0.0:0`.
+    /// Local UDP address. Default `[::]:0`, which is IPv4 too, and IPv4 alone where there is no IPv6.
     pub bind: SocketAddr,
     /// Metrics; loopback only; `None` = off (the default).
     pub admin_listen: Option<SocketAddr>,

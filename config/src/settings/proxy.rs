@@ -7,7 +7,7 @@ use std::time::Duration;
 
 pub use super::classifier::Classifier;
 pub use super::plan::{Plan, Price, Prices, WhenUsedUp, Zone};
-pub use super::remote::{Burst, Fields, Hook, MaxTokensField, Remote, RemoteUrl};
+pub use super::remote::{Burst, Fields, Hook, Hours, MaxTokensField, Remote, RemoteUrl};
 pub use super::store::{Login, OnFailure, Redis, RedisTls, Servers, Store};
 use crate::ids::Tenant;
 use crate::tier::Tier;

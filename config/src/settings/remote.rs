@@ -1,11 +1,13 @@
 //! `[[remote]]`: a tier that a server outside the tunnel runs. Types only; what they mean on the wire is the proxy's.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::plan::Price;
 use crate::secret::Secret;
 use crate::tier::Tier;
+use crate::zone::Zone;
 
 /// A server that speaks `OpenAI`'s API and stands in for a tier of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,8 +147,62 @@ pub struct Burst {
     pub takes: Duration,
     /// It is stopped when nobody has wanted it for so long. Default 15 min.
     pub idle_stop: Duration,
+    /// When it is kept running though nobody asks; `None`: never.
+    pub warm_hours: Option<Hours>,
+    /// Whose clocks show them.
+    pub zone: Zone,
     /// Starts within an hour, over all proxies of one store. Default 6.
     pub starts_per_hour: u32,
+}
+
+/// Hours of every day, such as `08:00-23:30`. May pass midnight; `00:00-24:00` is always.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hours {
+    /// Minutes since midnight.
+    from: u16,
+    /// The first minute that is not in them any more.
+    to: u16,
+}
+
+/// The text names no hours of a day.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("hours of a day are two different times such as 08:00-23:00")]
+pub struct NoHours;
+
+impl FromStr for Hours {
+    type Err = NoHours;
+
+    fn from_str(text: &str) -> Result<Self, NoHours> {
+        let (from, to) = text.split_once('-').ok_or(NoHours)?;
+        let (from, to) = (minute(from).ok_or(NoHours)?, minute(to).ok_or(NoHours)?);
+        let is_some_time = from != to && from < DAY_MINUTES;
+        is_some_time.then_some(Self { from, to }).ok_or(NoHours)
+    }
+}
+
+impl Hours {
+    /// Whether a minute of the day lies in them.
+    pub const fn holds(self, minute: u16) -> bool {
+        if self.from < self.to {
+            self.from <= minute && minute < self.to
+        } else {
+            self.from <= minute || minute < self.to
+        }
+    }
+}
+
+const DAY_MINUTES: u16 = 24 * 60;
+
+/// Minutes since midnight of `HH:MM`, at most `24:00`.
+fn minute(text: &str) -> Option<u16> {
+    let (hours, minutes) = text.split_once(':')?;
+    let number = |digits: &str| {
+        let is_whole = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        is_whole.then(|| digits.parse::<u16>().ok()).flatten()
+    };
+    let (hours, minutes) = (number(hours)?, number(minutes)?);
+    let total = hours * 60 + minutes;
+    (minutes < 60 && total <= DAY_MINUTES).then_some(total)
 }
 
 /// What is done to start or stop a server.
@@ -156,4 +212,50 @@ pub enum Hook {
     Url(RemoteUrl),
     /// A program and its arguments; no shell reads them.
     Command(Vec<String>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_begin_with_their_first_minute_end_before_their_last_and_may_pass_midnight() {
+        let [day, night, always, late]: [Hours; 4] =
+            ["08:00-23:30", "22:15-06:00", "00:00-24:00", "20:00-00:00"]
+                .map(|text| text.parse().unwrap());
+        for (minute, expected) in [
+            (0, [false, true, true, false]),
+            (359, [false, true, true, false]),
+            (360, [false, false, true, false]),
+            (480, [true, false, true, false]),
+            (1_334, [true, false, true, true]),
+            (1_335, [true, true, true, true]),
+            (1_409, [true, true, true, true]),
+            (1_410, [false, true, true, true]),
+            (1_439, [false, true, true, true]),
+        ] {
+            let found = [day, night, always, late].map(|hours| hours.holds(minute));
+            assert_eq!(found, expected, "minute {minute}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_of_day_is_no_hours() {
+        for wrong in [
+            "",
+            "-",
+            "8:00-23:00",
+            "08:00",
+            "08:00-",
+            "08:60-09:00",
+            "24:00-08:00",
+            "08:00-24:01",
+            "08:00-08:00",
+            "08:00-23:00 ",
+            "+8:00-23:00",
+            "08:00–23:00",
+        ] {
+            assert_eq!(wrong.parse::<Hours>(), Err(NoHours), "{wrong:?}");
+        }
+    }
 }

@@ -51,12 +51,9 @@ pub struct Today {
 impl Today {
     /// The day and month that hold the moment.
     pub fn at(zone: Zone, now_unix_ms: u64) -> Self {
-        let rules = TimeZone::tzif(zone.as_str(), zone.rules()).unwrap_or(TimeZone::UTC);
-        let now_ms = i64::try_from(now_unix_ms)
-            .unwrap_or(LATEST_MS)
-            .min(LATEST_MS);
-        let now = Timestamp::from_millisecond(now_ms).unwrap_or(Timestamp::UNIX_EPOCH);
-        let date = rules.to_datetime(now).date();
+        let rules = rules(zone);
+        let (now_ms, shown) = on_the_wall(&rules, now_unix_ms);
+        let date = shown.date();
         let first = date.first_of_month();
         let tomorrow = date.tomorrow().unwrap_or(date);
         let next_month = date.last_of_month().tomorrow().unwrap_or(date);
@@ -79,6 +76,25 @@ impl Today {
     pub const fn holds(&self, now_unix_ms: u64) -> bool {
         self.day.starts_at_ms <= now_unix_ms && now_unix_ms < self.day.resets_at_ms
     }
+}
+
+/// The minute of the day, 0 to 1,439, that clocks in a zone show. Those between 2:00 and 3:00 may come twice a year, or not at all.
+pub fn minute_of_day(zone: Zone, now_unix_ms: u64) -> u16 {
+    let time = on_the_wall(&rules(zone), now_unix_ms).1.time();
+    u16::from(time.hour().unsigned_abs()) * 60 + u16::from(time.minute().unsigned_abs())
+}
+
+fn rules(zone: Zone) -> TimeZone {
+    TimeZone::tzif(zone.as_str(), zone.rules()).unwrap_or(TimeZone::UTC)
+}
+
+/// The moment in milliseconds that jiff takes, and what clocks show then.
+fn on_the_wall(rules: &TimeZone, now_unix_ms: u64) -> (i64, DateTime) {
+    let now_ms = i64::try_from(now_unix_ms)
+        .unwrap_or(LATEST_MS)
+        .min(LATEST_MS);
+    let now = Timestamp::from_millisecond(now_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    (now_ms, rules.to_datetime(now))
 }
 
 /// The first moment of a date. Where clocks are set forward over midnight it is when they are; where they are set back over it,

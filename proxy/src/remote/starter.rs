@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use config::settings::proxy::Burst;
+use policy::calendar::minute_of_day;
 use policy::waking::{Rules, Sleeper, Verdict};
 use tokio::sync::Notify;
 
@@ -75,6 +76,13 @@ impl Starter {
     /// A request is with it.
     pub fn used(&self) {
         self.sleeper().used(Instant::now());
+    }
+
+    /// Whether it is to run now though nobody asks.
+    pub(super) fn is_kept_warm(&self, now_unix_ms: u64) -> bool {
+        let minute = minute_of_day(self.burst.zone, now_unix_ms);
+        let hours = self.burst.warm_hours;
+        hours.is_some_and(|hours| hours.holds(minute))
     }
 
     /// How long what this proxy holds at the store outlives it.
@@ -153,6 +161,7 @@ impl Starter {
 #[cfg(test)]
 mod tests {
     use config::settings::proxy::Hook;
+    use config::zone::Zone;
 
     use super::*;
 
@@ -166,6 +175,8 @@ mod tests {
                 ready_timeout: Duration::from_mins(1),
                 takes: Duration::from_secs(5),
                 idle_stop: Duration::from_secs(idle_secs),
+                warm_hours: None,
+                zone: Zone::default(),
                 starts_per_hour: 1,
             };
             Starter::new("gpu", burst)

@@ -1,7 +1,7 @@
 //! The node's sections.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -135,8 +135,8 @@ fn node(mut section: Section<'_>) -> Node {
         name: name.unwrap_or_else(|| host_name(&machine.host_name)),
         state_dir: state_dir.unwrap_or_default(),
         bind: section
-            .parsed("bind", "an address with port such as 0.0.0.0:0")
-            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
+            .parsed("bind", "an address with port such as [::]:0")
+            .unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
         admin_listen: section.loopback("admin_listen").and_then(Loopback::address),
         api_listen: section.loopback("api_listen").and_then(Loopback::address),
         memory_max: section.bytes("memory_max", 1..=u64::MAX),

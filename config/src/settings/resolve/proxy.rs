@@ -39,7 +39,7 @@ pub(in crate::settings) fn settings(mut root: Section<'_>) -> Settings {
         usage: usage(root.section("usage")),
         store: store(root.section("store")),
         routing: routing(root.section("routing"), &server),
-        remotes: remotes(&mut root, &server),
+        remotes: remotes(&mut root, &server, limits.time_zone),
         log: log(root.section("log")),
         server,
         tls,

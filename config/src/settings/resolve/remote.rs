@@ -10,6 +10,7 @@ use crate::settings::proxy::{Burst, Fields, Hook, MaxTokensField, Remote, Remote
 use crate::settings::read::Section;
 use crate::settings::remote::is_private;
 use crate::tier::Tier;
+use crate::zone::Zone;
 
 /// Remote tiers of one proxy.
 const REMOTES_MAX: usize = 64;
@@ -30,15 +31,17 @@ const URL: &str = "an address such as \"https://api.example.org/v1\" or \"http:/
 const MODEL: &str = "1 to 256 printable characters";
 /// A request that waited for a start has so long left for its answer, unless the settings say otherwise.
 const ANSWER_SECS: u64 = 60;
+const WARM_HOURS: &str =
+    "hours of the day such as \"08:00-23:00\", by the clocks of limits.time_zone";
 /// The program and its arguments.
 const ARGUMENTS_MAX: usize = 64;
 
-/// All `[[remote]]`.
-pub(super) fn remotes(root: &mut Section<'_>, server: &Server) -> Vec<Remote> {
+/// All `[[remote]]`. `zone`: where clocks hang.
+pub(super) fn remotes(root: &mut Section<'_>, server: &Server, zone: Zone) -> Vec<Remote> {
     let mut names = BTreeSet::new();
     let mut remotes = Vec::new();
     for section in root.sections("remote", REMOTES_MAX) {
-        remotes.extend(remote(section, &mut names, server));
+        remotes.extend(remote(section, &mut names, (server, zone)));
     }
     remotes
 }
@@ -46,7 +49,7 @@ pub(super) fn remotes(root: &mut Section<'_>, server: &Server) -> Vec<Remote> {
 fn remote(
     mut section: Section<'_>,
     names: &mut BTreeSet<String>,
-    server: &Server,
+    (server, zone): (&Server, Zone),
 ) -> Option<Remote> {
     let name = section.checked_text("name", NAME, is_name);
     section.missing("name", NAME);
@@ -64,7 +67,7 @@ fn remote(
     let key = section.secret("key", "key_file");
     let local = section.boolean("local");
     let price = prices(&mut section);
-    let burst = burst(section.section("burst"), plain, server);
+    let burst = burst(section.section("burst"), plain, (server, zone));
     let remote = Remote {
         name: name.unwrap_or_default(),
         tier: tier.unwrap_or(Tier::Primary),
@@ -135,7 +138,7 @@ fn modalities(section: &mut Section<'_>) -> Vec<String> {
 }
 
 /// The tier sleeps until it is wanted.
-fn burst(mut section: Section<'_>, plain: bool, server: &Server) -> Option<Burst> {
+fn burst(mut section: Section<'_>, plain: bool, (server, zone): (&Server, Zone)) -> Option<Burst> {
     let start = hook(&mut section, ("start_url", "start_command"), plain);
     let stop = hook(&mut section, ("stop_url", "stop_command"), plain);
     let key = section.secret("key", "key_file");
@@ -148,8 +151,15 @@ fn burst(mut section: Section<'_>, plain: bool, server: &Server) -> Option<Burst
     let takes = secs(&mut section, "takes_secs", 1, 600, takes_secs);
     let idle_stop = secs(&mut section, "idle_stop_secs", 10, 86_400, 900);
     let starts_per_hour = section.integer("starts_per_hour", 1..=3600).unwrap_or(6);
+    let warm_hours = section.parsed("warm_hours", WARM_HOURS);
     if start.is_none() {
-        let others = ["stop_url", "stop_command", "key", "starts_per_hour"];
+        let others = [
+            "stop_url",
+            "stop_command",
+            "key",
+            "starts_per_hour",
+            "warm_hours",
+        ];
         let given = ready.into_iter().chain(others);
         for key in given.filter(|key| section.was_given(key)) {
             let message = "means nothing without start_url or start_command";
@@ -186,6 +196,8 @@ fn burst(mut section: Section<'_>, plain: bool, server: &Server) -> Option<Burst
         ready_timeout,
         takes,
         idle_stop,
+        warm_hours,
+        zone,
         starts_per_hour,
     })
 }

@@ -1,7 +1,7 @@
 use config::settings::proxy::{Plan, Zone};
 use proptest::prelude::*;
 
-use super::{Calendar, Today};
+use super::{Calendar, Today, minute_of_day};
 use crate::testing::limits;
 
 const HOUR: u64 = 3_600_000;
@@ -18,6 +18,25 @@ fn utc(text: &str) -> u64 {
 
 fn hours(today: &Today) -> u64 {
     (today.day.resets_at_ms - today.day.starts_at_ms) / HOUR
+}
+
+#[test]
+fn the_minute_of_the_day_is_what_clocks_in_the_zone_show() {
+    for (name, at, expected) in [
+        ("UTC", "2026-11-21T00:00:00Z", (0, 0)),
+        ("UTC", "2026-11-21T23:59:59.999Z", (23, 59)),
+        ("Europe/Berlin", "2026-11-21T23:30:00Z", (0, 30)),
+        ("Europe/Berlin", "2026-06-21T22:30:00Z", (0, 30)),
+        ("America/New_York", "2026-11-21T03:05:00Z", (22, 5)),
+        // The hour that does not exist in spring.
+        ("Europe/Berlin", "2026-03-29T00:59:00Z", (1, 59)),
+        ("Europe/Berlin", "2026-03-29T01:00:00Z", (3, 0)),
+    ] {
+        let (hour, minute) = expected;
+        let found = minute_of_day(zone(name), utc(at));
+        assert_eq!(found, hour * 60 + minute, "{name} {at}");
+    }
+    assert!(minute_of_day(Zone::default(), u64::MAX) < 1_440);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use config::settings::proxy::{Burst, Hook, Remote};
 use config::tier::Tier::{Heavy, Primary};
+use config::zone::Zone;
+use policy::calendar::minute_of_day;
 use policy::registry::ListedState;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -14,19 +16,29 @@ use super::house::{House, Plans, to};
 use super::node::{Act, answer};
 use super::outside::{listed, plans, until};
 use super::peer::{Peer, Says};
+use crate::admin::server::now_unix_ms;
 use crate::store::redis::tests::RedisServer;
 use crate::store::{Embedded, Store};
 
 fn burst(peer: &Peer, idle_ms: u64) -> Plans {
-    let burst = Burst {
+    cloud(peer, billed(peer, idle_ms))
+}
+
+fn billed(peer: &Peer, idle_ms: u64) -> Burst {
+    Burst {
         start: Hook::Url(peer.url("/start")),
         stop: Some(Hook::Url(peer.url("/stop"))),
         key: None,
         ready_timeout: Duration::from_secs(20),
         takes: Duration::from_secs(5),
         idle_stop: Duration::from_millis(idle_ms),
+        warm_hours: None,
+        zone: Zone::default(),
         starts_per_hour: 10,
-    };
+    }
+}
+
+fn cloud(peer: &Peer, burst: Burst) -> Plans {
     plans(vec![Remote {
         burst: Some(burst),
         ..peer.remote(Heavy)
@@ -220,4 +232,47 @@ async fn a_server_that_cannot_be_stopped_still_serves() {
     assert_eq!(second.json()["_routing"]["node"], "cloud");
     peer.stops_fail(0);
     until("it is stopped in the end", || !peer.is_on()).await;
+}
+
+#[tokio::test]
+async fn in_its_hours_a_server_runs_though_nobody_asks_and_comes_back_when_it_went_away() {
+    let (_folder, store) = embedded();
+    let peer = sleeping(1).await;
+    let warm = Burst {
+        warm_hours: Some("00:00-24:00".parse().unwrap()),
+        ..billed(&peer, 200)
+    };
+    let house = House::on(store, cloud(&peer, warm), vec![]).await;
+    listed(&house, "big", ListedState::Ready).await;
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!((peer.starts(), peer.stops()), (1, 0), "seven times as long as it is kept otherwise");
+
+    peer.is_taken_away();
+    until("it is started again", || peer.starts() == 2).await;
+    listed(&house, "big", ListedState::Ready).await;
+    assert_eq!(peer.stops(), 0);
+}
+
+#[tokio::test]
+async fn out_of_its_hours_a_server_sleeps_until_it_is_wanted() {
+    let (_folder, store) = embedded();
+    let peer = sleeping(1).await;
+    let now = minute_of_day(Zone::default(), now_unix_ms());
+    let later = |hours: u16| {
+        let minute = (now + hours * 60) % 1_440;
+        format!("{:02}:{:02}", minute / 60, minute % 60)
+    };
+    let hours = format!("{}-{}", later(2), later(4));
+    let warm = Burst {
+        warm_hours: Some(hours.parse().unwrap()),
+        ..billed(&peer, 200)
+    };
+    let house = House::on(store, cloud(&peer, warm), vec![]).await;
+    listed(&house, "big", ListedState::Sleeping).await;
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(peer.starts(), 0);
+
+    let (client, _) = house.chat(&to("big")).await;
+    assert_eq!(client.status.unwrap(), 200, "{}", client.text());
+    until("it is stopped", || peer.stops() == 1).await;
 }

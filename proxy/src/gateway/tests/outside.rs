@@ -7,6 +7,7 @@ use std::time::Duration;
 use config::settings::plan::Price;
 use config::settings::proxy::{Burst, Fields, Hook, MaxTokensField, Remote};
 use config::tier::Tier::{Fast, Heavy, Primary};
+use config::zone::Zone;
 use http::Method;
 use policy::record::Ending;
 use policy::registry::ListedState;
@@ -335,6 +336,8 @@ fn burst(peer: &Peer, change: impl FnOnce(&mut Burst)) -> Remote {
         ready_timeout: Duration::from_secs(20),
         takes: Duration::from_secs(5),
         idle_stop: Duration::from_mins(10),
+        warm_hours: None,
+        zone: Zone::default(),
         starts_per_hour: 3,
     };
     change(&mut burst);

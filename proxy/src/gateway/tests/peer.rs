@@ -142,6 +142,12 @@ impl Peer {
         self.stage.up.store(false, Ordering::SeqCst);
     }
 
+    /// Whoever rents the machine out takes it away.
+    pub(super) fn is_taken_away(&self) {
+        self.stage.on.store(false, Ordering::SeqCst);
+        self.crashes();
+    }
+
     /// Whether it costs money.
     pub(super) fn is_on(&self) -> bool {
         self.stage.on.load(Ordering::SeqCst)

@@ -182,8 +182,13 @@ impl Watcher {
             .rooms
             .fleet
             .with(|router| router.in_flight(&self.backend()));
-        if at_work > 0 {
+        let is_kept_warm = starter.is_kept_warm(now_unix_ms());
+        if at_work > 0 || is_kept_warm {
             starter.used();
+        }
+        if is_kept_warm && !starter.is_awake() {
+            // After a start that failed it says no for a while.
+            let _started_or_not = starter.want();
         }
         self.tell_metrics(starter);
         if self.is_to_be_stopped(starter) {
