@@ -14,6 +14,10 @@ tests/bench.sh AREA
            beside a transfer that saturates 20 Mbit/s, and a hub that is killed. All figures in target/bench-tunnel.json.
            HOME_ROUNDS=1 SEED=1 for the home links. Needs root (network namespaces) for the peers only.
 
+  hub      What thousands of peers cost a hub: memory and CPU of 10,000 idle ones and its start with them (idle), how soon 1,000 are back
+           after it restarted (storm), what a stream keeps beside 2,000 forged handshakes a second (flood), and two drivers against
+           one (shards). No peer has these figures: the limits are the project's own (12 KB, 2 % of a core, 2 s; 5 s; 90 %).
+
   admission  A full admission with six counters and its settlement: in process (embedded store, the disk writing along), and in a
            Redis of its own beside an empty script on the same connection, with 1 and with 64 callers. Then requests/s of a proxy
            with everything on (cached JWT, a plan with every limit, reservation, ledger) against the same program on a store that
@@ -499,6 +503,21 @@ tunnel() {
       reconnect_ms: $gap, embedded_reconnect_ms: $embedded_gap}'
 }
 
+# --- hub -----------------------------------------------------------------------------------------------------------
+
+hub() {
+  say "building"
+  cargo build --locked --release --quiet -p tunnel --example hub
+  local example="${CARGO_TARGET_DIR:-target}/release/examples/hub" act figures all='{"area":"hub"}'
+  for act in "idle 10000 60" "storm 1000" "flood 2000" "shards 4"; do
+    # shellcheck disable=SC2086 # words of its own
+    figures=$("$example" $act | tail -n 1)
+    say "$figures"
+    all=$(jq -c --arg act "${act%% *}" --argjson figures "$figures" '.[$act] = ($figures | del(.area, .counters))' <<< "$all")
+  done
+  echo "$all"
+}
+
 # --- engine --------------------------------------------------------------------------------------------------------
 
 llama_cpp_python=0.3.36 # vendors llama.cpp "0.5.0-dev", the nearest below the bundled one that a package index carries whole
@@ -656,7 +675,7 @@ routing() {
 }
 
 case ${1:-} in
-  edge | admission | tunnel | engine | routing) "$1" ;;
+  edge | admission | tunnel | hub | engine | routing) "$1" ;;
   -h | --help) usage ;;
   *) usage >&2; exit 64 ;;
 esac

@@ -110,6 +110,14 @@ if $install; then
   install_rust
 fi
 
+# Where namespaces are given, no story may leave them out in silence; elsewhere those about them say so and end.
+own_world='ip link set lo up && mount -t tmpfs none /run && mount --bind /etc/hosts /etc/hosts && ip tuntap add mode tun name probe'
+if unshare --user --map-root-user --net --mount sh -c "$own_world" 2> /dev/null && command -v wireguard-go > /dev/null; then
+  export HEARTH_NAMESPACES=given
+else
+  say "this machine gives no namespaces: the tunnel is tested with its embedded back-end only"
+fi
+
 say "formatting"
 cargo fmt --all --check
 if $fast; then

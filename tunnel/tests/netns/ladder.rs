@@ -15,7 +15,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use tunnel::{Backend, PrivateKey, Tunnel};
 
-use crate::place::inside;
+use crate::place::{inside, is_required};
 use crate::support::{
     HUB, PATIENCE, echo, exchange, hub_as_peer, node_address, node_as_peer, pattern, settings,
     soon, tell,
@@ -169,6 +169,14 @@ fn has_tun() -> bool {
         tell("this machine has no /dev/net/tun");
     }
     is_there
+}
+
+/// Otherwise all stories of this suite would be told on the embedded back-end, and nobody would know.
+#[tokio::test]
+async fn a_machine_that_gives_namespaces_gives_them_to_these_stories() {
+    let tunnel = Tunnel::start(settings(PrivateKey::generate(), HUB)).await;
+    let backend = tunnel.unwrap().backend();
+    assert!(backend == Backend::Netns || !is_required(), "{backend:?}");
 }
 
 #[tokio::test]
