@@ -267,6 +267,8 @@ fn uplink(
         rekey: node.rekey,
         refused_retry: node.refused_retry,
         hubs: watch::Sender::default(),
+        proxy: watch::Sender::default(),
+        again: Arc::default(),
         stirred: Arc::default(),
         window: Window::default(),
     }

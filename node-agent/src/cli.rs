@@ -25,6 +25,8 @@ use crate::status::{self, ProxyStatus, Status};
 use crate::tiers::Launcher;
 use crate::unmanaged;
 
+mod help;
+
 /// Where the local API listens when nothing says otherwise.
 const API_PORT: u16 = 8090;
 const FAILED: u8 = 1;
@@ -56,10 +58,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Join a proxy with the link that `hearth-proxy node invite` prints.
-    #[command(after_help = "Example:
-  hearth-node join 'https://llm.example.org/join#hearth_nj_...' --config node.toml
-
-In quotes: the link holds a # and an &.")]
+    #[command(after_help = help::JOIN)]
     Join {
         /// The link, in quotes.
         link: String,
@@ -99,10 +98,10 @@ In quotes: the link holds a # and an &.")]
         arg_required_else_help = true,
         after_help = "Examples:
   hearth-node config check node.toml
-  hearth-node config --wg-quick 'https://llm.example.org/join#hearth_nj_...' --tier heavy --port 11434 > hearth.conf
+  (umask 077; hearth-node config --wg-quick 'https://llm.example.org/join#hearth_nj_...' --tier heavy --port 11434 > hearth.conf)
 
 The second writes to standard output what `wg-quick up` reads: behind any stock WireGuard, any server that speaks OpenAI's API (Ollama,
-llama-server, vLLM) becomes a node; the proxy looks at it by itself. The file holds a private key: keep it mode 0600."
+llama-server, vLLM) becomes a node; the proxy looks at it by itself. The file holds a private key: with umask 077 nobody else can read it."
     )]
     Config {
         #[command(flatten)]
@@ -121,8 +120,7 @@ llama-server, vLLM) becomes a node; the proxy looks at it by itself. The file ho
         output: Output,
     },
     /// Look at everything between this machine and its proxy, and say what is wrong and what to do. Exit code 1 if something fails.
-    #[command(after_help = "Example:
-  hearth-node doctor --config node.toml")]
+    #[command(after_help = help::DOCTOR)]
     Doctor {
         #[command(flatten)]
         settings: SettingsFile,

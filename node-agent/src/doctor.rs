@@ -1,5 +1,6 @@
 //! `hearth-node doctor`: looks at everything between this machine and its proxy, in the order in which it is needed, and says for each what
-//! is wrong and what to do. Changes nothing; while the agent runs it asks the agent and opens no tunnel of its own.
+//! is wrong and what to do. Changes nothing; while the agent runs it asks the agent and opens no tunnel of its own: the proxy would take that
+//! for the agent, and cut what runs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use tunnel::{PathKind, Peer, PeerStatus, PrivateKey, Tunnel};
 
 use crate::hub::{Hub, HubError};
-use crate::identity::{Identity, Member};
+use crate::identity::{Identity, Member, StateError, StateLock};
 use crate::join::Pin;
 use crate::register::Place;
 use crate::report::back_end;
@@ -67,21 +68,72 @@ pub async fn examine(settings: &Settings) -> Vec<Check> {
             return checks;
         }
     };
-    let Some(address) = dns(&member.proxy, &mut checks).await else {
+    let status = status::ask(state_dir).await;
+    if let Ok(status) = &status {
+        checks.extend(asked(status));
+    }
+    let mut outside = Vec::new();
+    let is_up = reached(&member, &hub, &mut outside).await;
+    if status.is_ok_and(|status| serves_through_another(&status, &member.proxy)) {
+        outside = outside.into_iter().map(softened).collect();
+        checks.extend(outside);
         return checks;
+    }
+    checks.extend(outside);
+    if !checks.iter().any(|check| check.what == "agent") {
+        checks.extend(agentless(settings, &member, is_up.then_some(&hub)).await);
+    }
+    checks
+}
+
+/// Whether the proxy that this machine joined is there, whatever runs here.
+async fn reached(member: &Member, hub: &Hub, checks: &mut Vec<Check>) -> bool {
+    let Some(address) = dns(&member.proxy, checks).await else {
+        return false;
     };
     checks.push(path(address).await);
-    let is_up = https(&member, &hub, &mut checks).await;
-    match status::ask(state_dir).await {
-        Ok(status) => checks.extend(asked(&status)),
-        Err(_nobody) => {
-            let said = "no agent runs: start it with `hearth-node run`; if it should run, its log says why not (`journalctl -u hearth-node`)";
-            checks.push(check("agent", Verdict::Warn, said));
-            // A registration over HTTPS comes first.
-            if is_up {
-                checks.extend(tried(settings, &member, &hub).await);
-            }
+    https(member, hub, checks).await
+}
+
+/// Whether the agent is connected to a proxy other than this one.
+fn serves_through_another(status: &Status, proxy: &str) -> bool {
+    let mut proxies = status.proxies.iter();
+    proxies.any(|other| other.standing == "connected" && other.url != proxy)
+}
+
+/// What is wrong with one of several proxies stops nothing.
+fn softened(check: Check) -> Check {
+    if check.verdict != Verdict::Fail {
+        return check;
+    }
+    let said = format!("{}; the agent serves through another proxy", check.said);
+    Check {
+        verdict: Verdict::Warn,
+        said,
+        ..check
+    }
+}
+
+/// What there is to see where no agent answers; `hub` if it can be asked.
+async fn agentless(settings: &Settings, member: &Member, hub: Option<&Hub>) -> Vec<Check> {
+    let state_dir = &settings.node.state_dir;
+    // Held to the end: an agent that starts meanwhile would be cut off by our registration.
+    let _lock = match StateLock::take_existing(state_dir) {
+        Ok(lock) => lock,
+        Err(StateError::Taken(_)) => {
+            let said = format!(
+                "an agent runs with {} but does not answer, so its tunnel is left alone: ask as the same user, or see its log (`journalctl -u hearth-node`)",
+                state_dir.display()
+            );
+            return vec![check("agent", Verdict::Fail, said)];
         }
+        Err(error) => return vec![check("agent", Verdict::Fail, error.to_string())],
+    };
+    let said = "no agent runs: start it with `hearth-node run`; if it should run, its log says why not (`journalctl -u hearth-node`)";
+    let mut checks = vec![check("agent", Verdict::Warn, said)];
+    // A registration over HTTPS comes first.
+    if let Some(hub) = hub {
+        checks.extend(tried(settings, member, hub).await);
     }
     checks
 }
@@ -128,7 +180,14 @@ fn asked(status: &Status) -> Vec<Check> {
         .iter()
         .filter_map(|proxy| proxy.back_end.as_deref());
     checks.extend(back_ends.next().map(told_back_end));
-    checks.extend(status.proxies.iter().flat_map(running));
+    for proxy in &status.proxies {
+        let found = running(proxy);
+        if serves_through_another(status, &proxy.url) {
+            checks.extend(found.into_iter().map(softened));
+        } else {
+            checks.extend(found);
+        }
+    }
     checks
 }
 

@@ -87,6 +87,16 @@ pub enum HubError {
         /// The proxy's sentence.
         message: String,
     },
+    /// The proxy cannot now, and says why; asked again, it may.
+    #[error("the proxy {url} cannot do it now: {message} ({code})")]
+    Away {
+        /// Its origin.
+        url: String,
+        /// The code of the error body.
+        code: String,
+        /// The proxy's sentence.
+        message: String,
+    },
     /// The answer makes no sense.
     #[error("{url} does not answer like a Hearth proxy: {reason}")]
     Odd {
@@ -102,7 +112,10 @@ impl HubError {
     pub const fn is_passing(&self) -> bool {
         match self {
             // A clock is set by the network sooner or later, and nobody need do anything here then.
-            Self::Unreachable { .. } | Self::WrongTime { .. } | Self::Odd { .. } => true,
+            Self::Unreachable { .. }
+            | Self::WrongTime { .. }
+            | Self::Away { .. }
+            | Self::Odd { .. } => true,
             Self::WrongKey { .. } | Self::Untrusted { .. } | Self::Refused { .. } => false,
         }
     }
@@ -115,6 +128,7 @@ impl HubError {
             Self::Untrusted { .. } => "untrusted",
             Self::WrongTime { .. } => "clock",
             Self::Refused { code, .. } => reason(code),
+            Self::Away { .. } => "away",
             Self::Odd { .. } => "odd",
         }
     }
@@ -148,11 +162,9 @@ fn explain(code: &str, message: &str) -> String {
             "the proxy does not know this join link; was it made by another proxy, or revoked?"
         }
         "join_token_malformed" => "the join link is damaged; copy it again, whole and in quotes",
-        "node_pending" => return message.to_owned(),
+        // Of these the node knows more than the code says.
+        "node_pending" | "node_revoked" if !message.is_empty() => return message.to_owned(),
         "node_unknown" => "the proxy does not know this node any more; join again with a new link",
-        "node_revoked" => {
-            "this node was revoked at the proxy, for ever; to come back as a new node, stop it, delete its state directory and join with a new link"
-        }
         "signature_invalid" => {
             "the proxy does not accept this node's signature; was the identity file replaced? join again with a new link"
         }
@@ -225,7 +237,8 @@ impl Hub {
             nonce,
             signature,
         };
-        self.post("/v1/nodes/enroll", &request).await
+        let posted = self.post("/v1/nodes/enroll", &request).await;
+        posted.map_err(|error| told_what_next(error, identity, None))
     }
 
     /// Tells the proxy a WireGuard key of this start. What comes back holds all but one part of the pre-shared key; the other part is what
@@ -288,7 +301,7 @@ impl Hub {
     ) -> Result<RegisterReply, HubError> {
         request.signature = identity.sign(&register_message(&request));
         let posted = self.post("/v1/nodes/register", &request).await;
-        posted.map_err(|error| told_to_wait(error, &request.node_id))
+        posted.map_err(|error| told_what_next(error, identity, Some(&request.node_id)))
     }
 
     async fn nonce(&self) -> Result<String, HubError> {
@@ -331,27 +344,31 @@ impl Hub {
 
     fn refusal(&self, status: StatusCode, bytes: &[u8]) -> HubError {
         // 5xx and 429 pass by themselves.
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return HubError::Unreachable {
-                url: self.url.clone(),
-                reason: format!("it answers {status}"),
-            };
-        }
+        let passes = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        let url = self.url.clone();
         let Ok(body) = serde_json::from_slice::<ErrorBody>(bytes) else {
-            return self.odd(format!("it answers {status} without a reason"));
+            return if passes {
+                let reason = format!("it answers {status}");
+                HubError::Unreachable { url, reason }
+            } else {
+                self.odd(format!("it answers {status} without a reason"))
+            };
         };
-        let code = body.error.code.unwrap_or_default();
+        let (code, message) = (body.error.code.unwrap_or_default(), body.error.message);
+        if passes {
+            let code = if code.is_empty() {
+                status.as_u16().to_string()
+            } else {
+                code
+            };
+            return HubError::Away { url, code, message };
+        }
         // A nonce lives for a minute: a slow network is no verdict.
         if code == "nonce_expired" {
-            return HubError::Unreachable {
-                url: self.url.clone(),
-                reason: "the answer took longer than the nonce lives".to_owned(),
-            };
+            let reason = "the answer took longer than the nonce lives".to_owned();
+            return HubError::Unreachable { url, reason };
         }
-        HubError::Refused {
-            code,
-            message: body.error.message,
-        }
+        HubError::Refused { code, message }
     }
 
     fn failure(&self, error: &reqwest::Error) -> HubError {
@@ -412,20 +429,33 @@ fn untrusted(url: &str, error: &reqwest::Error) -> HubError {
     }
 }
 
-/// A node that waits says itself which words to compare: those of the proxy would prove nothing.
-fn told_to_wait(error: HubError, node_id: &NodeId) -> HubError {
-    match error {
-        HubError::Refused { code, .. } if code == "node_pending" => HubError::Refused {
-            code,
-            message: waiting_words(node_id),
-        },
-        other @ (HubError::Refused { .. }
-        | HubError::Unreachable { .. }
-        | HubError::WrongKey { .. }
-        | HubError::Untrusted { .. }
-        | HubError::WrongTime { .. }
-        | HubError::Odd { .. }) => other,
-    }
+/// What the node knows better than the proxy. One that waits says itself which words to compare: those of the proxy would prove nothing.
+fn told_what_next(error: HubError, identity: &Identity, node_id: Option<&NodeId>) -> HubError {
+    let HubError::Refused { code, message } = error else {
+        return error;
+    };
+    let message = match (code.as_str(), node_id) {
+        ("node_pending", Some(node_id)) => waiting_words(node_id),
+        ("node_revoked", _) => revoked_words(identity),
+        _ => message,
+    };
+    HubError::Refused { code, message }
+}
+
+/// What is left to do after a revocation. The models' hashes and locks lie beside these files, and stay.
+fn revoked_words(identity: &Identity) -> String {
+    let files: Vec<String> = identity
+        .files()
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    let remove = match files.as_slice() {
+        [] => String::new(),
+        files => format!(" remove {},", files.join(" and ")),
+    };
+    format!(
+        "this node was revoked at the proxy, for ever; to come back as a new node, stop it,{remove} and join with a new link"
+    )
 }
 
 /// What the person at a node that waits should know.
@@ -485,5 +515,48 @@ mod tests {
             true,
         );
         assert!(error.to_string().contains("no answer in time"), "{error}");
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_now_is_quoted_with_its_code_and_asked_again() {
+        // Another test of this process may have done it already.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let hub = Hub::new("https://a", None).expect("a client");
+        let sentence = "the proxy cannot reach its store: try again shortly";
+        let body = ErrorBody::new("server_error", "store_away", sentence);
+        let body = serde_json::to_vec(&body).expect("JSON");
+        for status in [
+            StatusCode::SERVICE_UNAVAILABLE,
+            StatusCode::TOO_MANY_REQUESTS,
+        ] {
+            let error = hub.refusal(status, &body);
+            assert_eq!(
+                error.to_string(),
+                format!("the proxy https://a cannot do it now: {sentence} (store_away)")
+            );
+            assert!(error.is_passing() && error.label() == "away");
+        }
+        let mute = hub.refusal(StatusCode::BAD_GATEWAY, b"<html>");
+        assert!(mute.to_string().contains("it answers 502"), "{mute}");
+        assert!(mute.is_passing() && mute.label() == "unreachable");
+    }
+
+    #[test]
+    fn a_revoked_node_is_told_which_two_files_make_it_that_node() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let identity = Identity::open(folder.path()).expect("an identity");
+        let refused = || HubError::Refused {
+            code: "node_revoked".to_owned(),
+            message: "this node was revoked".to_owned(),
+        };
+        let said = told_what_next(refused(), &identity, None).to_string();
+        for file in ["identity.pem", "node.json"] {
+            let path = folder.path().join(file).display().to_string();
+            assert!(said.contains(&path), "{path} in {said}");
+        }
+        assert!(!said.contains("directory"), "{said}");
+        let fleeting = Identity::fleeting().expect("a key");
+        let said = told_what_next(refused(), &fleeting, None).to_string();
+        assert!(said.contains("stop it, and join with a new link"), "{said}");
     }
 }

@@ -20,6 +20,7 @@ use crate::files;
 
 const KEY_FILE: &str = "identity.pem";
 const MEMBER_FILE: &str = "node.json";
+const LOCK_FILE: &str = "lock";
 const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----\n";
 const PEM_END: &str = "-----END PRIVATE KEY-----\n";
 const MEMBER_VERSION: u32 = 1;
@@ -62,6 +63,8 @@ fn io_error(path: &Path, source: io::Error) -> StateError {
 #[derive(Debug)]
 pub struct Identity {
     pair: Ed25519KeyPair,
+    /// Where it is kept.
+    path: Option<PathBuf>,
 }
 
 impl Identity {
@@ -88,7 +91,10 @@ impl Identity {
             PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|error| damaged(error.to_string()))?;
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der())
             .map_err(|error| damaged(format!("not an Ed25519 key ({error})")))?;
-        Ok(Self { pair })
+        Ok(Self {
+            pair,
+            path: Some(path.to_owned()),
+        })
     }
 
     /// A key that is kept nowhere, for a machine without an agent: nobody registers in its name again.
@@ -98,6 +104,7 @@ impl Identity {
         let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref());
         Ok(Self {
             pair: pair.map_err(|error| odd(error.to_string()))?,
+            path: None,
         })
     }
 
@@ -116,6 +123,13 @@ impl Identity {
         pem.push_str(PEM_END);
         files::replace(path, pem.as_bytes()).map_err(|error| io_error(path, error))?;
         Self::read(path, pem.as_bytes())
+    }
+
+    /// The files that make this machine the node it is; none for a fleeting one.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let key = self.path.clone();
+        let member = key.as_ref().map(|key| key.with_file_name(MEMBER_FILE));
+        key.into_iter().chain(member).collect()
     }
 
     /// Base64 of the public key, as it travels.
@@ -202,17 +216,31 @@ impl StateLock {
     /// Takes the lock.
     pub fn take(state_dir: &Path) -> Result<Self, StateError> {
         files::make_private_dir(state_dir).map_err(|error| io_error(state_dir, error))?;
-        let path = state_dir.join("lock");
+        let path = state_dir.join(LOCK_FILE);
         let file = fs::OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
             .map_err(|error| io_error(&path, error))?;
+        Self::hold(file, state_dir, &path)
+    }
+
+    /// Takes the lock where an agent ran before, and makes nothing: a file that somebody else makes here may keep the agent out for ever.
+    pub fn take_existing(state_dir: &Path) -> Result<Option<Self>, StateError> {
+        let path = state_dir.join(LOCK_FILE);
+        match fs::File::open(&path) {
+            Ok(file) => Self::hold(file, state_dir, &path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error(&path, error)),
+        }
+    }
+
+    fn hold(file: fs::File, state_dir: &Path, path: &Path) -> Result<Self, StateError> {
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(fs::TryLockError::WouldBlock) => Err(StateError::Taken(state_dir.to_owned())),
-            Err(fs::TryLockError::Error(error)) => Err(io_error(&path, error)),
+            Err(fs::TryLockError::Error(error)) => Err(io_error(path, error)),
         }
     }
 }
@@ -274,5 +302,10 @@ mod tests {
         ));
         drop(lock);
         StateLock::take(folder.path()).expect("free again");
+        let existing = StateLock::take_existing(folder.path()).expect("free");
+        assert!(existing.is_some() && StateLock::take(folder.path()).is_err());
+        let empty = tempfile::tempdir().expect("folder");
+        let none = StateLock::take_existing(empty.path()).expect("no file");
+        assert!(none.is_none() && !empty.path().join(LOCK_FILE).exists());
     }
 }

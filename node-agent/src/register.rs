@@ -117,17 +117,31 @@ async fn resolve(endpoint: &str, bind: SocketAddr, turn: usize) -> Result<Socket
         .await
         .map_err(|_elapsed| failed("no answer in time".to_owned()))?
         .map_err(|error| failed(error.to_string()))?;
-    // A socket bound to an IPv4 address reaches no IPv6 address.
-    let reachable: Vec<SocketAddr> = found
-        .filter(|address| address.is_ipv4() || bind.is_ipv6())
-        .collect();
-    let chosen = turn.checked_rem(reachable.len());
-    chosen
-        .and_then(|place| reachable.get(place))
-        .copied()
-        .ok_or_else(|| {
-            failed("it has no address of our kind; set node.bind to \"[::]:0\"".to_owned())
-        })
+    let found: Vec<SocketAddr> = found.collect();
+    choose(&found, bind, turn).ok_or_else(|| failed(unreachable(&found, bind)))
+}
+
+/// A socket bound to an IPv4 address reaches no IPv6 address, and one bound to an IPv6 address of its own no IPv4 address.
+fn choose(found: &[SocketAddr], bind: SocketAddr, turn: usize) -> Option<SocketAddr> {
+    let is_for_both = bind.is_ipv6() && bind.ip().is_unspecified();
+    let is_reachable = |address: &SocketAddr| is_for_both || address.is_ipv4() == bind.is_ipv4();
+    let reachable: Vec<SocketAddr> = found.iter().copied().filter(is_reachable).collect();
+    let place = turn.checked_rem(reachable.len())?;
+    reachable.get(place).copied()
+}
+
+/// Why none of these addresses is of use.
+fn unreachable(found: &[SocketAddr], bind: SocketAddr) -> String {
+    let Some(first) = found.first() else {
+        return "the name has neither an IPv4 nor an IPv6 address: check it in the DNS".to_owned();
+    };
+    let family = |is_ipv4: bool| if is_ipv4 { "IPv4" } else { "IPv6" };
+    format!(
+        "it has {} addresses alone, and node.bind = \"{bind}\" reaches only {}; set node.bind to \"[::]:{}\", which reaches both",
+        family(first.is_ipv4()),
+        family(bind.is_ipv4()),
+        bind.port()
+    )
 }
 
 /// Pauses that double from 1 s to 30 s, each shortened by up to half at random, so that nodes do not come back in step.
@@ -168,6 +182,7 @@ mod tests {
     fn reply(endpoint: &str) -> RegisterReply {
         RegisterReply {
             address: "fd48:6561:7274::2".parse().expect("an address"),
+            proxy: String::new(),
             hub: Hub {
                 public_key: STANDARD.encode([7; 32]),
                 endpoint: endpoint.to_owned(),
@@ -217,6 +232,33 @@ mod tests {
             matches!(ipv6, Err(PlaceError::Resolve { .. })),
             "an IPv4 socket cannot reach it"
         );
+    }
+
+    #[test]
+    fn the_first_address_comes_first_and_the_next_turn_takes_the_next_one() {
+        let [six, four]: [SocketAddr; 2] =
+            ["[2001:db8::1]:1", "192.0.2.1:1"].map(|text| text.parse().expect("an address"));
+        let both: SocketAddr = "[::]:0".parse().expect("an address");
+        for (turn, want) in [(0, six), (1, four), (2, six)] {
+            assert_eq!(choose(&[six, four], both, turn), Some(want));
+        }
+        let only_four: SocketAddr = "0.0.0.0:0".parse().expect("an address");
+        assert_eq!(choose(&[six, four], only_four, 0), Some(four));
+        let only_six: SocketAddr = "[2001:db8::9]:0".parse().expect("an address");
+        assert_eq!(choose(&[four, six], only_six, 0), Some(six));
+    }
+
+    #[test]
+    fn an_endpoint_out_of_reach_is_told_with_the_families_that_it_has() {
+        let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
+        let six = unreachable(&[at("[2001:db8::1]:1")], at("0.0.0.0:4500"));
+        assert!(six.contains("IPv6 addresses alone"), "{six}");
+        assert!(six.contains("set node.bind to \"[::]:4500\""), "{six}");
+        let four = unreachable(&[at("192.0.2.1:1")], at("[2001:db8::9]:0"));
+        assert!(four.contains("IPv4 addresses alone"), "{four}");
+        let none = unreachable(&[], at("[::]:0"));
+        assert!(!none.contains("node.bind"), "it is right already: {none}");
+        assert!(none.contains("neither an IPv4 nor an IPv6"), "{none}");
     }
 
     #[test]

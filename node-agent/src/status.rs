@@ -155,8 +155,7 @@ impl Teller {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut proxies: Vec<ProxyStatus> = lines.iter().map(ProxyStatus::of).collect();
         drop(lines);
-        let distance = |proxy: &ProxyStatus| proxy.round_trip_ms.unwrap_or(f64::INFINITY);
-        proxies.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+        nearest_first(&mut proxies);
         Status {
             proxies,
             fingerprint: config::fingerprint::words(&self.member.node_id).unwrap_or_default(),
@@ -199,6 +198,12 @@ impl Teller {
     }
 }
 
+/// By the round trip inside the tunnel; where it is not known comes last.
+fn nearest_first(proxies: &mut [ProxyStatus]) {
+    let distance = |proxy: &ProxyStatus| proxy.round_trip_ms.unwrap_or(f64::INFINITY);
+    proxies.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+}
+
 fn listen(path: &Path) -> io::Result<UnixListener> {
     // The state directory is locked by us, so a socket that is there is left over.
     match std::fs::remove_file(path) {
@@ -232,6 +237,33 @@ pub async fn ask(state_dir: &Path) -> io::Result<Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_proxy_is_shown_first_and_one_of_unknown_distance_last() {
+        let proxy = |url: &str, round_trip_ms| ProxyStatus {
+            url: url.to_owned(),
+            standing: "connected".to_owned(),
+            reason: None,
+            endpoint: None,
+            handshake_age_secs: None,
+            heard_secs_ago: None,
+            round_trip_ms,
+            carrier: None,
+            mtu: None,
+            back_end: None,
+            loss_percent: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
+        let mut proxies = [
+            proxy("unknown", None),
+            proxy("far", Some(180.0)),
+            proxy("near", Some(4.0)),
+        ];
+        nearest_first(&mut proxies);
+        let shown = proxies.map(|proxy| proxy.url);
+        assert_eq!(shown, ["near", "far", "unknown"]);
+    }
 
     #[tokio::test]
     async fn the_socket_is_its_owners_alone_even_where_one_was_left_over() {

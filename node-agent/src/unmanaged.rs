@@ -151,6 +151,7 @@ mod tests {
         let key = PrivateKey::from_bytes([7; 32]);
         let reply = RegisterReply {
             address: "fd48:6561:7274::2".parse().expect("an address"),
+            proxy: String::new(),
             hub: HubPlace {
                 public_key: STANDARD.encode([9; 32]),
                 endpoint: ":51820".to_owned(),

@@ -2,32 +2,35 @@
 //! session; a session that cannot be repaired is replaced by one with a new key.
 
 mod carrier;
+mod door;
 pub mod house;
+mod roster;
 mod session;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use config::wire::node::{HubPlace, RegisterReply};
+use config::wire::node::HubPlace;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tunnel::kem::Shared;
-use tunnel::{PrivateKey, PublicKey, Tunnel};
+use tunnel::{PrivateKey, Tunnel};
 
 use crate::http::{AgentToken, Front};
 use crate::hub::{Hub, HubError};
 use crate::identity::{Identity, Member};
 use crate::metrics::Metrics;
-use crate::register::{Backoff, Place};
+use crate::register::{Backoff, Place, PlaceError};
 use crate::report::Reports;
 use crate::tiers::Tiers;
 use crate::work::Work;
 
 use session::{End, Session};
+use turn::Turn;
 
 pub(crate) use session::wanted;
 
@@ -69,6 +72,15 @@ impl Standing {
             Self::Lost { reason } | Self::Refused { reason } => Some(reason),
         }
     }
+}
+
+/// Why there is no place.
+#[derive(Debug, thiserror::Error)]
+enum NoPlace {
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Odd(#[from] PlaceError),
 }
 
 /// The tunnel to a proxy while there is one, and the proxy's address inside.
@@ -115,6 +127,10 @@ pub struct Uplink {
     pub refused_retry: Duration,
     /// The proxies of the house, as each of them told last, by who told it.
     pub hubs: watch::Sender<BTreeMap<String, Vec<HubPlace>>>,
+    /// Which proxy this line has reached; empty while that is not known.
+    pub proxy: watch::Sender<String>,
+    /// Told when this line is to register again: another one took its registration over.
+    pub again: Arc<Notify>,
     /// Told whenever `standing` or `farewell` changed.
     pub stirred: Arc<Notify>,
     /// For the status command.
@@ -125,15 +141,15 @@ impl Uplink {
     /// Runs until `stop`; then the tunnel closes.
     pub async fn run(self, stop: CancellationToken) {
         let mut reports = Reports::new(self.member.node_id.clone(), self.front.waker().clone());
-        let mut try_count = 0;
+        let mut turn = Turn::default();
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let key = PrivateKey::generate();
-            let registered = self.registered(&key, &mut try_count);
+            let registered = self.registered(&key, &mut turn);
             let Some(place) = stop.run_until_cancelled(registered).await else {
                 return;
             };
-            match Session::start(&self, key, place, &mut try_count).await {
+            match Session::start(&self, key, place, &mut turn).await {
                 Ok(session) => {
                     backoff.reset();
                     match session.run(&mut reports, &stop).await {
@@ -158,10 +174,10 @@ impl Uplink {
     }
 
     /// Registers `key`, however often that must be tried.
-    async fn registered(&self, key: &PrivateKey, try_count: &mut usize) -> Place {
+    async fn registered(&self, key: &PrivateKey, turn: &mut Turn) -> Place {
         let mut backoff = Backoff::default();
         loop {
-            match self.register(key, try_count).await {
+            match self.register(key, turn.next()).await {
                 Ok(place) => return place,
                 Err(lasting) => {
                     let pause = if lasting {
@@ -176,45 +192,11 @@ impl Uplink {
     }
 
     /// Registers once. Logs and tells a failure; `Err(true)` if the proxy does not want us.
-    async fn register(&self, key: &PrivateKey, try_count: &mut usize) -> Result<Place, bool> {
-        *try_count += 1;
-        let public = key.public_key();
-        let began = Instant::now();
-        let who = (&self.member.node_id, self.start.as_str());
-        match self.hub.register(&self.identity, who, public).await {
-            Ok((reply, shared)) => {
-                self.hear_of(&reply.hubs);
-                self.place(reply, (&shared, public), (*try_count, began))
-                    .await
-            }
-            Err(error) => {
-                self.metrics.registration(error.label());
-                Err(self.not_registered(&error))
-            }
-        }
-    }
-
-    async fn place(
-        &self,
-        reply: RegisterReply,
-        keys: (&Shared, PublicKey),
-        (turn, began): (usize, Instant),
-    ) -> Result<Place, bool> {
-        let host = self.hub.host().unwrap_or_default();
-        match Place::from_reply(reply, keys, &host, self.bind, turn).await {
-            Ok(place) => {
-                self.metrics.registration("ok");
-                self.token.set(place.agent_token.clone());
-                tracing::info!(
-                    node_id = %self.member.node_id,
-                    address = %place.address,
-                    ms = began.elapsed().as_millis(),
-                    "registered with the proxy"
-                );
-                Ok(place)
-            }
-            Err(error) => {
-                self.metrics.registration("odd");
+    async fn register(&self, key: &PrivateKey, turn: usize) -> Result<Place, bool> {
+        match self.ask(key, turn).await {
+            Ok(place) => Ok(place),
+            Err(NoPlace::Hub(error)) => Err(self.not_registered(&error)),
+            Err(NoPlace::Odd(error)) => {
                 self.stand(Standing::Lost {
                     reason: error.to_string(),
                 });
@@ -222,6 +204,42 @@ impl Uplink {
                 Err(false)
             }
         }
+    }
+
+    /// Registers once; how the node stands is another matter.
+    async fn ask(&self, key: &PrivateKey, turn: usize) -> Result<Place, NoPlace> {
+        let public = key.public_key();
+        let began = Instant::now();
+        let who = (&self.member.node_id, self.start.as_str());
+        let registered = self.hub.register(&self.identity, who, public).await;
+        let (reply, shared) = registered.inspect_err(|error| {
+            self.metrics.registration(error.label());
+        })?;
+        self.reached(&reply.proxy);
+        self.hear_of(&reply.hubs);
+        let host = self.hub.host().unwrap_or_default();
+        let place = Place::from_reply(reply, (&shared, public), &host, self.bind, turn).await;
+        let place = place.inspect_err(|_odd| self.metrics.registration("odd"))?;
+        self.metrics.registration("ok");
+        self.token.set(place.agent_token.clone());
+        tracing::info!(
+            node_id = %self.member.node_id,
+            address = %place.address,
+            ms = began.elapsed().as_millis(),
+            "registered with the proxy"
+        );
+        Ok(place)
+    }
+
+    /// Notes which proxy this is, before what it tells of the others is looked at.
+    fn reached(&self, proxy: &str) {
+        self.proxy.send_if_modified(|known| {
+            let changed = known != proxy;
+            if changed {
+                proxy.clone_into(known);
+            }
+            changed
+        });
     }
 
     /// Says once what is wrong; true if it will not pass by itself.
@@ -266,6 +284,9 @@ impl Uplink {
             return;
         }
         let mut hubs = hubs.to_vec();
+        for place in &mut hubs {
+            place.url.truncate(place.url.trim_end_matches('/').len());
+        }
         hubs.sort();
         self.hubs.send_if_modified(|known| {
             let changed = known.get(self.hub.url()) != Some(&hubs);

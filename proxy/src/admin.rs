@@ -13,8 +13,8 @@ pub mod server;
 pub mod words;
 
 pub use api::{Answer, Api, ApiFacts, Asked};
-pub(crate) use operations::LookAtTunnel;
 pub use operations::{AdminError, Live, Operations};
+pub(crate) use operations::{COME_BACK, LookAtTunnel};
 
 /// The socket's name inside the state directory.
 pub const SOCKET_NAME: &str = "admin.sock";

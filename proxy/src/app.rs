@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use config::settings::proxy::{Limits, Settings};
-use config::wire::node::{HubPlace, REPORT_PORT};
+use config::settings::proxy::{Limits, Settings, Store as StoreSettings};
+use config::wire::node::REPORT_PORT;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -28,7 +28,7 @@ use crate::front::tls::Certificates;
 use crate::front::{Answer, Front, FrontError, FrontSettings, Handler};
 use crate::gateway::{Call, Gateway};
 use crate::nodes::fleet::Fleet;
-use crate::nodes::hubs::Hubs;
+use crate::nodes::hubs::{Hubs, name};
 use crate::nodes::peers::{Peers, Ride};
 use crate::nodes::pulse;
 use crate::nodes::report::ReportDesk;
@@ -197,7 +197,9 @@ impl App {
             guard_burst: limits.guard_burst,
             table_max: limits.table_max,
         };
-        ground.peers.inherit(&inherited.estate).await;
+        if let Some(proxy) = ground.peers.inherit(&inherited.estate).await {
+            ground.hubs.go_on_as(proxy);
+        }
         let front = Front::inheriting(front, inherited.listeners, handler, seen)?;
         let fleet = Arc::clone(&ground.fleet);
         let offer = Offer::bind(&settings.server.state_dir)
@@ -217,10 +219,7 @@ impl App {
         ground.manage(&settings, told, (edge, &crew)).await?;
         let members = Arc::clone(&ground.members);
         let hubs = Arc::clone(&ground.hubs);
-        hubs.be(Some(HubPlace {
-            url: settings.server.public_url.clone(),
-            pin: certificates.pin(),
-        }));
+        introduce(&hubs, &settings, certificates.pin());
         let (store, peers) = (Arc::clone(&ground.store), Arc::clone(&ground.peers));
         crew.employ(Arc::clone(&hubs).keep(Arc::clone(&store)));
         let reports = ReportDesk::new(members, Arc::clone(&fleet)).telling(Arc::clone(&hubs));
@@ -285,7 +284,7 @@ impl App {
             reached(&mut seen, Phase::Draining).await;
             reports.drain();
             house.hubs.say(&*house.store, true).await;
-            house.hubs.be(None);
+            house.hubs.leave();
             std::future::pending::<()>().await;
         };
         let drained = tokio::select! {
@@ -294,11 +293,23 @@ impl App {
         };
         // What the last answers used is charged before the store closes.
         gateway.settle(SETTLE_MAX).await;
-        let estate = house.peers.estate().await;
+        let estate = house.peers.estate(house.hubs.proxy()).await;
         crew.dismiss().await;
         tunnel.shutdown().await;
         handover::bequeath(&estate);
         Ok(drained?)
+    }
+}
+
+/// Has the other proxies name this one to their nodes, unless its address would lead those to themselves.
+fn introduce(hubs: &Hubs, settings: &Settings, pin: Option<String>) {
+    match name::warning(&settings.server) {
+        None => hubs.be(settings.server.public_url.clone(), pin),
+        Some(warning) if matches!(settings.store, StoreSettings::Redis(_)) => {
+            tracing::warn!("the other proxies of this store do not hear of this one: {warning}");
+        }
+        // Nobody else would hear.
+        Some(_warning) => {}
     }
 }
 

@@ -1,12 +1,13 @@
 //! Machines that lose their power: what waits for them ends in time, what was pooled is dropped, and they are back soon after they are.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::json;
 use tests::node::{Node, slow};
 use tests::process::free_udp_port;
-use tests::proxy::Proxy;
+use tests::proxy::{HOME, NEW_HOME, Proxy};
 use tests::shaper::{Shaper, Weather};
 use tests::wait::until;
 
@@ -18,6 +19,10 @@ const POOLED: usize = 200;
 const NOTICED_MAX: Duration = Duration::from_secs(10);
 /// A machine that starts again serves again.
 const BACK_MAX: Duration = Duration::from_secs(3);
+/// A house that has moved is found when the old one has been silent for ten seconds at the latest.
+const MOVED_MAX: Duration = Duration::from_secs(15);
+/// The name of a house.
+const NAME: &str = "house.hearth.test";
 
 #[tokio::test]
 async fn a_machine_that_loses_its_power_with_200_pooled_connections_costs_nobody_his_deadline() {
@@ -160,4 +165,65 @@ async fn a_proxy_that_is_killed_in_a_stream_finds_its_node_again_and_the_node_st
         (den.metric("hearth_node_slots_busy").await == Some(0.0)).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_house_that_only_ipv6_reaches_is_joined_without_a_setting() {
+    let proxy = Proxy::generous().at("[::1]").start().await;
+    let den = Node::named("den").tier("fast").join(&proxy);
+    let friend = proxy.friend();
+    proxy.serves(&friend, &["fast"]).await;
+    assert_eq!(friend.ask("fast", "Hello").await.status, 200);
+    let shown = proxy.manage(&["node", "show", "den"]);
+    assert_eq!(shown["tunnel"]["carrier"], "udp", "{shown}");
+    drop(den);
+}
+
+/// Whether a program may have an `/etc/hosts` of its own here.
+fn gives_names_of_its_own() -> bool {
+    let probe = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "true"])
+        .status();
+    let gives = probe.is_ok_and(|status| status.success());
+    assert!(
+        gives || std::env::var_os("HEARTH_NAMESPACES").is_none(),
+        "this machine gives namespaces"
+    );
+    gives
+}
+
+#[tokio::test]
+async fn a_house_whose_name_leads_to_another_address_is_found_there() {
+    if !gives_names_of_its_own() {
+        return;
+    }
+    let names = tempfile::NamedTempFile::new().expect("a file can be made");
+    // Written in place: the node sees this very file.
+    let lead_to = |address: &str| {
+        let line = format!("{address} {NAME}\n");
+        std::fs::write(names.path(), line).expect("a name can be written");
+    };
+    lead_to(HOME);
+    let mut proxy = Proxy::generous().known_as(NAME).start().await;
+    let _den = Node::named("den")
+        .knowing(names.path())
+        .tier("fast")
+        .join(&proxy);
+    let friend = proxy.friend();
+    proxy.serves(&friend, &["fast"]).await;
+    proxy.remembers_its_nodes().await;
+
+    proxy.move_house().await;
+    let friend = proxy.friend();
+    lead_to(NEW_HOME);
+    let began = Instant::now();
+    until("it serves there", SOON, || async {
+        (friend.ask("fast", "Hello").await.status == 200).then_some(())
+    })
+    .await;
+    let took = began.elapsed();
+    tests::tell(&format!(
+        "a house that moved answers {took:?} after its name leads there"
+    ));
+    assert!(took <= MOVED_MAX, "{took:?}");
 }

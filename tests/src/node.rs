@@ -37,6 +37,7 @@ pub struct Builder {
     name: String,
     settings: String,
     tiers: String,
+    names: Option<PathBuf>,
 }
 
 impl Builder {
@@ -87,6 +88,13 @@ impl Builder {
         self
     }
 
+    /// Knows the names of this file, in a mount namespace of its own, instead of those of `/etc/hosts`.
+    #[must_use]
+    pub fn knowing(mut self, names: &Path) -> Self {
+        self.names = Some(names.to_owned());
+        self
+    }
+
     /// Joins the proxy and runs.
     pub fn join(self, proxy: &Proxy) -> Node {
         let mut node = self.prepare();
@@ -110,6 +118,7 @@ impl Builder {
         Node {
             folder,
             admin_port,
+            names: self.names,
             process: None,
         }
     }
@@ -121,6 +130,7 @@ pub struct Node {
     process: Option<Process>,
     folder: TempDir,
     admin_port: u16,
+    names: Option<PathBuf>,
 }
 
 impl Node {
@@ -130,6 +140,7 @@ impl Node {
             name: name.to_owned(),
             settings: String::new(),
             tiers: String::new(),
+            names: None,
         }
     }
 
@@ -239,7 +250,17 @@ impl Node {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program("hearth-node"));
+        let mut command = match &self.names {
+            None => Command::new(program("hearth-node")),
+            Some(names) => {
+                let mut command = Command::new("unshare");
+                let hide = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+                command
+                    .args(["--map-root-user", "--mount", "sh", "-c", hide])
+                    .args([names.clone(), program("hearth-node")]);
+                command
+            }
+        };
         command
             .args(arguments)
             .arg("--config")

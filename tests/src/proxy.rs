@@ -17,6 +17,11 @@ use crate::process::{Process, free_tcp_port, free_udp_port, program};
 use crate::redis::Redis;
 use crate::wait::{page, until};
 
+/// Where proxies live.
+pub const HOME: &str = "127.0.0.1";
+/// Where one may move to.
+pub const NEW_HOME: &str = "127.0.0.2";
+
 /// Settings of a proxy to be started.
 #[derive(Default)]
 pub struct Builder {
@@ -28,9 +33,25 @@ pub struct Builder {
     log: String,
     plans: String,
     tunnel: String,
+    name: Option<String>,
+    host: Option<&'static str>,
 }
 
 impl Builder {
+    /// Lives at this address instead of [`HOME`].
+    #[must_use]
+    pub const fn at(mut self, host: &'static str) -> Self {
+        self.host = Some(host);
+        self
+    }
+
+    /// The name under which it is known, instead of its address.
+    #[must_use]
+    pub fn known_as(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
     /// What the program writes, as `RUST_LOG`.
     #[must_use]
     pub fn log(mut self, filter: &str) -> Self {
@@ -116,16 +137,18 @@ impl Builder {
             .ok();
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (port, admin_port, udp_port) = (free_tcp_port(), free_tcp_port(), free_udp_port());
+        let host = self.host.unwrap_or(HOME);
         let mut limits = String::new();
         for (key, value) in &self.limits {
             writeln!(limits, "{key} = {value}").expect("a string grows");
         }
         let settings = format!(
-            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nadmin_listen = \"127.0.0.1:{admin_port}\"\nstate_dir = \"{state}\"\n\
-             public_url = \"https://127.0.0.1:{port}\"\nthreads = 1\n{server}\n\
-             [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"127.0.0.1\"]\n\n\
-             [tunnel]\nlisten = \"127.0.0.1:{udp_port}\"\n{tunnel}\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
+            "[server]\nlisten = [\"{host}:{port}\"]\nadmin_listen = \"127.0.0.1:{admin_port}\"\nstate_dir = \"{state}\"\n\
+             public_url = \"https://{name}:{port}\"\nthreads = 1\n{server}\n\
+             [tls]\nmode = \"self-signed\"\nnames = [\"localhost\", \"{HOME}\", \"{NEW_HOME}\", \"::1\"]\n\n\
+             [tunnel]\nlisten = \"{host}:{udp_port}\"\n{tunnel}\n[limits]\nguard_per_minute = 60000\nguard_burst = 10000\n{limits}\n\
              [routing]\n{routing}\n{log}\n{store}\n{plans}\n{issuers}",
+            name = self.name.as_deref().unwrap_or(host),
             state = folder.path().join("state").display(),
             server = self.server,
             limits = limits,
@@ -139,6 +162,7 @@ impl Builder {
         fs::write(folder.path().join("proxy.toml"), settings).expect("settings can be written");
         let mut proxy = Proxy {
             folder,
+            host,
             port,
             admin_port,
             udp_port,
@@ -154,6 +178,7 @@ pub struct Proxy {
     // Dropped first: a failing story shows the log before the folder goes.
     process: Option<Process>,
     folder: TempDir,
+    host: &'static str,
     port: u16,
     admin_port: u16,
     udp_port: u16,
@@ -199,6 +224,23 @@ impl Proxy {
         .await;
     }
 
+    /// Killed, and started again at its other address.
+    pub async fn move_house(&mut self) {
+        self.kill();
+        let settings = fs::read_to_string(self.config()).expect("it has settings");
+        let line = |line: &str| {
+            if line.starts_with("listen = ") {
+                line.replace(HOME, NEW_HOME)
+            } else {
+                line.to_owned()
+            }
+        };
+        let moved: Vec<String> = settings.lines().map(line).collect();
+        fs::write(self.config(), moved.join("\n")).expect("settings can be written");
+        self.host = NEW_HOME;
+        self.restart().await;
+    }
+
     /// Starts the program again while it runs: the new process takes over from the old one, which is returned. Does not wait.
     pub fn upgrade(&mut self) -> Process {
         let mut command = Command::new(program("hearth-proxy"));
@@ -224,14 +266,14 @@ impl Proxy {
         self.folder.path().join("proxy.toml")
     }
 
-    /// `https://127.0.0.1:port`.
+    /// `https://address:port`.
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}:{}", self.host, self.port)
     }
 
     /// The address of the TLS listener.
     pub fn address(&self) -> (&'static str, u16) {
-        ("127.0.0.1", self.port)
+        (self.host, self.port)
     }
 
     /// Where its end of the tunnel listens.

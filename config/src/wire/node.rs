@@ -116,6 +116,9 @@ pub struct Unmanaged {
 pub struct RegisterReply {
     /// The node's address inside the tunnel.
     pub address: Ipv6Addr,
+    /// Which proxy this is, as in [`HubPlace::proxy`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proxy: String,
     /// Whom to dial.
     pub hub: Hub,
     /// Base64 of the secret of this pair of WireGuard keys; with the shared secret of `kem_ciphertext` it makes the pre-shared key.
@@ -140,6 +143,9 @@ pub struct RegisterReply {
 pub struct HubPlace {
     /// `https://host[:port]`.
     pub url: String,
+    /// Which proxy it is, whatever it is called: drawn anew with every start. Empty: it does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proxy: String,
     /// `sha256-...` of its key, if its certificate is self-signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<String>,

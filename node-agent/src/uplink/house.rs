@@ -1,35 +1,30 @@
 //! One line to every proxy of the house: starts them as the proxies tell of each other, ends them when a proxy is gone, and says how the
 //! node stands with all of them together. Which line a request comes through is the proxies' business.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use config::wire::node::HubPlace;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::roster::{Plan, Roster, Seen, State};
 use super::{Standing, Uplink, Window};
 use crate::files;
 use crate::hub::Hub;
 use crate::join::Pin;
 
-/// Lines at once, the nearest proxies first: each holds a socket and a session.
-const LINES_MAX: usize = 8;
-/// A proxy that nobody names any more and that does not answer is given up after this.
-const GONE_AFTER: Duration = Duration::from_mins(2);
-/// How often that is looked at.
+/// How often it is looked whether a proxy is gone.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// One connection, to find out which proxies are near.
 const KNOCK_MAX: Duration = Duration::from_secs(2);
 /// Which proxies the house had: with it a node finds back while the one it joined is away.
 const FILE: &str = "hubs.json";
-/// Who told of the proxies before any of them spoke.
-const REMEMBERED: &str = "";
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// One line as the status command sees it.
@@ -49,21 +44,40 @@ pub type Lines = Arc<Mutex<Vec<Line>>>;
 struct Running {
     place: HubPlace,
     line: Line,
+    /// Which proxy it reached last.
+    proxy: watch::Receiver<String>,
+    again: Arc<Notify>,
     farewell: CancellationToken,
     stop: CancellationToken,
     task: JoinHandle<()>,
-    named_at: Instant,
     /// Which of the node's ports it has, from the one of the settings on.
     turn: u16,
+}
+
+impl Running {
+    fn seen(&self) -> Seen {
+        let state = match *self.line.standing.borrow() {
+            Standing::Registering => State::Trying,
+            Standing::Connected => State::Connected,
+            Standing::Lost { .. } | Standing::Refused { .. } => State::Failed,
+        };
+        Seen {
+            place: self.place.clone(),
+            proxy: self.proxy.borrow().clone(),
+            state,
+        }
+    }
 }
 
 /// The node's lines to its house.
 pub struct House {
     home: Uplink,
-    place: HubPlace,
+    roster: Roster,
     file: PathBuf,
     lines: Lines,
     running: Vec<Running>,
+    /// Proxies that were named and cannot be dialled at all.
+    useless: BTreeSet<String>,
 }
 
 /// Every line has a socket of its own: a port that is fixed is the first one's, the others have those behind it.
@@ -81,40 +95,43 @@ impl House {
     pub fn new(home: Uplink, state_dir: &Path, lines: Lines) -> Self {
         let place = HubPlace {
             url: home.member.proxy.clone(),
+            proxy: String::new(),
             pin: home.member.pin.clone(),
         };
         let file = state_dir.join(FILE);
-        home.hubs
-            .send_replace(BTreeMap::from([(REMEMBERED.to_owned(), read(&file))]));
         Self {
+            roster: Roster::new(place, read(&file), Instant::now()),
             home,
-            place,
             file,
             lines,
             running: Vec::new(),
+            useless: BTreeSet::new(),
         }
     }
 
     /// Runs until `stop`; then all tunnels close.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut hubs = self.home.hubs.subscribe();
-        hubs.mark_changed();
         let stirred = Arc::clone(&self.home.stirred);
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // Its sender is ours: it does not close.
             tokio::select! {
                 () = stop.cancelled() => break,
-                changed = hubs.changed() => {
-                    if changed.is_ok() {
-                        let named = union(&hubs.borrow_and_update());
-                        self.follow(named).await;
-                    }
-                }
+                _changed = hubs.changed() => {}
                 () = stirred.notified() => {}
-                _ = look.tick() => self.give_up(),
+                _ = look.tick() => {}
             }
             self.tell();
+            let seen: Vec<Seen> = self.running.iter().map(Running::seen).collect();
+            let plan = {
+                let told = hubs.borrow_and_update();
+                self.roster.look(Instant::now(), &seen, &told)
+            };
+            if stop.run_until_cancelled(self.follow(plan)).await.is_none() {
+                break;
+            }
         }
         for running in &self.running {
             running.stop.cancel();
@@ -126,37 +143,55 @@ impl House {
         }
     }
 
-    /// Holds a line to each of these proxies and to the one that this machine joined.
-    async fn follow(&mut self, named: Vec<HubPlace>) {
-        if !named.is_empty() && named != read(&self.file) {
-            write(&self.file, &named);
+    async fn follow(&mut self, plan: Plan) {
+        if let Some(named) = &plan.keep {
+            write(&self.file, named);
         }
-        let now = Instant::now();
-        let home = self.place.clone();
-        let is_home = |place: &HubPlace| place.url == home.url;
-        let others = named.into_iter().filter(|place| !is_home(place)).collect();
-        let mut wanted = vec![self.place.clone()];
-        wanted.extend(nearest(others, LINES_MAX - 1).await);
-        for running in &mut self.running {
-            if wanted.contains(&running.place) {
-                running.named_at = now;
+        let changes = !plan.leave.is_empty() || !plan.start.is_empty();
+        self.leave(&plan.leave);
+        for running in &self.running {
+            if plan.again.contains(&running.place.url) {
+                running.again.notify_one();
             }
         }
-        for place in wanted {
-            let is_there = self.running.iter().any(|running| running.place == place);
-            if !is_there && self.running.len() < LINES_MAX {
-                self.start(place, now);
-            }
+        let mut start = plan.start;
+        start.retain(|place| !self.useless.contains(&place.url));
+        for place in nearest(start, plan.room, knock).await {
+            self.start(place);
         }
-        self.show();
+        if changes {
+            self.show();
+        }
     }
 
-    fn start(&mut self, place: HubPlace, now: Instant) {
+    fn leave(&mut self, urls: &[String]) {
+        if urls.is_empty() {
+            return;
+        }
+        self.running.retain(|running| {
+            let stays = !urls.contains(&running.place.url);
+            if !stays {
+                tracing::info!(
+                    proxy = running.place.url,
+                    "a line ends: its proxy is gone, or another line leads to it"
+                );
+                running.stop.cancel();
+            }
+            stays
+        });
+        // What it said last does not count any more.
+        self.home
+            .hubs
+            .send_modify(|told| told.retain(|who, _| !urls.contains(who)));
+    }
+
+    fn start(&mut self, place: HubPlace) {
         let pin = place.pin.as_deref().and_then(Pin::parse);
         let hub = match Hub::new(&place.url, pin) {
             Ok(hub) => hub,
             Err(error) => {
                 tracing::warn!(%error, proxy = place.url, "a proxy of the house cannot be used");
+                self.useless.insert(place.url);
                 return;
             }
         };
@@ -171,8 +206,13 @@ impl House {
         let turn = (0..=u16::MAX)
             .find(|turn| !taken.contains(turn))
             .unwrap_or(0);
+        let proxy = watch::Sender::default();
+        let again = Arc::<Notify>::default();
+        let reached = proxy.subscribe();
         let uplink = Uplink {
             hub,
+            proxy,
+            again: Arc::clone(&again),
             bind: nth_port(self.home.bind, turn),
             standing,
             farewell: farewell.clone(),
@@ -185,40 +225,13 @@ impl House {
         self.running.push(Running {
             place,
             line,
+            proxy: reached,
+            again,
             farewell,
             stop,
             task,
-            named_at: now,
             turn,
         });
-    }
-
-    /// Ends lines to proxies that are gone: nobody names them, and they do not answer.
-    fn give_up(&mut self) {
-        let named = union(&self.home.hubs.borrow());
-        let now = Instant::now();
-        let home = self.place.clone();
-        let mut gone = Vec::new();
-        self.running.retain_mut(|running| {
-            let connected = *running.line.standing.borrow() == Standing::Connected;
-            if connected || running.place == home || named.contains(&running.place) {
-                running.named_at = now;
-            }
-            let is_gone = now.duration_since(running.named_at) >= GONE_AFTER;
-            if is_gone {
-                tracing::info!(proxy = running.place.url, "a proxy of the house is gone");
-                running.stop.cancel();
-                gone.push(running.place.url.clone());
-            }
-            !is_gone
-        });
-        if !gone.is_empty() {
-            // What it said last does not count any more.
-            self.home
-                .hubs
-                .send_modify(|told| told.retain(|who, _| !gone.contains(who)));
-            self.show();
-        }
     }
 
     fn show(&self) {
@@ -248,19 +261,6 @@ impl House {
     }
 }
 
-/// What any of them says. A proxy that has just begun knows only itself; what was remembered counts until one has spoken.
-fn union(told: &BTreeMap<String, Vec<HubPlace>>) -> Vec<HubPlace> {
-    let spoken = told.len() > 1;
-    let mut all: Vec<HubPlace> = told
-        .iter()
-        .filter(|(who, _)| !spoken || *who != REMEMBERED)
-        .flat_map(|(_, hubs)| hubs.iter().cloned())
-        .collect();
-    all.sort();
-    all.dedup();
-    all
-}
-
 /// The best of several: one connection is enough to be connected; otherwise the first line speaks, which is that to the proxy joined.
 fn overall(standings: &[Standing]) -> Standing {
     if standings.contains(&Standing::Connected) {
@@ -269,29 +269,41 @@ fn overall(standings: &[Standing]) -> Standing {
     standings.first().cloned().unwrap_or_default()
 }
 
-/// The nearest of many, by the time that a connection takes; as they are if they are few.
-async fn nearest(places: Vec<HubPlace>, most: usize) -> Vec<HubPlace> {
-    if places.len() <= most {
-        return places;
+/// The nearest of many, by what `distance` says; as they are if they are few.
+async fn nearest<F>(
+    places: Vec<HubPlace>,
+    most: usize,
+    distance: impl Fn(HubPlace) -> F,
+) -> Vec<HubPlace>
+where
+    F: Future<Output = Duration>,
+{
+    if most == 0 || places.len() <= most {
+        return places.into_iter().take(most).collect();
     }
-    let knocks = places.into_iter().map(|place| async move {
-        let began = Instant::now();
-        let authority = place.url.trim_start_matches("https://").to_owned();
-        let address = match authority.rsplit_once(':') {
-            Some((_, port)) if port.parse::<u16>().is_ok() => authority,
-            Some(_) | None => format!("{authority}:443"),
-        };
-        let knock = tokio::net::TcpStream::connect(address);
-        let took = match tokio::time::timeout(KNOCK_MAX, knock).await {
-            Ok(Ok(_)) => began.elapsed(),
-            Ok(Err(_)) | Err(_) => KNOCK_MAX,
-        };
-        (took, place)
+    let measured = places.into_iter().map(|place| async {
+        let away = distance(place.clone()).await;
+        (away, place)
     });
-    let mut measured = futures_util::future::join_all(knocks).await;
+    let mut measured = futures_util::future::join_all(measured).await;
     measured.sort();
     measured.truncate(most);
     measured.into_iter().map(|(_, place)| place).collect()
+}
+
+/// How long a connection to this proxy takes.
+async fn knock(place: HubPlace) -> Duration {
+    let began = Instant::now();
+    let authority = place.url.trim_start_matches("https://").to_owned();
+    let address = match authority.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => authority,
+        Some(_) | None => format!("{authority}:443"),
+    };
+    let knock = tokio::net::TcpStream::connect(address);
+    match tokio::time::timeout(KNOCK_MAX, knock).await {
+        Ok(Ok(_)) => began.elapsed(),
+        Ok(Err(_)) | Err(_) => KNOCK_MAX,
+    }
 }
 
 fn read(file: &Path) -> Vec<HubPlace> {
@@ -321,6 +333,7 @@ mod tests {
     fn place(url: &str) -> HubPlace {
         HubPlace {
             url: url.to_owned(),
+            proxy: String::new(),
             pin: None,
         }
     }
@@ -344,20 +357,6 @@ mod tests {
     }
 
     #[test]
-    fn every_proxy_that_any_of_them_names_counts_and_memory_only_until_one_has_spoken() {
-        let told = |who: &str, urls: &[&str]| {
-            let places = urls.iter().map(|url| place(url)).collect();
-            (who.to_owned(), places)
-        };
-        let mut all = BTreeMap::from([told(REMEMBERED, &["https://a", "https://b"])]);
-        assert_eq!(union(&all).len(), 2);
-        all.extend([told("https://a", &["https://a"])]);
-        assert_eq!(union(&all), [place("https://a")], "it has just begun");
-        all.extend([told("https://c", &["https://a", "https://c"])]);
-        assert_eq!(union(&all), [place("https://a"), place("https://c")]);
-    }
-
-    #[test]
     fn the_house_is_remembered_and_a_broken_file_is_none() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join(FILE);
@@ -378,9 +377,24 @@ mod tests {
             listener.local_addr().expect("bound")
         ));
         let nowhere = place("https://127.0.0.1:1");
-        let few = nearest(vec![nowhere.clone(), here.clone()], 2).await;
+        let few = nearest(vec![nowhere.clone(), here.clone()], 2, knock).await;
         assert_eq!(few, [nowhere.clone(), here.clone()], "few are all taken");
-        let nearest = nearest(vec![nowhere, here.clone()], 1).await;
+        let nearest = nearest(vec![nowhere, here.clone()], 1, knock).await;
         assert_eq!(nearest, [here]);
+    }
+
+    #[tokio::test]
+    async fn of_more_proxies_than_a_node_can_hold_it_takes_the_near_ones() {
+        let away = |place: &HubPlace| place.url.trim_start_matches("https://").len() as u64;
+        let far_first = ["ffffff", "a", "eeeee", "bb", "dddd", "ccc"];
+        let places: Vec<HubPlace> = far_first
+            .iter()
+            .map(|host| place(&format!("https://{host}")))
+            .collect();
+        let chosen = nearest(places, 3, |place| async move {
+            Duration::from_millis(away(&place))
+        });
+        let chosen: Vec<String> = chosen.await.into_iter().map(|place| place.url).collect();
+        assert_eq!(chosen, ["https://a", "https://bb", "https://ccc"]);
     }
 }

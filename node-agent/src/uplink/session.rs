@@ -3,23 +3,21 @@
 
 use std::convert::Infallible;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use config::settings::proxy::Backend;
 use config::wire::node::{NODE_PORT, Report, ReportReply};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tunnel::{Listener, PrivateKey, Settings, Tunnel};
+use tunnel::{PathKind, PrivateKey, Settings, Tunnel};
 
-use super::{Standing, Uplink, carrier};
+use super::{Standing, Turn, Uplink, carrier, door};
 use crate::register::{Backoff, Place};
 use crate::report::{ReportError, Reporter, Reports, back_end};
 
-/// The proxy pools its connections; more than this is a fault of its own.
-const CONNECTIONS_MAX: usize = 256;
 /// After every so many lost reports a handshake is forced.
 const LOST_BEFORE_HANDSHAKE: u32 = 2;
 /// Silence before a registration.
@@ -30,8 +28,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(100);
 /// A registration with the same key that brought nothing is followed by one with a new key.
 const REPAIRS_MAX: u32 = 2;
-/// So long a call may take to become a session: a round trip.
-const CALL_PATIENCE: Duration = Duration::from_millis(150);
+/// So long a call may take to become a session: two round trips, and this where that is not known or less.
+const CALL_PATIENCE_MIN: Duration = Duration::from_millis(150);
+const CALL_PATIENCE_MAX: Duration = Duration::from_secs(1);
 /// How long the last bytes may take when the node goes down.
 const LINGER: Duration = Duration::from_secs(2);
 /// How often that is looked at.
@@ -57,7 +56,8 @@ impl Drop for Door {
 #[derive(Debug)]
 pub(super) struct Session<'a> {
     uplink: &'a Uplink,
-    key: PrivateKey,
+    /// The one that the tunnel has.
+    key: Arc<Mutex<PrivateKey>>,
     tunnel: Tunnel,
     hub: Ipv6Addr,
     reporter: Reporter,
@@ -69,8 +69,9 @@ pub(super) struct Session<'a> {
     register_at: Instant,
     /// When the present key is old.
     rekey_at: Instant,
+    rekeying: Option<Door>,
     backoff: Backoff,
-    try_count: &'a mut usize,
+    turn: &'a mut Turn,
     _door: Door,
     _carrier: Option<Door>,
 }
@@ -80,7 +81,7 @@ impl<'a> Session<'a> {
         uplink: &'a Uplink,
         key: PrivateKey,
         place: Place,
-        try_count: &'a mut usize,
+        turn: &'a mut Turn,
     ) -> Result<Self, tunnel::Error> {
         let mut settings = Settings::new(uplink.bind, key.clone(), place.address);
         settings.backend = wanted(uplink.backend);
@@ -90,6 +91,7 @@ impl<'a> Session<'a> {
         let listener = tunnel.listen(NODE_PORT).await?;
         let hub = place.hub.address;
         tunnel.set_peer(place.hub).await?;
+        turn.dialled();
         uplink.look_into(Some((tunnel.clone(), hub)));
         let now = Instant::now();
         let carrier = || {
@@ -102,10 +104,11 @@ impl<'a> Session<'a> {
         Ok(Self {
             _carrier: uplink.carrier.then(carrier),
             rekey_at: now + uplink.rekey,
+            rekeying: None,
             uplink,
-            key,
+            key: Arc::new(Mutex::new(key)),
             reporter: Reporter::new(tunnel.clone(), hub, place.report_port, uplink.token.clone()),
-            _door: Door(tokio::spawn(accept(uplink_front(uplink), listener, hub))),
+            _door: Door(tokio::spawn(door::accept(uplink.into(), listener, hub))),
             tunnel,
             hub,
             heartbeat: place.heartbeat,
@@ -114,7 +117,7 @@ impl<'a> Session<'a> {
             heard_at: now,
             register_at: now,
             backoff: Backoff::default(),
-            try_count,
+            turn,
         })
     }
 
@@ -146,14 +149,15 @@ impl<'a> Session<'a> {
                 Ok(reply) => self.answered(&reply, &report),
                 Err(error) => self.missed(&error).await?,
             };
-            self.rekey_if_due().await;
+            self.rekey_if_due();
             let next = next.min(self.rekey_at);
-            let is_called = tokio::select! {
-                () = due(next, &mut changes, &self.uplink.work, &mut drained) => false,
-                () = called(&mut calls, &tunnel, hub) => true,
-            };
-            if is_called {
-                self.missed(&ReportError::Called).await?;
+            let uplink = self.uplink;
+            tokio::select! {
+                () = due(next, &mut changes, &uplink.work, &mut drained) => {}
+                () = called(&mut calls, &tunnel, hub) => {
+                    self.missed(&ReportError::Called).await?;
+                }
+                () = uplink.again.notified() => self.repair().await?,
             }
         }
     }
@@ -193,6 +197,7 @@ impl<'a> Session<'a> {
         self.uplink.metrics.report("ok");
         self.lost = 0;
         self.repairs = 0;
+        self.note_path();
         let (tunnel, hub) = (self.tunnel.clone(), self.hub);
         // Its answer tells the round trip.
         tokio::spawn(async move { drop(tunnel.echo(hub).await) });
@@ -203,6 +208,14 @@ impl<'a> Session<'a> {
             tracing::info!("connected to the proxy");
         }
         now + self.heartbeat
+    }
+
+    /// An address from which datagrams come stays the one that is dialled.
+    fn note_path(&mut self) {
+        let status = self.tunnel.peer_status(self.hub);
+        if status.is_some_and(|status| status.path != PathKind::Carried) {
+            self.turn.heard();
+        }
     }
 
     /// Repairs what can be repaired; when to report next.
@@ -217,6 +230,9 @@ impl<'a> Session<'a> {
         }
         let is_called = matches!(error, ReportError::Called);
         let stranger = matches!(error, ReportError::Stranger(_));
+        if is_called || stranger {
+            self.note_path();
+        }
         if self.lost.is_multiple_of(LOST_BEFORE_HANDSHAKE) {
             self.handshake().await;
         }
@@ -242,9 +258,12 @@ impl<'a> Session<'a> {
         if self.repairs >= REPAIRS_MAX {
             return Err("registering did not help");
         }
-        match self.uplink.register(&self.key, self.try_count).await {
+        self.stop_rekeying();
+        let key = lock(&self.key).clone();
+        match self.uplink.register(&key, self.turn.next()).await {
             Ok(place) => {
                 self.repairs += 1;
+                self.turn.dialled();
                 if place.address != self.tunnel.address() || place.hub.address != self.hub {
                     return Err("the proxy gave another address");
                 }
@@ -274,24 +293,27 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// A new key for the same tunnel: what runs goes on under it, and does not notice. A proxy that is not there now gets it later.
-    async fn rekey_if_due(&mut self) {
+    /// A new key for the same tunnel: what runs goes on under it, and does not notice. Reports go on meanwhile, and a proxy that does not
+    /// answer is asked again later.
+    fn rekey_if_due(&mut self) {
         if Instant::now() < self.rekey_at {
             return;
         }
-        let key = PrivateKey::generate();
-        let registered = self.uplink.register(&key, self.try_count).await;
         self.rekey_at = Instant::now() + self.uplink.rekey;
-        let Ok(place) = registered else {
-            self.rekey_at = Instant::now() + self.uplink.rekey.min(self.uplink.refused_retry);
-            return;
-        };
-        if place.address != self.tunnel.address() || place.hub.address != self.hub {
-            return;
-        }
-        match self.tunnel.renew_peer(place.hub, Some(key.clone())).await {
-            Ok(()) => self.key = key,
-            Err(error) => tracing::warn!(%error, "the tunnel did not take its new key"),
+        let rekeying = rekey(
+            self.uplink.clone(),
+            (self.tunnel.clone(), self.hub),
+            self.key.clone(),
+            self.turn.next(),
+        );
+        self.rekeying = Some(Door(tokio::spawn(rekeying)));
+    }
+
+    /// The proxy keeps one key of a node: the present one is about to be registered again.
+    fn stop_rekeying(&mut self) {
+        let stopped = self.rekeying.take();
+        if stopped.is_some_and(|door| !door.0.is_finished()) {
+            self.rekey_at = Instant::now() + self.uplink.rekey_retry();
         }
     }
 
@@ -322,6 +344,37 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Registers a new key and gives it to the tunnel, however often that must be tried.
+async fn rekey(
+    uplink: Uplink,
+    (tunnel, hub): (Tunnel, Ipv6Addr),
+    present: Arc<Mutex<PrivateKey>>,
+    turn: usize,
+) {
+    let key = PrivateKey::generate();
+    let place = loop {
+        match uplink.ask(&key, turn).await {
+            Ok(place) => break place,
+            Err(error) => {
+                tracing::info!(%error, "no new key for the tunnel now; the present one goes on");
+                tokio::time::sleep(uplink.rekey_retry()).await;
+            }
+        }
+    };
+    // Another place: the reports find out, and the tunnel is built anew.
+    if place.address != tunnel.address() || place.hub.address != hub {
+        return;
+    }
+    match tunnel.renew_peer(place.hub, Some(key.clone())).await {
+        Ok(()) => *lock(&present) = key,
+        Err(error) => tracing::warn!(%error, "the tunnel did not take its new key"),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The settings' word for who does TCP, in the tunnel's words.
 pub(crate) const fn wanted(backend: Backend) -> tunnel::Backend {
     match backend {
@@ -337,15 +390,23 @@ async fn called(calls: &mut watch::Receiver<u64>, tunnel: &Tunnel, hub: Ipv6Addr
         if calls.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(CALL_PATIENCE).await;
+        let status = tunnel.peer_status(hub);
+        let patience = patience(status.and_then(|status| status.round_trip));
+        tokio::time::sleep(patience).await;
         let heard = tunnel
             .peer_status(hub)
             .and_then(|status| status.since_heard);
         // A proxy that still has our keys has a session by now.
-        if heard.is_none_or(|heard| heard > CALL_PATIENCE) {
+        if heard.is_none_or(|heard| heard > patience) {
             return;
         }
     }
+}
+
+/// How long a call may take to become a session.
+fn patience(round_trip: Option<Duration>) -> Duration {
+    let twice = round_trip.unwrap_or_default().saturating_mul(2);
+    twice.clamp(CALL_PATIENCE_MIN, CALL_PATIENCE_MAX)
 }
 
 /// Resolves when the next report is due: in time, or after a change.
@@ -368,44 +429,15 @@ async fn due(
     }
 }
 
-fn uplink_front(uplink: &Uplink) -> Accepting {
-    Accepting {
-        front: uplink.front.clone(),
-        connections: uplink.connections.clone(),
-    }
-}
-
-#[derive(Debug)]
-struct Accepting {
-    front: Arc<crate::http::Front>,
-    connections: tokio_util::task::TaskTracker,
-}
-
-/// Serves the hub's connections until the tunnel closes. Nobody else can reach the port: the tunnel has one peer.
-async fn accept(accepting: Accepting, listener: Listener, hub: Ipv6Addr) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    while let Ok((stream, from)) = listener.accept().await {
-        let permit = room.clone().try_acquire_owned();
-        match permit {
-            Ok(permit) if *from.ip() == hub => {
-                let front = accepting.front.clone();
-                accepting.connections.spawn(async move {
-                    front.serve(stream).await;
-                    drop(permit);
-                });
-            }
-            Ok(_) | Err(_) => {
-                tracing::warn!(%from, "a connection was turned away");
-                drop(stream);
-            }
-        }
-    }
-}
-
 impl Uplink {
     /// What the status command sees of the tunnel.
     fn look_into(&self, tunnel: Option<(Tunnel, Ipv6Addr)>) {
-        *self.window.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
+        *lock(&self.window) = tunnel;
+    }
+
+    /// Pause between two tries to change the key.
+    fn rekey_retry(&self) -> Duration {
+        self.rekey.min(self.refused_retry)
     }
 
     fn stand_lost(&self, error: &ReportError) -> bool {
@@ -417,5 +449,19 @@ impl Uplink {
             });
         }
         was_connected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_has_two_round_trips_of_a_long_path_to_become_a_session() {
+        let ms = Duration::from_millis;
+        assert_eq!(patience(None), ms(150));
+        assert_eq!(patience(Some(ms(20))), ms(150));
+        assert_eq!(patience(Some(ms(300))), ms(600));
+        assert_eq!(patience(Some(ms(3_000))), ms(1_000));
     }
 }

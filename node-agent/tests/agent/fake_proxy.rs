@@ -12,7 +12,7 @@ use config::ids::NodeId;
 use config::token::{Token, TokenKind};
 use config::wire::error::ErrorBody;
 use config::wire::node::{
-    EnrollReply, EnrollRequest, HUB_ADDRESS, Hub, NonceReply, REPORT_PORT, RegisterReply,
+    EnrollReply, EnrollRequest, HUB_ADDRESS, Hub, HubPlace, NonceReply, REPORT_PORT, RegisterReply,
     RegisterRequest, Report, ReportReply, enroll_message, register_message,
 };
 use http::{Request, Response, StatusCode};
@@ -52,6 +52,10 @@ struct State {
     hub_address: Mutex<SocketAddr>,
     /// Who registered last while no hub ran: the next hub knows it from the start.
     waiting: Mutex<Option<Peer>>,
+    /// Who registered last.
+    last: Mutex<Option<Peer>>,
+    /// The proxies of the house.
+    hubs: Mutex<Vec<HubPlace>>,
     told: watch::Sender<Told>,
     orders: Mutex<Orders>,
 }
@@ -62,6 +66,8 @@ pub(crate) struct Told {
     pub(crate) identity: Option<String>,
     pub(crate) wireguard_keys: Vec<String>,
     pub(crate) reports: Vec<Report>,
+    /// Requests over HTTPS that were left without an answer, or told to come back.
+    pub(crate) put_off: usize,
 }
 
 /// What the proxy is to do.
@@ -69,6 +75,25 @@ pub(crate) struct Told {
 struct Orders {
     refuse: Option<&'static str>,
     stranger: bool,
+    https: Https,
+    draining: bool,
+    /// Reports get no answer.
+    mute: bool,
+    /// 0: one second.
+    heartbeat_secs: u64,
+    /// Which proxy it says that it is.
+    proxy: &'static str,
+}
+
+/// How the proxy answers nodes outside the tunnel.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Https {
+    #[default]
+    Well,
+    /// Never.
+    Stalled,
+    /// Its store is away.
+    Away,
 }
 
 impl Drop for FakeProxy {
@@ -100,6 +125,8 @@ impl FakeProxy {
             hub: Mutex::default(),
             hub_address: Mutex::new("127.0.0.1:0".parse().expect("an address")),
             waiting: Mutex::default(),
+            last: Mutex::default(),
+            hubs: Mutex::default(),
             told: watch::Sender::default(),
             orders: Mutex::default(),
         });
@@ -133,6 +160,54 @@ impl FakeProxy {
         self.state.orders.lock().expect("unpoisoned").stranger = true;
     }
 
+    /// From now on HTTPS is like this.
+    pub(crate) fn https(&self, https: Https) {
+        self.state.orders.lock().expect("unpoisoned").https = https;
+    }
+
+    /// From now on nobody listens for HTTPS.
+    pub(crate) fn stop_https(&self) {
+        self.server.abort();
+    }
+
+    /// Tells every report that the proxy is going away, and that one a minute is enough.
+    pub(crate) fn drain(&self) {
+        let mut orders = self.state.orders.lock().expect("unpoisoned");
+        (orders.draining, orders.heartbeat_secs) = (true, 60);
+    }
+
+    /// From now on no report is answered; the tunnel goes on.
+    pub(crate) fn mute_reports(&self) {
+        self.state.orders.lock().expect("unpoisoned").mute = true;
+    }
+
+    /// How old the hub's session with its node is.
+    pub(crate) fn session_age(&self) -> Option<Duration> {
+        let status = self.state.tunnel().peer_status(NODE_ADDRESS);
+        status.and_then(|status| status.since_handshake)
+    }
+
+    /// Says which proxy it is, and which ones the house has.
+    pub(crate) fn tell_of(&self, proxy: &'static str, hubs: Vec<HubPlace>) {
+        self.state.orders.lock().expect("unpoisoned").proxy = proxy;
+        *self.state.hubs.lock().expect("unpoisoned") = hubs;
+    }
+
+    /// Where it takes registrations, under this name of its machine.
+    pub(crate) fn place(&self, host: &str, proxy: &str) -> HubPlace {
+        HubPlace {
+            url: format!("https://{host}:{}", self.address.port()),
+            proxy: proxy.to_owned(),
+            pin: Some(self.pin.clone()),
+        }
+    }
+
+    /// Knows a node that joined another proxy of the house.
+    pub(crate) fn know(&self, identity: String) {
+        let told = &self.state.told;
+        told.send_modify(|told| told.identity = Some(identity));
+    }
+
     pub(crate) fn told(&self) -> Told {
         self.state.told.borrow().clone()
     }
@@ -153,6 +228,14 @@ impl FakeProxy {
         self.start_hub().await;
     }
 
+    /// As [`Self::restart_hub`], but the keys of its node are still there; only the session is lost.
+    pub(crate) async fn restart_hub_with_its_node(&self) {
+        self.stop_hub().await;
+        let last = self.state.last.lock().expect("unpoisoned").clone();
+        *self.state.waiting.lock().expect("unpoisoned") = last;
+        self.start_hub().await;
+    }
+
     pub(crate) async fn stop_hub(&self) {
         let hub = self.state.hub.lock().expect("unpoisoned").take();
         hub.expect("runs").shutdown().await;
@@ -165,12 +248,14 @@ impl FakeProxy {
 
     /// A connection to the node's HTTP server, through the tunnel.
     pub(crate) async fn dial(&self) -> Client {
+        let stream = self.connect(8080).await;
+        Client::over(stream.expect("connects")).await
+    }
+
+    /// A connection to a port of the node.
+    pub(crate) async fn connect(&self, port: u16) -> Result<tunnel::Stream, tunnel::Error> {
         let hub = self.state.tunnel();
-        let stream = hub
-            .connect(NODE_ADDRESS, 8080, PATIENCE)
-            .await
-            .expect("connects");
-        Client::over(stream).await
+        hub.connect(NODE_ADDRESS, port, PATIENCE).await
     }
 }
 
@@ -208,6 +293,7 @@ impl State {
             keepalive: None,
             initiates: false,
         };
+        *self.last.lock().expect("unpoisoned") = Some(peer.clone());
         let hub = self.hub.lock().expect("unpoisoned").clone();
         match hub {
             Some(hub) => hub.set_peer(peer).await.expect("a peer"),
@@ -228,6 +314,14 @@ impl State {
             .expect("a body")
             .to_bytes();
         let orders = *self.orders.lock().expect("unpoisoned");
+        if path != "/v1/report" && orders.https != Https::Well {
+            self.told.send_modify(|told| told.put_off += 1);
+            if orders.https == Https::Stalled {
+                std::future::pending::<()>().await;
+            }
+            let body = ErrorBody::new("server_error", "store_away", "the store is away");
+            return json(StatusCode::SERVICE_UNAVAILABLE, &body);
+        }
         match (path.as_str(), orders.refuse) {
             ("/v1/nodes/nonce", _) => json(
                 StatusCode::OK,
@@ -246,6 +340,7 @@ impl State {
             ("/v1/report", _) if orders.stranger || !authorised => {
                 json(StatusCode::UNAUTHORIZED, &serde_json::json!({}))
             }
+            ("/v1/report", _) if orders.mute => std::future::pending().await,
             ("/v1/report", _) => {
                 let report: Report = serde_json::from_slice(&body).expect("a report");
                 self.told.send_modify(|told| told.reports.push(report));
@@ -253,14 +348,18 @@ impl State {
                     StatusCode::OK,
                     &ReportReply {
                         server_time_ms: 0,
-                        draining: false,
+                        draining: orders.draining,
                         drain: false,
-                        hubs: Vec::new(),
+                        hubs: self.hubs(),
                     },
                 )
             }
             _ => json(StatusCode::NOT_FOUND, &serde_json::json!({})),
         }
+    }
+
+    fn hubs(&self) -> Vec<HubPlace> {
+        self.hubs.lock().expect("unpoisoned").clone()
     }
 
     fn enrol(&self, body: &[u8]) -> Response<Full<Bytes>> {
@@ -284,7 +383,11 @@ impl State {
         let identity = self.told.borrow().identity.clone().expect("enrolled");
         let message = register_message(&request);
         verify(&identity, &message, &request.signature);
-        self.orders.lock().expect("unpoisoned").stranger = false;
+        let orders = {
+            let mut orders = self.orders.lock().expect("unpoisoned");
+            orders.stranger = false;
+            *orders
+        };
         let kem_key = STANDARD.decode(&request.kem_key).expect("base64");
         let (ciphertext, shared) = tunnel::kem::answer(&kem_key).expect("a key");
         let node_key = request.wireguard_key.parse().expect("a key");
@@ -297,6 +400,7 @@ impl State {
             StatusCode::OK,
             &RegisterReply {
                 address: NODE_ADDRESS,
+                proxy: orders.proxy.to_owned(),
                 hub: Hub {
                     public_key: self.hub_key.public_key().to_string(),
                     endpoint: format!(":{port}"),
@@ -304,10 +408,10 @@ impl State {
                 },
                 preshared_key: STANDARD.encode(PSK),
                 kem_ciphertext: STANDARD.encode(ciphertext),
-                hubs: Vec::new(),
+                hubs: self.hubs(),
                 agent_token: TOKEN.to_owned(),
                 report_port: REPORT_PORT,
-                heartbeat_secs: 1,
+                heartbeat_secs: orders.heartbeat_secs.max(1),
                 server_time_ms: 0,
             },
         )

@@ -8,6 +8,7 @@ mod fake_proxy;
 #[expect(dead_code, reason = "these tests need a few of its models")]
 mod gguf_writer;
 mod life;
+mod lines;
 mod lock;
 mod memory;
 mod program;

@@ -148,6 +148,24 @@ async fn wrong_settings_are_told_all_at_once_with_code_64() {
 }
 
 #[tokio::test]
+async fn help_says_what_the_doctor_sees_how_approval_goes_and_how_to_keep_a_key() {
+    for (command, words) in [
+        (
+            "doctor",
+            ["joined", "handshake", "round trip", "https", "clock"].as_slice(),
+        ),
+        ("join", &["six words", "waits", "hearth-proxy node approve"]),
+        ("config", &["(umask 077; hearth-node config --wg-quick"]),
+    ] {
+        let (code, said) = run(&[command, "--help"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word} in {said}");
+        }
+    }
+}
+
+#[tokio::test]
 #[cfg(target_os = "linux")]
 async fn a_worker_does_not_outlive_a_killed_agent() {
     let proxy = FakeProxy::start().await;

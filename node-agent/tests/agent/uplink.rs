@@ -19,10 +19,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::fake_proxy::{FakeProxy, NODE, Told};
+use crate::fake_proxy::{FakeProxy, Https, NODE, Told};
 use crate::support::{PATIENCE, chunks, content, launcher, post, scripted, tiny_fast};
 
-fn settings(state_dir: &Path) -> Settings {
+pub(crate) fn settings(state_dir: &Path) -> Settings {
     Settings {
         node: NodeSettings {
             name: "den".to_owned(),
@@ -50,17 +50,21 @@ fn settings(state_dir: &Path) -> Settings {
 }
 
 /// A running agent.
-struct Agent {
+pub(crate) struct Agent {
     stop: CancellationToken,
     task: JoinHandle<Result<(), AppError>>,
 }
 
 impl Agent {
-    fn run(state_dir: &Path, link: Option<String>) -> Self {
+    pub(crate) fn run(state_dir: &Path, link: Option<String>) -> Self {
+        Self::with(settings(state_dir), link)
+    }
+
+    pub(crate) fn with(settings: Settings, link: Option<String>) -> Self {
         let stop = CancellationToken::new();
         let link = link.map(|link| JoinLink::parse(&link).expect("a link"));
         let task = tokio::spawn(app::run(
-            settings(state_dir),
+            settings,
             link,
             launcher(),
             Signals::only(stop.clone()),
@@ -68,7 +72,7 @@ impl Agent {
         Self { stop, task }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         let ended = timeout(PATIENCE, self.task).await.expect("stops in time");
         ended.expect("does not panic").expect("ends well");
@@ -80,15 +84,7 @@ fn run_scripted(state_dir: &Path, link: &str, say: &str, grace: Duration) -> Age
     let mut settings = settings(state_dir);
     settings.tiers = vec![scripted(Tier::Fast, &json!({"say": say, "step_ms": 20}))];
     settings.node.grace = grace;
-    let stop = CancellationToken::new();
-    let link = JoinLink::parse(link).expect("a link");
-    let task = tokio::spawn(app::run(
-        settings,
-        Some(link),
-        launcher(),
-        Signals::only(stop.clone()),
-    ));
-    Agent { stop, task }
+    Agent::with(settings, Some(link.to_owned()))
 }
 
 fn is_ready(told: &Told) -> bool {
@@ -354,6 +350,13 @@ async fn joining_twice_is_joining_once_and_every_refusal_has_its_words() {
             .expect_err("refused");
         assert!(error.to_string().contains(want), "{code}: {error}");
     }
+    proxy.https(Https::Away);
+    let error = join_once(&proxy.link(), folder.path()).await;
+    let error = error.expect_err("refused").to_string();
+    assert!(
+        error.contains("the store is away (store_away)"),
+        "its own sentence: {error}"
+    );
 }
 
 #[tokio::test]

@@ -37,6 +37,9 @@ const INVITE_USES_MAX: u32 = 1_000;
 /// Life of a key at most, so that dates stay dates.
 const KEY_SECS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
 
+/// How a machine that was revoked becomes a node again.
+pub(crate) const COME_BACK: &str = "to come back as a new node, stop hearth-node there, delete identity.pem and node.json in its state directory, and join with a new link (`hearth-proxy node invite`)";
+
 /// Why an operation did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
@@ -112,6 +115,8 @@ pub struct Operations {
     public_url: String,
     /// `sha256-…`, for a certificate that no authority signed.
     pin: OnceLock<String>,
+    /// What is wrong with the address in join links.
+    warning: Option<String>,
     live: Option<Live>,
 }
 
@@ -135,8 +140,16 @@ impl Operations {
             store,
             public_url,
             pin: pin.map_or_else(OnceLock::new, OnceLock::from),
+            warning: None,
             live,
         }
+    }
+
+    /// Says with every join link what is wrong with the address in it.
+    #[must_use]
+    pub fn warning(mut self, warning: Option<String>) -> Self {
+        self.warning = warning;
+        self
     }
 
     /// The record of a key that is wanted, for this token. Nothing is stored yet.
@@ -251,6 +264,7 @@ impl Operations {
             id: record.id,
             uses: record.uses_max,
             expires_unix: record.expires_unix,
+            warning: self.warning.clone(),
         }
     }
 
@@ -326,7 +340,7 @@ impl Operations {
         })?;
         if record.revoked_unix.is_some() {
             return Err(AdminError::Conflict(format!(
-                "{id} is revoked, for ever: delete its state directory there and let it join with a new link"
+                "{id} is revoked, for ever: {COME_BACK}"
             )));
         }
         self.find_node(id.as_str()).await

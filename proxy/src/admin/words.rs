@@ -468,6 +468,9 @@ pub struct Invite {
     pub uses: u32,
     /// Unix seconds.
     pub expires_unix: i64,
+    /// What is wrong with the address in it, if something is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// The proxy at a glance.

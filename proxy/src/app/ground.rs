@@ -26,7 +26,7 @@ use crate::gateway::waiting::Waiting;
 use crate::gateway::{Figures, Gateway, Rooms};
 use crate::nodes::endpoints::Endpoints;
 use crate::nodes::fleet::Fleet;
-use crate::nodes::hubs::Hubs;
+use crate::nodes::hubs::{Hubs, name};
 use crate::nodes::members::Members;
 use crate::nodes::peers::{self, HubKeys, Peers};
 use crate::nodes::pulse;
@@ -184,7 +184,8 @@ impl Ground {
             url,
             None,
             Some(self.live(readiness, &settings.routing)),
-        );
+        )
+        .warning(name::warning(&settings.server));
         let facts = ApiFacts {
             limits: Arc::clone(&self.limits),
             prices: settings.prices.clone(),

@@ -13,16 +13,19 @@ use crate::admin::client::AdminClient;
 use crate::admin::words::KeyMade;
 
 fn settings(state_dir: &Path) -> Settings {
-    let text = format!(
+    read(&format!(
         "[server]\nlisten = [\"127.0.0.1:0\"]\nadmin_listen = \"off\"\nstate_dir = {state_dir:?}\n\
          [tunnel]\nlisten = \"127.0.0.1:0\"\n"
-    );
+    ))
+}
+
+fn read(text: &str) -> Settings {
     let outside = Outside {
         variables: std::collections::BTreeMap::new(),
         read: &|_| Err(std::io::ErrorKind::NotFound.into()),
         machine: Machine::this(),
     };
-    parse_proxy("test", &text, &outside).unwrap_or_else(|problems| panic!("{problems}"))
+    parse_proxy("test", text, &outside).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 /// A running proxy and a client that trusts it.
@@ -120,4 +123,25 @@ async fn a_restarted_proxy_keeps_its_keys_and_its_certificate() {
         facts().await,
         "nodes pin the one and dial the other"
     );
+}
+
+#[tokio::test]
+async fn nodes_of_other_proxies_hear_of_this_one_only_under_an_address_that_leads_here() {
+    let redis = "[store]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\n";
+    for (server, announced) in [
+        ("", None),
+        ("listen = [\"[::]:443\"]", None),
+        ("listen = [\"127.0.0.1:443\"]", Some("https://127.0.0.1")),
+        (
+            "public_url = \"https://llm.example.org\"",
+            Some("https://llm.example.org"),
+        ),
+    ] {
+        let hubs = Hubs::default();
+        let settings = read(&format!("[server]\n{server}\n{redis}"));
+        introduce(&hubs, &settings, None);
+        let named = hubs.list(tokio::time::Instant::now());
+        let urls: Vec<&str> = named.iter().map(|place| place.url.as_str()).collect();
+        assert_eq!(urls, Vec::from_iter(announced), "{server:?}");
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use config::checkup::{Check, Verdict};
-use config::settings::proxy::{IssuerKeys, Settings, Store};
+use config::settings::proxy::{IssuerKeys, Server, Settings, Store};
 use config::wire::routing::{Routing, Timing};
 use http::Method;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use crate::admin::client::{AdminClient, ClientError};
 use crate::admin::words::{KeyMade, KeyOrder, KeyView, NodeView, Status};
 use crate::auth;
 use crate::front::tls::Certificates;
+use crate::nodes::hubs::name;
 
 /// One look over HTTPS.
 const LOOK_MAX: Duration = Duration::from_secs(5);
@@ -66,6 +67,7 @@ async fn examined(file: Option<&Path>, settings: &Settings) -> Vec<Check> {
         Verdict::Ok,
         format!("{named}: fine"),
     )];
+    checks.extend(known_as(&settings.server));
     let mut reach = None;
     match AdminClient::connect(&settings.server.state_dir).await {
         Ok(proxy) => reach = Some(Reach::Running(proxy)),
@@ -102,6 +104,12 @@ async fn examined(file: Option<&Path>, settings: &Settings) -> Vec<Check> {
         checks.push(answer(&mut reach, (&client, settings)).await);
     }
     checks
+}
+
+/// Whether machines elsewhere can use the proxy's address; silent if they can.
+fn known_as(server: &Server) -> Option<Check> {
+    let warning = name::warning(server)?;
+    Some(Check::new("address", Verdict::Warn, warning))
 }
 
 /// How the running proxy sees itself, and its store.
@@ -459,6 +467,7 @@ fn answered(routing: &Routing) -> Check {
 #[cfg(test)]
 mod tests {
     use config::ids::NodeId;
+    use config::settings::load::{Machine, Outside, parse_proxy};
 
     use super::*;
     use crate::admin::words::NodeNow;
@@ -477,6 +486,24 @@ mod tests {
             fingerprint: "six words".to_owned(),
             ..NodeView::outside(now)
         }
+    }
+
+    #[test]
+    fn a_proxy_that_others_cannot_find_under_its_own_address_is_told() {
+        let outside = Outside {
+            variables: std::collections::BTreeMap::new(),
+            read: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            machine: Machine::this(),
+        };
+        let line = |text: &str| {
+            let settings = parse_proxy("test", text, &outside).unwrap();
+            known_as(&settings.server)
+        };
+        let line_of_defaults = line("").expect("a line");
+        assert_eq!(line_of_defaults.verdict, Verdict::Warn);
+        assert!(line_of_defaults.said.contains("public_url"));
+        let quickstart = "[server]\nlisten = [\"127.0.0.1:8443\"]\n";
+        assert!(line(quickstart).is_none(), "one machine alone");
     }
 
     #[test]

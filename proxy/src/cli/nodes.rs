@@ -6,6 +6,7 @@ use super::CliError;
 use super::args::{NodeCommand, NodeInvite, Output};
 use super::print::{self, Table};
 use super::reach::Reach;
+use crate::admin::COME_BACK;
 use crate::admin::routes::encoded;
 use crate::admin::words::{Invite, InviteOrder, NodeTunnel, NodeView};
 
@@ -51,7 +52,10 @@ async fn invite(reach: &mut Reach, wanted: NodeInvite, output: Output) -> Result
         invite.link,
         print::date(invite.expires_unix),
         invite.link
-    ))
+    ))?;
+    invite.warning.map_or(Ok(()), |warning| {
+        print::line(&format!("\n  Warning: {warning}"))
+    })
 }
 
 async fn list(reach: &mut Reach, output: Output) -> Result<(), CliError> {
@@ -170,7 +174,7 @@ fn seen(node: &NodeView) -> String {
 /// How somebody at the machine finds out why there is no session.
 fn remedy(node: &NodeView) -> &'static str {
     if is_stock(node) {
-        "none: see there with `wg show`, and whether UDP to the proxy's tunnel port gets out"
+        "none: see there with `wg show`, and whether UDP to the proxy's tunnel port gets out. Its file leads to one proxy alone: of several, ask that one"
     } else {
         "none: see there with `hearth-node doctor`"
     }
@@ -277,10 +281,20 @@ async fn revoke(reach: &mut Reach, node: &str, output: Output) -> Result<(), Cli
     if output == Output::Json {
         return print::json(&revoked);
     }
-    print::line(&format!(
-        "revoked {} ({}): its sessions and running answers are cut at every proxy, and it cannot come back under this identity",
-        revoked.id, revoked.name
-    ))
+    print::line(&revocation(&revoked))
+}
+
+/// What became of a node, and how its machine is one again.
+fn revocation(node: &NodeView) -> String {
+    let come_back = if is_stock(node) {
+        "to come back as a new node, the machine needs a new file: `hearth-node config --wg-quick LINK` with a link of `hearth-proxy node invite`"
+    } else {
+        COME_BACK
+    };
+    format!(
+        "revoked {} ({}): its sessions and running answers are cut at every proxy, and it cannot come back under this identity; {come_back}",
+        node.id, node.name
+    )
 }
 
 fn state(node: &NodeView) -> String {
@@ -303,5 +317,44 @@ fn state(node: &NodeView) -> String {
             Some(seen) => format!("offline since {}", print::date(seen)),
             None => "offline".to_owned(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::ids::NodeId;
+
+    use super::*;
+    use crate::admin::words::NodeNow;
+
+    fn view(agent_version: &str) -> NodeView {
+        let now = NodeNow {
+            id: NodeId::new("node_den"),
+            seen_secs_ago: 1,
+            asleep: false,
+            outside: false,
+            tiers: Vec::new(),
+        };
+        NodeView {
+            agent_version: agent_version.to_owned(),
+            ..NodeView::outside(now)
+        }
+    }
+
+    #[test]
+    fn whoever_revokes_a_machine_hears_how_it_comes_back() {
+        let said = revocation(&view("0.1.0"));
+        for word in ["node_den", "identity.pem", "node.json", "node invite"] {
+            assert!(said.contains(word), "{said}");
+        }
+        let said = revocation(&view("unmanaged"));
+        assert!(said.contains("config --wg-quick"), "{said}");
+        assert!(!said.contains("identity.pem"), "it has none: {said}");
+    }
+
+    #[test]
+    fn a_server_without_an_agent_is_looked_for_at_the_proxy_of_its_file() {
+        let said = remedy(&view("unmanaged"));
+        assert!(said.contains("one proxy alone"), "{said}");
     }
 }

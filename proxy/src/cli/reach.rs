@@ -25,6 +25,7 @@ use crate::admin::server::now_unix_ms;
 use crate::admin::words::Page;
 use crate::admin::{Api, ApiFacts, Asked, Operations};
 use crate::front::tls::Certificates;
+use crate::nodes::hubs::name;
 use crate::observe::metrics::Metrics;
 use crate::store::{self, StoreError};
 
@@ -272,7 +273,8 @@ async fn alone(settings: Settings) -> Result<Api, CliError> {
     let pin = Certificates::from_settings(&settings.tls, state_dir)
         .map_err(|error| CliError::Failed(error.to_string()))?
         .pin();
-    let operations = Operations::new(store, settings.server.public_url, pin, None);
+    let warning = name::warning(&settings.server);
+    let operations = Operations::new(store, settings.server.public_url, pin, None).warning(warning);
     let facts = ApiFacts {
         limits: Arc::new(ArcSwap::from_pointee(settings.limits)),
         prices: settings.prices,

@@ -12,6 +12,7 @@ use super::print;
 use super::reach::Reach;
 use crate::admin::client::AdminClient;
 use crate::admin::words::{BurstView, Status};
+use crate::nodes::hubs::name;
 
 /// Time for a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +37,10 @@ pub(super) fn check_settings(file: Option<&Path>) -> Result<(), CliError> {
         ),
         listen.join(", "),
         settings.auth.issuers.len(),
-    ))
+    ))?;
+    name::warning(&settings.server).map_or(Ok(()), |warning| {
+        print::line(&format!("warning: {warning}"))
+    })
 }
 
 pub(super) async fn status(reach: &mut Reach, output: Output) -> Result<(), CliError> {

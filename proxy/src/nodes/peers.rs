@@ -36,6 +36,12 @@ pub enum AdmitError {
     /// The record has no key yet, or something that is none.
     #[error("the record of the node holds no usable key")]
     Record,
+    /// An administrator was faster.
+    #[error("the node was revoked while it registered")]
+    Revoked,
+    /// Nobody knows whether it may in.
+    #[error("the store cannot say whether the node may in: {0}")]
+    Store(#[from] StoreError),
     /// The tunnel refused.
     #[error("the tunnel refused: {0}")]
     Tunnel(#[from] tunnel::Error),
@@ -82,6 +88,22 @@ struct Table {
 struct Kept {
     start: String,
     preshared_key: PresharedKey,
+}
+
+/// What one process hands on to the next.
+#[derive(Deserialize, Serialize)]
+struct Estate {
+    /// Which proxy it was.
+    proxy: String,
+    nodes: Vec<Heir>,
+}
+
+/// What comes from the process before, which may be of an earlier version.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Handed {
+    Estate(Estate),
+    NodesAlone(Vec<Heir>),
 }
 
 /// A member as one process hands it on to the next.
@@ -182,10 +204,12 @@ impl Peers {
         let members = members.filter(|member| member.is_in_tunnel());
         let mut gone: HashMap<NodeId, Arc<Member>> =
             members.map(|member| (member.id.clone(), member)).collect();
+        // Asked before anything is taken from the table: a store that is away must cost nobody a call.
+        let records = self.store.nodes().await?;
         let mut called = std::mem::take(&mut table.called);
         let mut away = Vec::new();
         let mut told = Vec::new();
-        for record in self.store.nodes().await? {
+        for record in records {
             if record.revoked_unix.is_some() || record.pending {
                 continue;
             }
@@ -238,6 +262,12 @@ impl Peers {
         arrival: Arrival,
     ) -> Result<Admitted, AdmitError> {
         let mut table = self.changing.lock().await;
+        // The record was read before this lock was had. A revocation is written first and throws out under the lock: either it is seen here,
+        // or it finds the member.
+        let known = self.store.node(&record.id).await?;
+        if known.is_some_and(|known| known.revoked_unix.is_some()) {
+            return Err(AdmitError::Revoked);
+        }
         if record.unmanaged.is_some() {
             return Ok(Admitted {
                 member: self.station(record).await?,
@@ -263,8 +293,8 @@ impl Peers {
     }
 
     /// All members with their keys, for the process that takes over: it goes on with the same keys, and no node must register again.
-    /// Secrets: for a pipe between two processes and nothing else.
-    pub async fn estate(&self) -> Zeroizing<Vec<u8>> {
+    /// `proxy`: which one this is. Secrets: for a pipe between two processes and nothing else.
+    pub async fn estate(&self, proxy: String) -> Zeroizing<Vec<u8>> {
         let table = self.changing.lock().await;
         let members = self.members.all();
         let heirs = members.iter().filter_map(|member| {
@@ -278,15 +308,27 @@ impl Peers {
                 endpoint,
             })
         });
-        let heirs: Vec<Heir> = heirs.collect();
-        Zeroizing::new(serde_json::to_vec(&heirs).unwrap_or_default())
+        let nodes = heirs.collect();
+        let estate = Estate { proxy, nodes };
+        Zeroizing::new(serde_json::to_vec(&estate).unwrap_or_default())
     }
 
-    /// Takes over the members of the process before and calls them. Whoever cannot be taken registers, as after any other restart.
-    pub async fn inherit(&self, estate: &[u8]) {
-        let Ok(heirs) = serde_json::from_slice::<Vec<Heir>>(estate) else {
-            return;
-        };
+    /// Takes over the members of the process before and calls them. Whoever cannot be taken registers, as after any other restart. Says
+    /// which proxy that process was.
+    pub async fn inherit(&self, estate: &[u8]) -> Option<String> {
+        match serde_json::from_slice(estate).ok()? {
+            Handed::Estate(Estate { proxy, nodes }) => {
+                self.take_over(nodes).await;
+                Some(proxy)
+            }
+            Handed::NodesAlone(nodes) => {
+                self.take_over(nodes).await;
+                None
+            }
+        }
+    }
+
+    async fn take_over(&self, heirs: Vec<Heir>) {
         let mut table = self.changing.lock().await;
         let mut away = Vec::new();
         for heir in heirs {

@@ -144,8 +144,8 @@ impl Desk {
         {
             return Err(Rejection::Revoked);
         }
-        if known.is_none() && self.store.nodes().await?.len() >= self.facts.nodes_max {
-            return Err(Rejection::Full);
+        if known.is_none() {
+            self.check_room().await?;
         }
         let redemption = Redemption {
             id: token.id().to_owned(),
@@ -188,6 +188,16 @@ impl Desk {
             node_id: id,
             approved: !pending,
         })
+    }
+
+    /// Whether one more node may be in. The store keeps revoked ones for ever; they take nobody's place.
+    async fn check_room(&self) -> Result<(), Rejection> {
+        let nodes = self.store.nodes().await?.into_iter();
+        let may_be_in = nodes.filter(|node| node.revoked_unix.is_none()).count();
+        if may_be_in >= self.facts.nodes_max {
+            return Err(Rejection::Full);
+        }
+        Ok(())
     }
 
     /// Writes what an enrolment brought; all that was said of a node before, by whomever, stays.
@@ -281,7 +291,7 @@ impl Desk {
         };
         let admitted = self.peers.admit(&record, arrival).await.map_err(|error| {
             tracing::warn!(node = %record.id, %error, "a node was not taken into the tunnel");
-            Rejection::Tunnel
+            Rejection::from(error)
         })?;
         tracing::info!(node = %record.id, name = record.name, version = record.agent_version, "a node registered");
         let hub = Hub {
@@ -291,6 +301,7 @@ impl Desk {
         };
         Ok(RegisterReply {
             address: admitted.member.address,
+            proxy: self.facts.hubs.proxy(),
             hub,
             preshared_key: STANDARD.encode(admitted.pair_secret),
             kem_ciphertext: STANDARD.encode(ciphertext),

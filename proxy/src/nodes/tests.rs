@@ -2,6 +2,7 @@
 
 mod home;
 mod hub;
+mod regressions;
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -254,18 +255,24 @@ async fn a_process_that_takes_over_goes_on_with_the_keys_of_the_one_before() {
     let bind = hub.tunnel.local_addr();
     let _node = home.dial(&reply).await;
     in_session(&hub.tunnel, reply.address).await;
-    let estate = hub.peers.estate().await;
+    let estate = hub.peers.estate("the one before".to_owned()).await;
     hub.tunnel.shutdown().await;
     let folder = tempfile::tempdir().unwrap();
     let again = restarted(&hub, bind, &folder.path().join("endpoints.json")).await;
-    again.peers.inherit(&estate).await;
+    let before = again.peers.inherit(&estate).await;
+    assert_eq!(before.as_deref(), Some("the one before"));
     in_session(&again.tunnel, reply.address).await;
     let member = again.members.at(reply.address).unwrap();
     assert_eq!(member.id.as_str(), id);
     assert_eq!(member.agent_token.expose(), &reply.agent_token);
     let sent = again.tunnel.counters();
     assert_eq!(sent.bad_mac + sent.unauthentic, 0, "{sent:?}");
-    again.peers.inherit(b"nonsense").await;
+    assert_eq!(again.peers.inherit(b"nonsense").await, None);
+    assert_eq!(
+        again.peers.inherit(b"[]").await,
+        None,
+        "of an earlier version"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -169,6 +169,22 @@ async fn two_callers_may_use_one_idempotency_key_and_strangers_write_no_file() {
 }
 
 #[tokio::test]
+async fn a_join_link_that_leads_nowhere_says_so_and_another_says_nothing() {
+    let desk = Desk::open().await;
+    for warning in [None, Some("set public_url".to_owned())] {
+        let url = "https://localhost:8443".into();
+        let operations = Operations::new(Arc::clone(&desk.store), url, None, None);
+        let api = Api::new(operations.warning(warning.clone()), ApiFacts::for_tests());
+        let mut wanted = asked("key:a", "192.0.2.7", "/admin/v1/join-tokens", "{}");
+        wanted.headers.remove("idempotency-key");
+        let answer = api.answer(&wanted).await;
+        assert_eq!(answer.status, http::StatusCode::CREATED);
+        let invite: Invite = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(invite.warning, warning);
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_found_by_its_name_and_its_owner_has_an_account_before_the_first_request() {
     let desk = Desk::open().await;
     let mut client = desk.client().await;

@@ -15,7 +15,9 @@ pub enum NodeCommand {
   hearth-proxy node invite
   hearth-proxy node invite --name den --tier fast --tier primary --expires 1h
 
-On the machine at home: hearth-node join 'LINK' --config node.toml (in quotes, the link holds an &).")]
+On the machine at home: hearth-node join 'LINK' --config node.toml (in quotes, the link holds an &).
+A server there without an agent: hearth-node config --wg-quick 'LINK' --tier heavy --port 11434 > hearth.conf. Its file leads to this proxy alone:
+where several proxies share a store, the others never see that server; a machine with hearth-node is seen by all of them.")]
     Invite(NodeInvite),
     /// List all machines.
     #[command(after_help = "Example:
@@ -51,7 +53,10 @@ On the machine at home: hearth-node join 'LINK' --config node.toml (in quotes, t
     },
     /// Cut a machine off, at once and for ever.
     #[command(after_help = "Example:
-  hearth-proxy node revoke den")]
+  hearth-proxy node revoke den
+
+The machine cannot come back under its identity. As a new node it can: stop hearth-node there, delete identity.pem and node.json in its
+state directory, and join with a new link (hearth-proxy node invite).")]
     Revoke {
         /// Its id, or its name if only one has it.
         node: String,

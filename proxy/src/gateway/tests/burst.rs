@@ -245,7 +245,11 @@ async fn in_its_hours_a_server_runs_though_nobody_asks_and_comes_back_when_it_we
     let house = House::on(store, cloud(&peer, warm), vec![]).await;
     listed(&house, "big", ListedState::Ready).await;
     sleep(Duration::from_millis(1_500)).await;
-    assert_eq!((peer.starts(), peer.stops()), (1, 0), "seven times as long as it is kept otherwise");
+    assert_eq!(
+        (peer.starts(), peer.stops()),
+        (1, 0),
+        "seven times as long as it is kept otherwise"
+    );
 
     peer.is_taken_away();
     until("it is started again", || peer.starts() == 2).await;

@@ -4,6 +4,7 @@ use config::ids::NodeId;
 use config::wire::node::VERSION;
 use http::StatusCode;
 
+use crate::nodes::peers::AdmitError;
 use crate::store::StoreError;
 
 /// Why a node may not in.
@@ -33,7 +34,9 @@ pub(super) enum Rejection {
     Pending(NodeId),
     #[error("another node or this proxy uses this WireGuard key")]
     KeyTaken,
-    #[error("this proxy has all the nodes it may have: raise tunnel.nodes_max")]
+    #[error(
+        "this proxy has all the nodes it may have: raise tunnel.nodes_max, or revoke one that is gone with `hearth-proxy node revoke`"
+    )]
     Full,
     #[error("the proxy cannot reach its store: try again shortly")]
     Store,
@@ -101,5 +104,15 @@ impl From<StoreError> for Rejection {
     fn from(error: StoreError) -> Self {
         tracing::warn!(%error, "a node could not be looked up");
         Self::Store
+    }
+}
+
+impl From<AdmitError> for Rejection {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Revoked => Self::Revoked,
+            AdmitError::Store(_) => Self::Store,
+            AdmitError::Record | AdmitError::Tunnel(_) => Self::Tunnel,
+        }
     }
 }

@@ -10,10 +10,11 @@ use config::tier::Tier;
 use config::token::Token;
 use config::wire::node::{
     EnrollReply, HUB_ADDRESS, Memory, ModelReport, NODE_PORT, REPORT_PORT, RegisterReply,
-    RegisterRequest, Report, TierReport, TierState, VERSION, enroll_message, register_message,
+    RegisterRequest, Report, ReportReply, TierReport, TierState, Unmanaged, VERSION,
+    enroll_message, register_message,
 };
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
@@ -30,6 +31,8 @@ pub(super) struct Home {
     pub(super) wireguard: PrivateKey,
     pub(super) start: String,
     pub(super) asking: Asking,
+    /// It has no agent.
+    pub(super) unmanaged: Option<Unmanaged>,
 }
 
 impl Home {
@@ -39,6 +42,7 @@ impl Home {
             wireguard: PrivateKey::generate(),
             start: format!("{:032x}", rand::random::<u128>()),
             asking: Asking::new(),
+            unmanaged: None,
         }
     }
 
@@ -76,7 +80,7 @@ impl Home {
             nonce: nonce.to_owned(),
             signature: String::new(),
             agent_version: "0.1.0".to_owned(),
-            unmanaged: None,
+            unmanaged: self.unmanaged.clone(),
         };
         request.signature = self.sign(&register_message(&request));
         let body = serde_json::to_vec(&request).unwrap();
@@ -138,6 +142,17 @@ impl Home {
 
 /// Posts a report and returns the status.
 pub(super) async fn report(tunnel: &Tunnel, token: &str, report: &Report) -> StatusCode {
+    post(tunnel, token, report).await.0
+}
+
+/// Posts a report and returns what is said to it.
+pub(super) async fn told(tunnel: &Tunnel, token: &str, report: &Report) -> ReportReply {
+    let (status, body) = post(tunnel, token, report).await;
+    assert_eq!(status, StatusCode::OK);
+    serde_json::from_slice(&body).unwrap()
+}
+
+async fn post(tunnel: &Tunnel, token: &str, report: &Report) -> (StatusCode, Bytes) {
     let stream = tunnel
         .connect(HUB_ADDRESS, REPORT_PORT, PATIENCE)
         .await
@@ -150,11 +165,12 @@ pub(super) async fn report(tunnel: &Tunnel, token: &str, report: &Report) -> Sta
         .header("host", "hub")
         .header("authorization", format!("Bearer {token}"))
         .body(Full::new(Bytes::from(serde_json::to_vec(report).unwrap())));
-    sender
-        .send_request(request.unwrap())
-        .await
-        .unwrap()
-        .status()
+    let answer = sender.send_request(request.unwrap()).await.unwrap();
+    let status = answer.status();
+    (
+        status,
+        answer.into_body().collect().await.unwrap().to_bytes(),
+    )
 }
 
 pub(super) fn ready(node_id: &str, seq: u64, tiers: &[Tier]) -> Report {

@@ -22,7 +22,10 @@ use crate::nodes::members::Members;
 use crate::nodes::peers::{HubKeys, Peers, Rooms};
 use crate::nodes::register::{Desk, DeskSecrets, HubFacts};
 use crate::nodes::report::ReportDesk;
+use crate::nodes::unmanaged::Stations;
 use crate::nodes::upstream::{Answer, Fault, Upstream, Waits};
+use crate::observe::metrics::Metrics;
+use crate::remote::{self, Roads};
 use crate::store::embedded::Embedded;
 use crate::store::{JoinToken, SecretHash, Store};
 
@@ -57,18 +60,27 @@ pub(super) struct Hub {
     pub(super) fleet: Arc<Fleet>,
     pub(super) members: Arc<Members>,
     pub(super) upstream: Upstream,
-    _reports: AbortOnDropHandle<()>,
-    _folder: TempDir,
+    pub(super) reports: Arc<ReportDesk>,
+    _serving: AbortOnDropHandle<()>,
+    _folder: Option<TempDir>,
 }
 
 impl Hub {
     pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(Embedded::open(folder.path()).unwrap());
+        let store = Arc::new(Embedded::open(folder.path()).unwrap());
+        Self {
+            _folder: Some(folder),
+            ..Self::start_on(store).await
+        }
+    }
+
+    pub(super) async fn start_on(store: Arc<dyn Store>) -> Self {
         let key = PrivateKey::from_bytes([3; 32]);
         let settings = tunnel::Settings::new(([127, 0, 0, 1], 0).into(), key, HUB_ADDRESS);
         let tunnel = Tunnel::start(settings).await.unwrap();
-        let upstream = Upstream::new(Arc::new(tunnel.clone()), 4);
+        let roads = Arc::new(Roads::new(Arc::new(tunnel.clone()), &[]));
+        let upstream = Upstream::new(Arc::<Roads>::clone(&roads), 4);
         let fleet = Arc::new(Fleet::new(router()));
         let members = Arc::new(Members::default());
         let rooms = Rooms {
@@ -81,7 +93,14 @@ impl Hub {
             secret: [1; 32],
             public_key: public_key.clone(),
         };
-        let peers = Arc::new(Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub));
+        let around = remote::Rooms {
+            upstream: upstream.clone(),
+            fleet: Arc::clone(&fleet),
+            store: Arc::clone(&store),
+            metrics: Arc::new(Metrics::new()),
+        };
+        let peers = Peers::new(tunnel.clone(), Arc::clone(&store), rooms, hub);
+        let peers = Arc::new(peers.with_stations(Stations::new(roads, around)));
         let desk = Desk::new(
             Arc::clone(&store),
             Arc::clone(&peers),
@@ -89,8 +108,9 @@ impl Hub {
             facts(&tunnel),
         );
         let reports = ReportDesk::new(Arc::clone(&members), Arc::clone(&fleet));
+        let reports = Arc::new(reports);
         let listener = tunnel.listen(REPORT_PORT).await.unwrap();
-        let reports = tokio::spawn(Arc::new(reports).serve(listener));
+        let serving = tokio::spawn(Arc::clone(&reports).serve(listener));
         Self {
             tunnel,
             store,
@@ -99,8 +119,9 @@ impl Hub {
             fleet,
             members,
             upstream,
-            _reports: AbortOnDropHandle::new(reports),
-            _folder: folder,
+            reports,
+            _serving: AbortOnDropHandle::new(serving),
+            _folder: None,
         }
     }
 
