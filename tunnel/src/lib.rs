@@ -34,13 +34,13 @@
 //!
 //! # What a hub carries
 //!
-//! Measured with `cargo run --release -p tunnel --example hub` on two shared virtual cores that had much else to do:
+//! Measured with `tests/bench.sh hub` (`cargo run --release -p tunnel --example hub`) on two shared virtual cores that also ran all the peers:
 //!
-//! - `-- idle 10000`: known after 0.2 s, 1 KB each; with a session 12.2 KB each, of which boringtun's state is 11 KB; 2.4 to 2.7 % of a core for
-//!   their keepalives and renewals, half of it key agreements. A peer gets its TCP with the first connection.
-//! - `-- storm 1000`: after the hub's restart 99 % have a session 1.4 s after it calls them, and 2.9 s after all of them call it at once.
-//! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer keeps 94 % or more of its throughput.
-//! - `-- shards 4`: the same peers on two hubs carry 1.0 to 1.4 times as much as on one, which takes 1.3 to 1.6 CPU-seconds per gigabyte.
+//! - `-- idle 10000`: known after 0.2 to 0.6 s, 1.4 KB each; with a session 12.7 KB each, of which boringtun's state is 11 KB; 2.4 to 4.9 % of a
+//!   core for 500 keepalives and 65 renewals a second, half of it key agreements. A peer gets its TCP with the first connection.
+//! - `-- storm 1000`: after the hub's restart 99 % have a session 0.8 s after it calls them, and 1.4 s after all of them call it at once.
+//! - `-- flood 2000`: with 2,000 forged handshakes a second from 10,000 addresses a transfer that takes both cores keeps 87 to 94 % of its throughput.
+//! - `-- shards 4`: the same peers on two hubs carry 1.0 to 1.4 times as much as on one, which takes 1.3 to 1.8 CPU-seconds per gigabyte.
 //!   That is why the driver is not sharded: a core of it carries more than the line of any home.
 //! - `-- soak 270`: 2,900 events with 50 nodes, 40,000 requests meanwhile, 4 % of them broken by the events; in every calm all nodes are back, the
 //!   descriptors are as many as at first, and the heap holds 111 to 118 MB from the first calm to the eighteenth.
