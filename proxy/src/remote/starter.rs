@@ -80,9 +80,8 @@ impl Starter {
 
     /// Whether it is to run now though nobody asks.
     pub(super) fn is_kept_warm(&self, now_unix_ms: u64) -> bool {
-        let minute = minute_of_day(self.burst.zone, now_unix_ms);
         let hours = self.burst.warm_hours;
-        hours.is_some_and(|hours| hours.holds(minute))
+        hours.is_some_and(|hours| hours.holds(minute_of_day(self.burst.zone, now_unix_ms)))
     }
 
     /// How long what this proxy holds at the store outlives it.
